@@ -1,0 +1,3 @@
+//! Round trips, golden bytes and hostile bytes.
+mod golden;
+mod round_trip;
