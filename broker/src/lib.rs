@@ -11,3 +11,4 @@ pub mod raft;
 pub mod tail;
 pub mod append;
 pub mod node;
+pub mod handlers;
