@@ -226,6 +226,11 @@ impl Flow {
         self.open.len() < self.settings.holes_max
     }
 
+    /// Whether a new event of the connection would have to wait behind an earlier one: offering it needs no credit.
+    pub fn blocks(&self, connection: ConnectionId) -> bool {
+        self.blocking.contains_key(&connection)
+    }
+
     /// How many events are open.
     pub fn open(&self) -> usize {
         self.open.len()
@@ -308,9 +313,9 @@ impl Flow {
     }
 
     /// What must be committed without the member: events past their deadline (again, attempt + 1) and events out of
-    /// attempts (parked). Call until it gives `None`.
-    pub fn expire(&mut self, now: Timestamp) -> Option<Proposal> {
-        let overdue = self.deadlines.range(..=(now, Offset::MAX)).take(limits::OUTCOMES_MAX);
+    /// attempts (parked), `most` at once. Call until it gives `None`.
+    pub fn expire(&mut self, now: Timestamp, most: usize) -> Option<Proposal> {
+        let overdue = self.deadlines.range(..=(now, Offset::MAX)).take(most.min(limits::OUTCOMES_MAX));
         let again = Outcome::Refused { delay: Duration::ZERO, released: false };
         let mut outcomes: Vec<_> = overdue.map(|(_, offset)| (*offset, again.clone())).collect();
         if outcomes.is_empty() {
@@ -355,24 +360,34 @@ impl Flow {
     /// The oldest commit under way was refused: its events are in flight as before it, their deadlines start anew. Says
     /// whether that was bound to happen because a commit before it was refused.
     pub fn refused(&mut self, now: Timestamp) -> bool {
-        let Some(pending) = self.pending.pop_front() else { return false };
-        for (offset, _) in pending.outcomes {
-            if let Some(open) = self.open.get(&offset) {
+        let Some(refused) = self.pending.pop_front() else { return false };
+        self.restore(now, &refused);
+        refused.doomed
+    }
+
+    /// The newest commit did not get as far as the log: as if it had never been made.
+    pub fn withdrawn(&mut self, now: Timestamp) {
+        if let Some(withdrawn) = self.pending.pop_back() {
+            self.restore(now, &withdrawn);
+        }
+    }
+
+    fn restore(&mut self, now: Timestamp, commit: &Pending) {
+        for (offset, _) in &commit.outcomes {
+            if let Some(open) = self.open.get(offset) {
                 let connection = open.connection;
-                self.unblock(connection, offset);
-                self.set_in_flight(now, offset);
+                self.unblock(connection, *offset);
+                self.set_in_flight(now, *offset);
             }
         }
-        // what remains applies as far as it does not build on the refused one
+        // what remains applies as far as it does not build on what is gone
         self.projected = self.through;
         for pending in &mut self.pending {
-            if pending.base == self.projected {
+            pending.doomed = pending.base != self.projected;
+            if !pending.doomed {
                 self.projected = pending.through;
-            } else {
-                pending.doomed = true;
             }
         }
-        pending.doomed
     }
 
     /// The member is gone: what the next assignment must say. Call with no commit under way.

@@ -74,10 +74,10 @@ fn later_events_of_a_connection_wait_behind_a_refused_one() {
 fn event_past_its_deadline_is_given_again_and_parked_in_the_end() {
     let mut flow = flow(2);
     flow.offer(T0, at(1), connection(1));
-    assert_eq!(flow.expire(later(59)), None);
+    assert_eq!(flow.expire(later(59), 100), None);
     flow.extend(later(59), [at(1), at(7)]);
-    assert_eq!(flow.expire(later(61)), None, "extended");
-    let again = flow.expire(later(119)).unwrap();
+    assert_eq!(flow.expire(later(61), 100), None, "extended");
+    let again = flow.expire(later(119), 100).unwrap();
     assert_eq!(again.outcomes, [refuse(1, 0)]);
     assert_eq!(flow.applied(later(119)), 1);
     assert_eq!(flow.next_due(later(119)), Some((at(1), 2)));
@@ -126,13 +126,13 @@ fn what_a_lost_member_was_given_gets_another_attempt() {
 fn event_out_of_attempts_before_the_flow_began_is_parked_undelivered() {
     let hole = StartHole { offset: at(1), connection: connection(1), attempt: 4, not_before: Timestamp(0) };
     let mut flow = Flow::new(Settings { max_attempts: 3, ..Settings::default() }, at(5), vec![hole]);
-    let parked = flow.expire(T0).unwrap();
+    let parked = flow.expire(T0, 100).unwrap();
     assert_eq!(parked.outcomes[0].1, Outcome::Parked { reason: "out of attempts".into(), attempt: 3 });
     assert_eq!(flow.next_due(T0), None);
     // dead letters are full: tried again after a deadline, not at once
     flow.refused(T0);
-    assert_eq!(flow.expire(later(1)), None);
-    assert!(flow.expire(later(60)).is_some());
+    assert_eq!(flow.expire(later(1), 100), None);
+    assert!(flow.expire(later(60), 100).is_some());
     assert_eq!(flow.applied(later(60)), 0, "no credit was held");
 }
 
@@ -313,7 +313,7 @@ impl World {
             Step::RefuseNext => self.apply(true),
             Step::Pass(seconds) => {
                 self.now = self.now.after(Duration::from_secs(u64::from(seconds)));
-                while let Some(proposal) = self.flow.expire(self.now) {
+                while let Some(proposal) = self.flow.expire(self.now, 100) {
                     self.send(proposal);
                 }
             }
