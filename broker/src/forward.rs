@@ -121,7 +121,7 @@ impl Forwarder {
 
     /// Sends what the outbox holds, as far as the pipelines have room. Says whether anything was sent.
     async fn fill(&mut self) -> Result<bool, ReadError> {
-        let waiting: Vec<PartitionId> = self.source.state.read().outbox_targets().into_iter().collect();
+        let waiting: Vec<PartitionId> = self.source.state.read().outbox_targets().collect();
         let mut progress = false;
         for id in waiting {
             let target = self.targets.entry(id).or_default();
@@ -131,7 +131,7 @@ impl Forwarder {
             }
             let items: Vec<Item> = {
                 let state = self.source.state.read();
-                let entries = state.outbox(id, target.sent).take(room.min(64));
+                let entries = state.outbox_after(id, target.sent).take(room.min(64));
                 entries
                     .map(|entry| Item {
                         offset: entry.source,

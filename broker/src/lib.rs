@@ -15,3 +15,4 @@ pub mod commands;
 pub mod submit;
 pub mod forward;
 pub mod handlers;
+pub mod grpc;

@@ -19,6 +19,10 @@ pub const DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Longest reason of a parked outcome, in bytes; longer ones are cut.
 pub const PARK_REASON_BYTES_MAX: usize = 1024;
 
+/// Largest record that is kept with a dead letter, in bytes: it stands inside another record, with reasons and holes. Of a larger
+/// one only its offset is kept.
+pub const PARKED_RECORD_BYTES_MAX: usize = limits::RECORD_BYTES_MAX - (1 << 20);
+
 /// A commit whose form is right.
 #[derive(Debug)]
 pub struct Checked {
@@ -95,7 +99,15 @@ pub struct Lease {
 }
 
 /// The batch of a proposal. `parked` gives the bytes of the records that the proposal parks, in its order.
-pub fn batch(lease: &Lease, proposal: &Proposal, parked: Vec<Bytes>, commands: &[Record]) -> Batch {
+///
+/// # Errors
+/// Too large when the parked records do not fit one record.
+pub fn batch(
+    lease: &Lease,
+    proposal: &Proposal,
+    parked: Vec<Bytes>,
+    commands: &[Record],
+) -> Result<Batch, AppendError> {
     let mut parked = parked.into_iter();
     let outcomes = proposal.outcomes.iter().map(|(offset, outcome)| {
         let verdict = match outcome {
@@ -122,10 +134,15 @@ pub fn batch(lease: &Lease, proposal: &Proposal, parked: Vec<Bytes>, commands: &
         holes: proposal.holes.iter().map(hole).collect(),
         commands: u32::try_from(commands.len()).unwrap_or(u32::MAX),
     };
+    let head = Record::new(RecordKind::HandlerCommitted, Default::default(), "", &committed);
+    let (bytes, limit) = (head.bytes().len(), limits::RECORD_BYTES_MAX);
+    if bytes > limit {
+        return Err(AppendError::TooLarge { bytes, limit });
+    }
     let mut records = Vec::with_capacity(1 + commands.len());
-    records.push(Record::new(RecordKind::HandlerCommitted, Default::default(), "", &committed));
+    records.push(head);
     records.extend_from_slice(commands);
-    Batch::new(Source::Commit, &records)
+    Ok(Batch::new(Source::Commit, &records))
 }
 
 /// A hole as records hold it.

@@ -269,18 +269,18 @@ impl Worker {
         let (through, holes, known) = {
             let state = self.partition.state.read();
             let group = state.group(&self.group).filter(|group| group.epoch == epoch).ok_or(AssignError::Refused)?;
-            (group.through, group.holes, state.applied())
+            let holes: Vec<_> = group.holes().collect();
+            (group.through, holes, state.applied())
         };
         let mut start_holes = Vec::with_capacity(holes.len());
-        for hole in holes {
-            let record = cursor::read_record(&self.registry.node, &self.partition, hole.offset).await;
+        for (offset, hole) in holes {
+            let record = cursor::read_record(&self.registry.node, &self.partition, offset).await;
             let connection = match record {
                 Ok(scanned) => scanned.map(|scanned| scanned.connection()).unwrap_or_default(),
                 Err(ReadError::Trimmed { .. }) => Default::default(),
                 Err(error) => return Err(AssignError::Read(error)),
             };
-            let (offset, attempt, not_before) = (hole.offset, hole.attempt, hole.not_before);
-            start_holes.push(StartHole { offset, connection, attempt, not_before });
+            start_holes.push(StartHole { offset, connection, attempt: hole.attempt, not_before: hole.not_before });
         }
         let settings = Settings {
             deadline: self.registry.deadline,
@@ -298,9 +298,8 @@ impl Worker {
 
     /// Nobody is left: the log says so, and keeps what was given and not settled.
     async fn assign_nobody(&mut self) {
-        let filter = self.partition.state.read().group(&self.group).map(|group| (group.apis, group.kinds));
-        let (apis, kinds) = filter.unwrap_or_default();
-        let record = self.assignment("", &apis, &kinds, None);
+        // the state keeps the last member's filter
+        let record = self.assignment("", &[], &[], None);
         if let Err(error) = self.append(record).await {
             tracing::debug!(group = self.group, partition = %self.partition.id, ?error, "assignment to nobody failed");
         }
@@ -309,8 +308,8 @@ impl Worker {
 
     fn assignment(&mut self, member: &str, apis: &[String], kinds: &[u32], start: Option<v1::Start>) -> Record {
         let leftover = self.left.leftover.take();
-        let group = self.partition.state.read().group(&self.group);
-        let (epoch, base) = group.as_ref().map_or((0, Offset::ZERO), |group| (group.epoch, group.through));
+        let known = self.partition.state.read().group(&self.group).map(|group| (group.epoch, group.through));
+        let (epoch, base) = known.unwrap_or_default();
         let leftover = leftover.filter(|leftover| leftover.base == base);
         let assigned = v1::HandlerAssigned {
             group: self.group.clone(),
@@ -318,7 +317,7 @@ impl Worker {
             epoch: epoch + 1,
             apis: apis.to_vec(),
             kinds: kinds.to_vec(),
-            start: start.filter(|_| group.is_none()),
+            start: start.filter(|_| known.is_none()),
             base: base.0,
             through: leftover.as_ref().map_or(base, |leftover| leftover.through).0,
             holes: leftover.iter().flat_map(|leftover| &leftover.holes).map(commit::hole).collect(),
@@ -364,7 +363,7 @@ async fn report_lags(node: Node, shutdown: CancellationToken) {
             }
             let lags: Vec<_> = {
                 let state = partition.state.read();
-                state.groups().into_iter().map(|(name, group)| (name.to_owned(), group.lag)).collect()
+                state.groups().map(|group| (group.name.to_owned(), group.lag)).collect()
             };
             for (group, lag) in lags {
                 metrics::handlers::set_lag(&group, id, lag);

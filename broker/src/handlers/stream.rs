@@ -401,8 +401,11 @@ impl Stream {
         kinds: Vec<&'static str>,
     ) -> Result<(), End> {
         let parked = self.parked_records(&proposal).await?;
-        let batch = commit::batch(&self.lease, &proposal, parked, commands);
-        let error = match self.partition.append.enqueue(batch).await {
+        let queued = match commit::batch(&self.lease, &proposal, parked, commands) {
+            Ok(batch) => self.partition.append.enqueue(batch).await,
+            Err(error) => Err(error),
+        };
+        let error = match queued {
             Ok(pending) => {
                 self.wire.push_back(OnWire { pending, answer, kinds });
                 return Ok(());
@@ -425,13 +428,20 @@ impl Stream {
     }
 
     async fn parked_records(&self, proposal: &Proposal) -> Result<Vec<bytes::Bytes>, End> {
-        let mut records = Vec::new();
+        let (mut records, mut bytes) = (Vec::new(), 0);
         for (offset, _) in proposal.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Parked { .. })) {
-            records.push(match self.cursor.record(*offset).await {
-                Ok(scanned) => scanned.map(|scanned| scanned.record.bytes().clone()).unwrap_or_default(),
-                Err(ReadError::Trimmed { .. }) => bytes::Bytes::new(),
+            let scanned = match self.cursor.record(*offset).await {
+                Ok(scanned) => scanned,
+                Err(ReadError::Trimmed { .. }) => None,
                 Err(error) => return Err(self.unreadable(&error)),
-            });
+            };
+            let record = scanned.map(|scanned| scanned.record.bytes().clone());
+            let record = record.filter(|record| record.len() <= commit::PARKED_RECORD_BYTES_MAX).unwrap_or_default();
+            bytes += record.len();
+            records.push(record);
+            if bytes > limits::RECORD_BYTES_MAX {
+                break; // too large already: the batch will say so
+            }
         }
         Ok(records)
     }
