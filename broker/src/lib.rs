@@ -11,3 +11,5 @@ pub mod raft;
 pub mod tail;
 pub mod append;
 pub mod node;
+pub mod delivery;
+pub mod link;
