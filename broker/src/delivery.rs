@@ -12,7 +12,10 @@ use trunkline_proto::{
 };
 
 use crate::{
-    core::{self, AppliedEntry, EdgeIndex, LoggedEntry},
+    core::{
+        AppliedEntry, EdgeIndex, LoggedEntry,
+        expand::{self, Expanded, Recipient},
+    },
     node::{Node, PartitionHandle, ReadError},
     tail::TailRead,
 };
@@ -159,17 +162,29 @@ impl Cursor {
         self.read = index;
     }
 
+    /// Deliveries of the past are made anew from the records (`core/expand.rs`): at least those that apply named. Where the
+    /// connection decides who gets one, its present edge does: of a closed connection its edge knows, and needs nothing.
     fn take_logged(&mut self, entries: Vec<LoggedEntry>) {
-        let edge = self.edge;
+        let (id, count) = (self.partition.id, self.node.partition_count());
         for entry in entries {
-            let deliveries = {
-                let state = self.partition.state.read();
-                core::expand(&entry, &state, edge)
-            };
-            for delivery in deliveries.into_iter().filter(|delivery| delivery.targets.contains(edge)) {
-                self.take(entry.entry.time, Offset::new(entry.index, delivery.position), delivery.record);
+            for (offset, record) in entry.records() {
+                for Expanded { recipient, record } in expand::deliveries(id, count, &record) {
+                    if self.is_for_me(&recipient) {
+                        self.take(entry.entry.time, offset, record);
+                    }
+                }
             }
             self.read = entry.index;
+        }
+    }
+
+    fn is_for_me(&self, recipient: &Recipient) -> bool {
+        match recipient {
+            Recipient::Everyone => true,
+            Recipient::Edge(name) => *name == self.name,
+            Recipient::Connection(id) => {
+                self.partition.state.read().connection(id).is_some_and(|connection| connection.edge_index == self.edge)
+            }
         }
     }
 

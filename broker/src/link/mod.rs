@@ -16,12 +16,18 @@ pub mod tls;
 pub mod view;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
-use trunkline_proto::{PartitionId, Record, v1::link as pb};
+use trunkline_proto::{
+    PartitionId, Record,
+    v1::{self, link as pb},
+};
 
-use crate::node::{Node, PartitionHandle, Role};
+use crate::{
+    core::expand,
+    node::{Node, PartitionHandle, Role},
+};
 pub use sessions::Sessions;
 pub use watch::watch;
 
@@ -65,15 +71,19 @@ impl Link {
         self.node.partition(id).filter(|partition| matches!(*partition.role.borrow(), Role::Leader { .. }))
     }
 
-    /// Sends a publish that skips the log to the edges with members. At most once: an edge whose queue is full misses it. False where
-    /// this broker does not lead the partition.
-    pub fn publish_unlogged(&self, record: &Record, channel: &str) -> bool {
-        let name = if channel.is_empty() { record.api() } else { channel };
-        let Some(partition) = self.leads(self.node.partition_count().of_name(name)) else {
-            return false;
-        };
-        let wanting = view::wanting(&partition.state.read(), channel);
-        self.sessions.publish_unlogged(partition.id, record, |edge| wanting.as_ref().is_none_or(|edges| edges.iter().any(|name| name == edge)));
-        true
+    /// Sends a `Published` record that skips the log to the edges with members. At most once: an edge whose queue is full misses it,
+    /// and nothing is sent where this broker does not lead the partition.
+    pub fn publish_unlogged(&self, record: &Record) {
+        let Ok(publish) = record.decode::<v1::Published>() else { return };
+        let owner = expand::owner_of_publish(self.node.partition_count(), &publish);
+        let Some(partition) = self.leads(owner) else { return };
+        let wanting = view::wanting(&partition.state.read(), &publish);
+        let wants = |edge: &str| wanting.as_ref().is_none_or(|edges| edges.contains(edge));
+        self.sessions.publish_unlogged(owner, record, wants);
+    }
+
+    /// By edge, how many entries its slowest cursor has to go.
+    pub fn lags(&self) -> BTreeMap<String, u64> {
+        watch::lags(self)
     }
 }

@@ -186,7 +186,7 @@ impl Outbound<'_> {
         self.look_from = Instant::now() + PAUSE_PERIOD;
         let paused = {
             let state = self.partition.state.read();
-            self.pauses.handle_lags(|group, api| view::group_lag(&state, group, api))
+            self.pauses.handle_lags(|group| view::group_lag(&state, group))
         };
         if let Some(apis) = paused {
             self.writer.queue(&Frame::Pause(pb::Pause { apis }));

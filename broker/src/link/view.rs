@@ -1,11 +1,13 @@
 //! What the link asks of a partition's state, each under a lock held for microseconds.
 
-use trunkline_proto::{ConnectionId, Offset, Record};
+use std::collections::BTreeSet;
+
+use trunkline_proto::{Offset, v1};
 
 use super::grace::Incarnation;
 use crate::core::{EdgeIndex, Partition};
 
-/// An edge as a partition knows it.
+/// An edge as a partition knows it, taken out from under the lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EdgeView {
     /// Its number here.
@@ -22,25 +24,32 @@ pub struct EdgeView {
 
 /// The edge of that name, if it has ever attached.
 pub fn edge(state: &Partition, name: &str) -> Option<EdgeView> {
-    unimplemented!()
+    let (index, edge) = (state.edge_index(name)?, state.edge(name)?);
+    (edge.incarnation > 0).then_some(EdgeView {
+        index,
+        incarnation: edge.incarnation,
+        lost: edge.lost,
+        last_sequence: edge.last_sequence,
+        attached: edge.attached_offset,
+    })
 }
 
 /// Every incarnation that is not lost.
 pub fn live_edges(state: &Partition) -> Vec<Incarnation> {
-    unimplemented!()
+    let live = state.edges().filter(|(_, edge)| edge.incarnation > 0 && !edge.lost);
+    live.map(|(_, edge)| Incarnation { edge: edge.name.to_owned(), number: edge.incarnation }).collect()
 }
 
-/// Connections of lost or replaced incarnations that have no closed record yet, at most `max`, each with its API.
-pub fn obligations(state: &Partition, max: usize) -> Vec<(ConnectionId, String)> {
-    unimplemented!()
+/// Events the group is behind; `None`: no such group.
+pub fn group_lag(state: &Partition, group: &str) -> Option<u64> {
+    state.group(group).map(|group| group.lag)
 }
 
-/// Events the group is behind on an API; `None`: no such group.
-pub fn group_lag(state: &Partition, group: &str, api: &str) -> Option<u64> {
-    unimplemented!()
-}
-
-/// The edges with members of a channel; `None`, all of them, for an API-wide publish.
-pub fn wanting(state: &Partition, channel: &str) -> Option<Vec<String>> {
-    unimplemented!()
+/// The edges with members of a publish's channel; `None`, all of them, for an API-wide publish.
+pub fn wanting(state: &Partition, publish: &v1::Published) -> Option<BTreeSet<String>> {
+    if publish.channel.is_empty() {
+        return None;
+    }
+    let edges: BTreeSet<EdgeIndex> = state.channel_edges(&publish.channel).collect();
+    Some(edges.into_iter().map(|edge| state.edge_name(edge).to_owned()).collect())
 }

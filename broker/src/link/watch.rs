@@ -103,7 +103,7 @@ async fn declare_lost(link: &Link, partition: &PartitionHandle, lost: &Incarnati
 /// Closes what lost and replaced incarnations left open.
 async fn close_left(link: &Link, partition: &PartitionHandle) -> Result<(), AppendError> {
     loop {
-        let left = view::obligations(&partition.state.read(), CHUNK);
+        let left = partition.state.read().obligations(CHUNK);
         if left.is_empty() || link.shutdown.is_cancelled() {
             return Ok(());
         }
