@@ -34,7 +34,8 @@ pub struct BrokerConfig {
     /// Silence after which an edge is lost and its connections are closed. Default 10s, at least 1s. Shorter finds dead edges sooner and
     /// loses live ones in a hiccup of the network.
     pub edge_grace: HumanDuration,
-    /// Applied entries kept in memory for live readers, for each partition. Default 16MiB, at least 1MiB. Readers behind it read the disk.
+    /// Applied entries kept in memory for live readers, over all partitions. Default 64MiB, at least 1MiB. Readers behind it read the
+    /// disk.
     pub tail_bytes: HumanSize,
     /// Snapshots.
     pub snapshots: SnapshotConfig,
@@ -46,7 +47,7 @@ pub struct BrokerConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotConfig {
-    /// A partition makes a snapshot after so many bytes of log. Default 64MiB, at least 1MiB.
+    /// A partition makes a snapshot after so many bytes of log. Default 256MiB (about a second of replay), at least 1MiB.
     pub log_bytes: HumanSize,
     /// And after so many entries. Default 100000, at least 100.
     pub log_entries: u64,
@@ -82,7 +83,7 @@ impl Default for BrokerConfig {
             pki: PathBuf::from("./trunkline-pki"),
             insecure: false,
             edge_grace: HumanDuration::from_secs(10),
-            tail_bytes: HumanSize::mib(16),
+            tail_bytes: HumanSize::mib(64),
             snapshots: SnapshotConfig::default(),
             limits: LimitsConfig::default(),
         }
@@ -91,7 +92,7 @@ impl Default for BrokerConfig {
 
 impl Default for SnapshotConfig {
     fn default() -> Self {
-        Self { log_bytes: HumanSize::mib(64), log_entries: 100_000 }
+        Self { log_bytes: HumanSize::mib(256), log_entries: 100_000 }
     }
 }
 

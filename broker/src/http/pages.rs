@@ -3,11 +3,11 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::{
-    extract::{OriginalUri, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Uri, header};
 
 use super::{App, problem::Problem};
 
@@ -30,7 +30,7 @@ impl Pages {
     }
 }
 
-pub(super) async fn page(State(app): State<App>, OriginalUri(uri): OriginalUri) -> Result<Response, Problem> {
+pub(super) async fn page(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let page = app.0.pages.0.get(uri.path()).ok_or_else(|| Problem::not_found("no such page"))?;
     let mut response = page.body.clone().into_response();
     let headers = response.headers_mut();

@@ -2,6 +2,7 @@
 //! labels hold nothing a client can mint (SURFACE: metrics).
 
 pub mod link;
+pub mod store;
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -49,6 +50,7 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
         return HANDLE.get().cloned().ok_or(InstallError::Taken);
     }
     let handle = HANDLE.get_or_init(|| handle).clone();
+    store::describe_store();
     link::describe();
     Ok(handle)
 }
