@@ -12,6 +12,8 @@ pub mod sequencer;
 mod session;
 pub mod sessions;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod view;
 mod watch;
