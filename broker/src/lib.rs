@@ -13,3 +13,5 @@ pub mod append;
 pub mod node;
 pub mod delivery;
 pub mod link;
+#[cfg(test)]
+mod testing;
