@@ -14,7 +14,9 @@ pub mod node;
 pub mod commands;
 pub mod submit;
 pub mod forward;
+pub mod delivery;
 pub mod handlers;
+pub mod link;
 pub mod grpc;
 #[cfg(test)]
 mod testing;
