@@ -4,5 +4,6 @@
 
 pub mod config;
 pub mod core;
-pub mod uplink;
+pub mod metrics;
 pub mod shard;
+pub mod uplink;

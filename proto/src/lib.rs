@@ -9,6 +9,7 @@ pub mod link;
 pub mod record;
 #[cfg(test)]
 mod tests;
+pub mod units;
 
 pub use close::CloseCode;
 pub use entry::{Batch, Entry, EntryBuilder, EntryError, Source};

@@ -1,0 +1,173 @@
+//! Every message a wrong configuration can get, and the defaults of SURFACE section 4.
+
+use super::{ApiConfig, BrokerAddress, EdgeConfig, Registration};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    edge: EdgeConfig,
+    #[serde(default)]
+    api: Vec<ApiConfig>,
+}
+
+const EDGE: &str = "[edge]\nname = \"e1\"\nbrokers = [\"1@127.0.0.1:7443\"]\npki = \"pki\"\n";
+
+/// What parsing or validation says about the edge's and one API's keys; empty if nothing.
+fn problems(edge: &str, api: &str) -> String {
+    let text = format!("{EDGE}{edge}\n[[api]]\nname = \"chat\"\npath = \"/chat\"\n{api}");
+    match toml::from_str::<File>(&text) {
+        Err(error) => error.to_string(),
+        Ok(file) => file.edge.validate(&file.api).err().map(|error| error.to_string()).unwrap_or_default(),
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_reference() {
+    let written = r#"
+[[api]]
+name = "chat"
+path = "/chat"
+registration = "handler"
+registration_timeout = "15s"
+channels = []
+idle_timeout = "600s"
+ping_interval = "25s"
+ping_timeout = "10s"
+max_lifetime = "0s"
+max_queue = "1MiB"
+handler_group = "chat"
+max_message = "1MiB"
+max_connections = 100000
+subprotocols = []
+max_handler_lag = 0
+origins = []
+auth = { kind = "none" }
+"#;
+    let file: File = toml::from_str(&format!("{EDGE}{written}")).unwrap();
+    let mut api = ApiConfig::new("chat", "/chat".parse().unwrap());
+    assert_eq!(api.handler_group(), "chat");
+    api.handler_group = Some("chat".to_owned());
+    assert_eq!(file.api[0], api);
+    assert_eq!(file.edge, EdgeConfig::new("e1", vec!["1@127.0.0.1:7443".parse().unwrap()], "pki".into()));
+    file.edge.validate(&file.api).unwrap();
+    assert_eq!(api.deciding_group(), "chat");
+    api.registration = Registration::Accept;
+    assert_eq!(api.deciding_group(), "");
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    let edge = EdgeConfig::new("e1", vec!["1@[::1]:7443".parse().unwrap()], "pki".into());
+    assert_eq!(toml::from_str::<EdgeConfig>(&toml::to_string(&edge).unwrap()).unwrap(), edge);
+    let api = ApiConfig::new("chat", "/rooms/{room}".parse().unwrap());
+    assert_eq!(toml::from_str::<ApiConfig>(&toml::to_string(&api).unwrap()).unwrap(), api);
+}
+
+#[test]
+fn wrong_edges_are_refused_with_the_reason() {
+    for (edge, expected) in [
+        ("", ""),
+        ("bogus = 1", "unknown field `bogus`"),
+        (
+            "ws = \"0.0.0.0:8080\"",
+            "edge.ws: 0.0.0.0:8080 is not on loopback and there is no TLS; insecure = true allows it",
+        ),
+        ("ws = \"0.0.0.0:8080\"\ninsecure = true", ""),
+        ("http = \"[::]:8081\"", "edge.http: [::]:8081 is not on loopback"),
+        ("http = \"127.0.0.1:8080\"", "edge.http: 127.0.0.1:8080 is edge.ws already"),
+        ("ws = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"", ""),
+        ("ws = \"localhost\"", "invalid socket address"),
+        ("shards = 0", "nonzero"),
+        ("shards = 257", "edge.shards: 257 is more than 256"),
+        ("uplink_bytes = \"1KiB\"", "edge.uplink_bytes: 1KiB is less than 2MiB"),
+        ("uplink_bytes = 64", "no known unit"),
+        ("drain_window = \"26s\"", "edge.drain_window: 26s is more than 25s"),
+        ("headers = [\"Cookie\"]", "edge.headers: \"Cookie\" is no header name in lower case"),
+    ] {
+        let found = problems(edge, "");
+        assert!(if expected.is_empty() { found.is_empty() } else { found.contains(expected) }, "{edge}: {found}");
+    }
+    for (brokers, expected) in [
+        ("[]", "edge.brokers: names no broker"),
+        ("[\"127.0.0.1:7443\"]", "write \"ID@HOST:PORT\""),
+        ("[\"0@h:1\"]", "ids from 1"),
+        ("[\"1@h:1\", \"1@i:1\"]", "edge.brokers: names broker 1 twice"),
+    ] {
+        let text = format!("name = \"e 1\"\nbrokers = {brokers}\npki = \"\"\n");
+        let found = match toml::from_str::<EdgeConfig>(&text) {
+            Err(error) => error.to_string(),
+            Ok(edge) => {
+                let found = edge.validate(&[]).unwrap_err().to_string();
+                assert!(found.contains("edge.name: \"e 1\" is not 1 to 64 of"), "{found}");
+                assert!(found.contains("edge.pki: names no directory"), "{found}");
+                found
+            }
+        };
+        assert!(found.contains(expected), "{brokers}: {found}");
+    }
+}
+
+#[test]
+fn wrong_apis_are_refused_with_the_reason() {
+    for (api, expected) in [
+        ("bogus = 1", "unknown field `bogus`"),
+        ("registration = \"maybe\"", "unknown variant `maybe`"),
+        ("registration_timeout = \"0s\"", "api \"chat\": registration_timeout: 0s is not above 0 and at most 10m"),
+        ("registration_timeout = \"11m\"", "registration_timeout: 11m is not above 0"),
+        ("channels = [\"\"]", "channels: \"\" is not 1 to 255 bytes"),
+        ("channels = [\"a\", \"a\"]", "channels: \"a\" stands there twice"),
+        ("ping_timeout = \"0s\"", "ping_timeout: 0 would close every connection"),
+        ("ping_timeout = \"30s\"", "ping_timeout: 30s is longer than ping_interval, 25s"),
+        ("ping_interval = \"0s\"", ""),
+        ("idle_timeout = \"0s\"", ""),
+        ("max_lifetime = \"1000d\"", "max_lifetime: 1000d is more than 366d"),
+        ("max_queue = \"1KiB\"", "max_queue: 1KiB is less than max_message, 1MiB"),
+        ("max_message = \"17MiB\"\nmax_queue = \"17MiB\"", "max_message: 17MiB is not from 1B to 16MiB"),
+        ("max_message = 0", "max_message: 0B is not from 1B"),
+        ("max_connections = 0", "max_connections: 0 would let nobody in"),
+        ("handler_group = \"a b\"", "handler_group: \"a b\" is not 1 to 64 of"),
+        ("subprotocols = [\"v1\"]", "subprotocols: only registration = \"accept\""),
+        ("registration = \"accept\"\nsubprotocols = [\"v1\"]", ""),
+        ("registration = \"accept\"\nsubprotocols = [\"v 1\"]", "subprotocols: \"v 1\" is no token"),
+        ("origins = [\"https://example.com\", \"http://localhost:3000\"]", ""),
+        ("origins = [\"https://example.com/\"]", "origins: \"https://example.com/\" is no origin"),
+        ("origins = [\"https://Example.com\"]", "is no origin"),
+        ("origins = [\"*\"]", "is no origin"),
+        ("auth = { kind = \"none\", secret = \"x\" }", "auth: unknown key \"secret\""),
+        ("auth = { kind = \"jwt\", keys = \"https://id/jwks\" }", "auth: kind jwt is not available yet"),
+        ("auth = { kind = \"magic\" }", "unknown variant `magic`"),
+        (
+            "[api.functions]\ndialect = \"scf\"\ntransmission = \"http://127.0.0.1:9000/t\"",
+            "functions: HTTP functions are not available yet",
+        ),
+        ("[api.functions]\ndialect = \"scf\"\nbogus = 1", "unknown field `bogus`"),
+        ("[[api]]\nname = \"chat\"\npath = \"/c\"", "name: another API has it too"),
+        (
+            "[[api]]\nname = \"b\"\npath = \"/chat\"",
+            "api \"b\": path: /chat answers the same requests as /chat of api \"chat\"",
+        ),
+        ("[[api]]\nname = \"b\"\npath = \"chat\"", "path \"chat\" does not start with a slash"),
+    ] {
+        let found = problems("", api);
+        assert!(if expected.is_empty() { found.is_empty() } else { found.contains(expected) }, "{api}: {found}");
+    }
+    let found = problems("uplink_bytes = \"20MiB\"", "max_message = \"16MiB\"\nmax_queue = \"16MiB\"");
+    assert!(found.contains("20MiB is less than 32MiB"), "{found}");
+}
+
+#[test]
+fn every_problem_is_named_at_once() {
+    let found = problems("shards = 300", "max_connections = 0\nping_timeout = \"30s\"");
+    assert_eq!(found.lines().count(), 3, "{found}");
+}
+
+#[test]
+fn broker_addresses_read_and_print() {
+    for text in ["1@127.0.0.1:7443", "12@broker-a.example:7443", "3@[::1]:7443"] {
+        assert_eq!(text.parse::<BrokerAddress>().unwrap().to_string(), text);
+    }
+    for text in ["", "1@", "1@h", "1@:7443", "x@h:1", "1@::1:7443", "1@h:0", "1@h:70000", "-1@h:1"] {
+        assert!(text.parse::<BrokerAddress>().is_err(), "{text}");
+    }
+}

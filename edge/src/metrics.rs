@@ -1,0 +1,221 @@
+//! Names and handles of the edge's metrics (SURFACE: metrics). No label is ever made of what a client sends: APIs come from the
+//! configuration, outcomes and causes from closed sets.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+use trunkline_proto::{close::cause_name, v1::CloseCause};
+
+/// Open connections, label `api`.
+pub const CONNECTIONS: &str = "trunkline_edge_connections";
+/// Upgrade requests that were answered, labels `api` (empty: none matched) and `outcome` ([`HandshakeOutcome`]).
+pub const HANDSHAKES: &str = "trunkline_edge_handshakes_total";
+/// Messages read from clients, label `api`.
+pub const MESSAGES_RECEIVED: &str = "trunkline_edge_messages_received_total";
+/// Payload bytes of those messages.
+pub const BYTES_RECEIVED: &str = "trunkline_edge_bytes_received_total";
+/// Messages handed to sockets, label `api`.
+pub const DELIVERIES: &str = "trunkline_edge_deliveries_total";
+/// From applied by the leader to written to the socket, by the two machines' clocks.
+pub const DELIVERY_SECONDS: &str = "trunkline_edge_delivery_seconds";
+/// Connections that ended, labels `api` and `cause`.
+pub const CLOSES: &str = "trunkline_edge_closes_total";
+/// Bytes of records on their way to brokers and not applied yet.
+pub const UPLINK_INFLIGHT_BYTES: &str = "trunkline_edge_uplink_inflight_bytes";
+/// Seconds in which sockets were not read because the uplink's budget was full.
+pub const PAUSED_SECONDS: &str = "trunkline_edge_paused_seconds_total";
+/// Connections made to brokers, the first included.
+pub const LINK_CONNECTS: &str = "trunkline_edge_link_connects_total";
+/// Partitions whose stream is attached.
+pub const LINK_PARTITIONS: &str = "trunkline_edge_link_partitions";
+/// Incarnations lost: each closed every socket of this edge.
+pub const INCARNATIONS_LOST: &str = "trunkline_edge_incarnations_lost_total";
+
+/// Tells the recorder what each metric means. Call once, after the recorder is installed.
+pub fn describe() {
+    metrics::describe_gauge!(CONNECTIONS, Unit::Count, "Open WebSocket connections");
+    metrics::describe_counter!(HANDSHAKES, Unit::Count, "Upgrade requests answered, by outcome");
+    metrics::describe_counter!(MESSAGES_RECEIVED, Unit::Count, "Messages read from clients");
+    metrics::describe_counter!(BYTES_RECEIVED, Unit::Bytes, "Payload bytes read from clients");
+    metrics::describe_counter!(DELIVERIES, Unit::Count, "Messages handed to sockets");
+    metrics::describe_histogram!(
+        DELIVERY_SECONDS,
+        Unit::Seconds,
+        "From applied by the leader to written to the socket"
+    );
+    metrics::describe_counter!(CLOSES, Unit::Count, "Connections that ended, by cause");
+    metrics::describe_gauge!(UPLINK_INFLIGHT_BYTES, Unit::Bytes, "Records on their way to brokers and not applied yet");
+    metrics::describe_counter!(PAUSED_SECONDS, Unit::Seconds, "Time in which no socket was read: the uplink was full");
+    metrics::describe_counter!(LINK_CONNECTS, Unit::Count, "Connections made to brokers");
+    metrics::describe_gauge!(LINK_PARTITIONS, Unit::Count, "Partitions whose stream is attached");
+    metrics::describe_counter!(INCARNATIONS_LOST, Unit::Count, "Times the brokers gave this edge up for lost");
+}
+
+/// How an upgrade request was answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandshakeOutcome {
+    /// 101.
+    Accepted,
+    /// By the handler: the status it named.
+    Rejected,
+    /// No decision in time: 504.
+    TimedOut,
+    /// The request was wrong: 400, 404, 405, 426, 431, or Origin or credentials refused: 401, 403.
+    Refused,
+    /// No place, no broker, or the edge drains: 503.
+    Unavailable,
+    /// The client went away first.
+    Abandoned,
+}
+
+impl HandshakeOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 6] =
+        [Self::Accepted, Self::Rejected, Self::TimedOut, Self::Refused, Self::Unavailable, Self::Abandoned];
+
+    /// The label's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::TimedOut => "timed_out",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// Highest number of a [`CloseCause`].
+const CAUSE_MAX: i32 = CloseCause::RegistrationTimeout as i32;
+
+/// Metrics of one API. Made once, after the recorder is installed; cheap to use from every shard.
+#[derive(Clone)]
+pub struct ApiMetrics {
+    /// [`CONNECTIONS`].
+    pub connections: Gauge,
+    /// [`MESSAGES_RECEIVED`].
+    pub messages_received: Counter,
+    /// [`DELIVERIES`].
+    pub deliveries: Counter,
+    handshakes: [Counter; HandshakeOutcome::ALL.len()],
+    closes: Vec<Counter>,
+}
+
+impl ApiMetrics {
+    /// Handles for the API of this configured name; empty for requests that no API answers.
+    pub fn new(api: &str) -> Self {
+        let api = api.to_owned();
+        let closes = (0..=CAUSE_MAX)
+            .map(|number| cause_name(CloseCause::try_from(number).unwrap_or_default()))
+            .map(|cause| metrics::counter!(CLOSES, "api" => api.clone(), "cause" => cause))
+            .collect();
+        Self {
+            connections: metrics::gauge!(CONNECTIONS, "api" => api.clone()),
+            messages_received: metrics::counter!(MESSAGES_RECEIVED, "api" => api.clone()),
+            deliveries: metrics::counter!(DELIVERIES, "api" => api.clone()),
+            handshakes: HandshakeOutcome::ALL
+                .map(|outcome| metrics::counter!(HANDSHAKES, "api" => api.clone(), "outcome" => outcome.name())),
+            closes,
+        }
+    }
+
+    /// Counts an answered upgrade request.
+    pub fn handshake(&self, outcome: HandshakeOutcome) {
+        self.handshakes[outcome as usize].increment(1);
+    }
+
+    /// Counts a connection that ended.
+    pub fn closed(&self, cause: CloseCause) {
+        if let Some(counter) = self.closes.get(cause as usize) {
+            counter.increment(1);
+        }
+    }
+}
+
+/// Metrics of a shard's sockets that name no API.
+#[derive(Clone)]
+pub struct SocketMetrics {
+    /// [`BYTES_RECEIVED`].
+    pub bytes_received: Counter,
+    /// [`DELIVERY_SECONDS`].
+    pub delivery_seconds: Histogram,
+}
+
+impl SocketMetrics {
+    /// Made once per shard, after the recorder is installed.
+    #[allow(clippy::new_without_default)] // registers with the recorder: not a plain value
+    pub fn new() -> Self {
+        Self {
+            bytes_received: metrics::counter!(BYTES_RECEIVED),
+            delivery_seconds: metrics::histogram!(DELIVERY_SECONDS),
+        }
+    }
+}
+
+/// Metrics of the uplink.
+pub(crate) struct UplinkMetrics {
+    pub(crate) inflight_bytes: Gauge,
+    paused_seconds: Counter,
+    /// Less than a second that the counter, which counts whole ones, does not show yet.
+    paused_micros: AtomicU64,
+}
+
+impl UplinkMetrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            inflight_bytes: metrics::gauge!(UPLINK_INFLIGHT_BYTES),
+            paused_seconds: metrics::counter!(PAUSED_SECONDS),
+            paused_micros: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds time in which sockets were not read.
+    pub(crate) fn paused(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let total = self.paused_micros.fetch_add(micros, Ordering::Relaxed).saturating_add(micros);
+        self.paused_seconds.absolute(total / 1_000_000);
+    }
+}
+
+impl std::fmt::Debug for UplinkMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UplinkMetrics").finish_non_exhaustive()
+    }
+}
+
+/// Metrics of the link.
+pub(crate) struct LinkMetrics {
+    pub(crate) connects: Counter,
+    pub(crate) partitions: Gauge,
+    pub(crate) incarnations_lost: Counter,
+}
+
+impl LinkMetrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            connects: metrics::counter!(LINK_CONNECTS),
+            partitions: metrics::gauge!(LINK_PARTITIONS),
+            incarnations_lost: metrics::counter!(INCARNATIONS_LOST),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_and_outcome_has_a_counter() {
+        let metrics = ApiMetrics::new("chat");
+        assert_eq!(metrics.closes.len(), 15);
+        assert!(CloseCause::try_from(CAUSE_MAX + 1).is_err(), "a new cause must raise CAUSE_MAX");
+        metrics.closed(CloseCause::RegistrationTimeout);
+        for outcome in HandshakeOutcome::ALL {
+            metrics.handshake(outcome);
+        }
+    }
+}
