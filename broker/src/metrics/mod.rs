@@ -1,0 +1,3 @@
+//! Names and descriptions of the broker's metrics (docs: SURFACE 8). One file per layer.
+
+pub mod store;
