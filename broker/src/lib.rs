@@ -11,3 +11,8 @@ pub mod raft;
 pub mod tail;
 pub mod append;
 pub mod node;
+pub mod commands;
+pub mod submit;
+pub mod forward;
+pub mod handlers;
+pub mod grpc;
