@@ -216,6 +216,11 @@ impl Partition {
         self.channels.members(channel).map(|(_, id)| id)
     }
 
+    /// Edges with members of a channel this partition owns, ascending.
+    pub fn channel_edges(&self, channel: &str) -> impl Iterator<Item = EdgeIndex> {
+        self.channels.edges(channel).into_iter()
+    }
+
     /// Channels this partition owns that have members, by name.
     pub fn channels(&self) -> impl Iterator<Item = &str> {
         self.channels.names()
