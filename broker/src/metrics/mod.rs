@@ -2,10 +2,15 @@
 //! labels hold nothing a client can mint (SURFACE: metrics).
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 pub mod handlers;
 =======
 pub mod link;
 >>>>>>> link
+=======
+pub mod handlers;
+pub mod link;
+>>>>>>> sdk
 pub mod store;
 
 use std::{sync::OnceLock, time::Duration};

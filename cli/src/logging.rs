@@ -1,0 +1,18 @@
+//! Logs go to standard error. What is logged: TRUNKLINE_LOG, such as `info,trunkline_broker=debug`; default `info`.
+
+use std::io::{self, IsTerminal as _};
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::exit::Failure;
+
+/// Sets up logging for the process. Verbs log warnings only, unless told otherwise.
+pub(crate) fn init(json: bool, default: &str) -> Result<(), Failure> {
+    let filter = match std::env::var("TRUNKLINE_LOG") {
+        Ok(filter) => filter.parse::<EnvFilter>().map_err(|error| Failure::usage(format!("TRUNKLINE_LOG: {error}")))?,
+        Err(_) => EnvFilter::new(default),
+    };
+    let builder = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let set = if json { builder.json().try_init() } else { builder.try_init() };
+    set.map_err(|error| Failure::Other(anyhow::anyhow!("logging: {error}")))
+}
