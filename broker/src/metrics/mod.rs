@@ -1,16 +1,8 @@
 //! The process's metrics: one recorder, installed once, with fixed buckets. Names are constants beside their descriptions;
 //! labels hold nothing a client can mint (SURFACE: metrics).
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-pub mod handlers;
-=======
-pub mod link;
->>>>>>> link
-=======
 pub mod handlers;
 pub mod link;
->>>>>>> sdk
 pub mod store;
 
 use std::{sync::OnceLock, time::Duration};
@@ -60,6 +52,7 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
     }
     let handle = HANDLE.get_or_init(|| handle).clone();
     store::describe_store();
+    handlers::describe();
     link::describe();
     Ok(handle)
 }
