@@ -30,6 +30,17 @@ fn a_killed_broker_has_everything_it_synced() {
     with_mark(image.path(), 20);
     let store = open(image.path(), 1).unwrap();
     assert_eq!(store.reader(0).last().unwrap().unwrap().index, LogIndex(19));
+    // what a kill left in the page cache only counts as acknowledged from now on: opening must have written it down
+    assert_eq!(
+        store
+            .db
+            .rocks()
+            .property_int_value_cf(store.db.log(PartitionId(0)).unwrap(), "rocksdb.num-entries-active-mem-table")
+            .unwrap(),
+        Some(0)
+    );
+    let files = fs::read_dir(image.path().join("db")).unwrap().map(|file| file.unwrap().path());
+    assert!(files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).count() > 0);
 }
 
 #[test]
