@@ -16,3 +16,5 @@ pub mod submit;
 pub mod forward;
 pub mod handlers;
 pub mod grpc;
+#[cfg(test)]
+mod testing;
