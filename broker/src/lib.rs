@@ -18,5 +18,7 @@ pub mod delivery;
 pub mod handlers;
 pub mod link;
 pub mod grpc;
+pub mod http;
+pub mod server;
 #[cfg(test)]
 mod testing;
