@@ -4,5 +4,9 @@
 
 pub mod config;
 pub mod core;
+pub mod api;
+pub mod inbox;
 pub mod uplink;
+pub mod sink;
 pub mod shard;
+pub mod accept;

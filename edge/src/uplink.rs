@@ -21,6 +21,11 @@ pub enum UplinkError {
 pub struct Handle {}
 
 impl Handle {
+    /// The incarnation this edge runs under: new connections name it.
+    pub fn incarnation(&self) -> u64 {
+        unimplemented!()
+    }
+
     /// The partition that owns a connection. Fixed once the first broker has answered, which is before sockets are accepted.
     pub fn partition_of(&self, connection: ConnectionId) -> PartitionId {
         unimplemented!()
