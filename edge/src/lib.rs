@@ -1,9 +1,26 @@
 //! WebSocket termination, uplink, downlink and fan-out.
 //!
-//! Modules import downwards only, in this order (ARCHITECTURE.md, checked by a tidy test).
+//! Modules import downwards only, in this order (ARCHITECTURE.md, checked by a tidy test): those of a group never each other but
+//! where the group says so.
 
 pub mod config;
-pub mod core;
 pub mod metrics;
-pub mod shard;
+
+pub mod core;
+
+pub mod api;
+pub mod inbox;
+
+pub mod downlink;
 pub mod uplink;
+
+pub mod link;
+
+pub mod shard;
+pub mod sink;
+
+pub mod accept;
+
+
+pub mod http;
+pub mod server;

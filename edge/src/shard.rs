@@ -1,33 +1,28 @@
 //! Step 19 of the walk. A shard owns its sockets and its part of the channel index on one thread: a publish is encoded once and
 //! written to each member.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::TcpListener, sync::Arc};
 
-use trunkline_proto::{ConnectionId, PartitionId, Record, link::Deliveries, v1::CloseCause};
+pub use crate::inbox::{SHARD_INBOX_MAX, ShardGone, ShardHandle, ShardInbox, ShardInput, inbox, shard_of};
+use crate::{api::Api, sink::RecordSink};
 
-/// What a shard is told from other threads. Bounded by the downlink, which takes a frame off the link only once every shard
-/// has taken the one before it but `SHARD_INBOX_MAX`.
+/// What a shard is made of, besides its sockets.
 #[derive(Clone, Debug)]
-pub enum ShardInput {
-    /// Deliveries of one partition, already free of duplicates, in order.
-    Deliveries(PartitionId, Arc<Deliveries>),
-    /// A publish that skipped the log.
-    Unlogged(Record),
-    /// Close every socket with this cause (1012 for a drain or a lost incarnation), spread over the time. Connections of a lost
-    /// incarnation write no close record: the brokers do.
-    CloseAll {
-        /// Why.
-        cause: CloseCause,
-        /// Over how long.
-        spread: Duration,
-        /// Whether to append ConnectionClosed records.
-        record: bool,
-    },
-    /// Take no new sockets.
-    StopAccepting,
+pub struct ShardOptions {
+    /// The edge's id, as ConnectionOpened names it.
+    pub edge: Arc<str>,
+    /// Which shard this is, from 0.
+    pub index: usize,
+    /// How many there are, 1 to 256.
+    pub shards: usize,
+    /// The front doors, the same list for every shard (it holds their connection counts).
+    pub apis: Arc<[Arc<Api>]>,
+    /// Most sockets of this shard whose upgrade request is not complete; beyond it 503 is answered at once.
+    pub handshakes_max: usize,
 }
 
-/// Which shard owns a connection: its third byte modulo the number of shards (the accepting shard draws ids until it fits).
-pub fn shard_of(connection: ConnectionId, shards: usize) -> usize {
-    usize::from(connection.0[2]) % shards
+/// Runs one shard: accepts from `listener` (see [`crate::accept::bind`]), serves its sockets, and takes `inbox`. Returns when
+/// the last [`ShardHandle`] is dropped and the last connection is over. Must run inside a `LocalSet` of a current-thread runtime.
+pub async fn run<S: RecordSink>(options: ShardOptions, listener: TcpListener, sink: S, inbox: ShardInbox) {
+    let _ = (options, listener, sink, inbox);
 }

@@ -1,0 +1,52 @@
+//! An API as the shards know it: what its configuration says, ready to use, and how many connections it has.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{
+    config::ApiConfig,
+    core::{Limits, Rate},
+};
+
+/// A named front door, shared by all shards.
+#[derive(Debug)]
+pub struct Api {
+    /// As configured.
+    pub config: ApiConfig,
+    /// What bounds each of its connections.
+    pub limits: Limits,
+    /// Live connections over all shards, pending ones included.
+    connections: AtomicU64,
+}
+
+impl Api {
+    /// An API without connections.
+    pub fn new(config: ApiConfig) -> Self {
+        let limits = Limits {
+            max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
+            max_queue: usize::try_from(config.max_queue.get()).unwrap_or(usize::MAX),
+            registration_timeout: config.registration_timeout.0.into(),
+            idle_timeout: config.idle_timeout.0.into(),
+            ping_interval: config.ping_interval.0.into(),
+            ping_timeout: config.ping_timeout.0.into(),
+            max_lifetime: config.max_lifetime.0.into(),
+            messages: Rate::UNBOUNDED,
+        };
+        Self { config, limits, connections: AtomicU64::new(0) }
+    }
+
+    /// Takes a place for one connection; `false` if all are taken.
+    pub(crate) fn take_place(&self) -> bool {
+        let most = self.config.max_connections;
+        self.connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < most).then_some(live + 1)).is_ok()
+    }
+
+    /// Gives it back.
+    pub(crate) fn leave_place(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Live connections over all shards, pending ones included.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
