@@ -1,5 +1,5 @@
 //! A shard against real sockets, with a log that applies at once.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)] // tests
 
 mod support;
 

@@ -65,7 +65,12 @@ async fn publishes_reach_the_members_of_that_moment_in_order() {
     edge.send(ShardInput::Unlogged(published("room", "echo", "unlogged", &[]))).await;
     for (client, id) in &mut clients {
         let mut expected = vec!["all", "but the first", "but the last", "api", "end", "unlogged"];
-        expected.retain(|text| !(*id == first && *text == "but the first") && !(*id == last && *text == "but the last"));
+        if *id == first {
+            expected.remove(1);
+        }
+        if *id == last {
+            expected.remove(2);
+        }
         for text_expected in expected {
             assert_eq!(text(client).await, text_expected);
         }
@@ -137,7 +142,11 @@ async fn reading_stops_while_there_is_no_room_and_goes_on_after() {
     let edge = Edge::echo();
     let (mut client, id) = edge.connect_raw("/echo").await;
     for pause in [true, false] {
-        if pause { edge.log.set_paused(true) } else { edge.log.set_room(false) }
+        if pause {
+            edge.log.set_paused(true);
+        } else {
+            edge.log.set_room(false);
+        }
         client.send(&frame(0x81, b"waits")).await;
         // deliveries go on
         edge.push(id, "down").await;
