@@ -11,14 +11,22 @@ pub mod core;
 pub mod api;
 pub mod inbox;
 
+pub mod downlink;
 pub mod uplink;
+
+pub mod link;
 
 pub mod sink;
 
+// in this order, a file each
 mod channels;
-pub mod shard;
 mod socket;
+
+pub mod shard;
 
 pub mod accept;
 
 pub mod worker;
+
+pub mod http;
+pub mod server;
