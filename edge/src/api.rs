@@ -37,7 +37,9 @@ impl Api {
     /// Takes a place for one connection; `false` if all are taken.
     pub(crate) fn take_place(&self) -> bool {
         let most = self.config.max_connections;
-        self.connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < most).then_some(live + 1)).is_ok()
+        self.connections
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < most).then_some(live + 1))
+            .is_ok()
     }
 
     /// Gives it back.

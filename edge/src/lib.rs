@@ -21,6 +21,5 @@ pub mod sink;
 
 pub mod accept;
 
-
 pub mod http;
 pub mod server;
