@@ -65,9 +65,9 @@ impl Printer {
     fn print(&mut self, partition: u16, record: &LoggedRecord) -> Result<bool, Failure> {
         let object = json::record(partition, record, self.raw);
         if self.json {
-            self.out.json(&object)?
+            self.out.json(&object)?;
         } else {
-            self.out.line(line::record(&object, self.width))?
+            self.out.line(line::record(&object, self.width))?;
         }
         self.left = self.left.saturating_sub(1);
         Ok(self.left > 0)
