@@ -65,8 +65,10 @@ pub struct LimitsConfig {
     pub edges: usize,
     /// Bytes of one edge's batches for one partition on their way through the log; beyond it its stream is not read. Default 8MiB.
     pub edge_inflight: HumanSize,
-    /// Longest wait for a command to be applied before its outcome is reported as unknown. Default 10s.
+    /// Longest wait of an HTTP call for its command to be applied before the outcome is reported as unknown. Default 10s.
     pub submit_timeout: HumanDuration,
+    /// How long a handler may work on an event, unless it extends, before the event goes to another member. Default 60s.
+    pub handler_deadline: HumanDuration,
 }
 
 impl Default for BrokerConfig {
@@ -104,6 +106,7 @@ impl Default for LimitsConfig {
             edges: 1024,
             edge_inflight: HumanSize::mib(8),
             submit_timeout: HumanDuration::from_secs(10),
+            handler_deadline: HumanDuration::from_secs(60),
         }
     }
 }
@@ -197,6 +200,10 @@ impl LimitsConfig {
         check(
             (1..=600).contains(&self.submit_timeout.get().as_secs()),
             format!("broker.limits.submit_timeout {} must be 1s to 10m", self.submit_timeout),
+        );
+        check(
+            (1..=3600).contains(&self.handler_deadline.get().as_secs()),
+            format!("broker.limits.handler_deadline {} must be 1s to 1h", self.handler_deadline),
         );
     }
 }

@@ -502,3 +502,6 @@ async fn release(open: Arc<Open>) {
         tracing::error!("the database is still being read after {RELEASE_TIMEOUT:?}");
     }
 }
+
+#[cfg(test)]
+mod tests;

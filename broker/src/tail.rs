@@ -100,7 +100,7 @@ impl Handle {
 }
 
 impl AppliedSink for Handle {
-    fn applied(&self, entry: Arc<AppliedEntry>) {
+    fn entry_applied(&self, entry: Arc<AppliedEntry>) {
         let index = entry.logged.index;
         let mut ring = self.shared.ring.write();
         ring.applied = index;
@@ -167,11 +167,11 @@ mod tests {
     fn old_entries_go_but_not_before_they_are_on_disk() {
         let written = Arc::new(AtomicU64::new(3));
         let tail = Handle::new(LogIndex(0), LogIndex(0), 2 * weight(&entry(1)), Arc::clone(&written));
-        (1..=6).for_each(|index| tail.applied(entry(index)));
+        (1..=6).for_each(|index| tail.entry_applied(entry(index)));
         assert!(matches!(tail.read(LogIndex(1), 1 << 20), TailRead::Behind));
         assert_eq!(indexes(tail.read(LogIndex(2), 1 << 20)), [3, 4, 5, 6]);
         written.store(7, Ordering::Release);
-        tail.applied(entry(7));
+        tail.entry_applied(entry(7));
         assert_eq!(indexes(tail.read(LogIndex(5), 1 << 20)), [6, 7]);
         assert!(matches!(tail.read(LogIndex(4), 1 << 20), TailRead::Behind));
         assert!(matches!(tail.read(LogIndex(7), 1 << 20), TailRead::End));
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_read_is_bounded_but_gives_at_least_one() {
         let tail = Handle::new(LogIndex(0), LogIndex(0), 1 << 20, Arc::default());
-        (1..=5).for_each(|index| tail.applied(entry(index)));
+        (1..=5).for_each(|index| tail.entry_applied(entry(index)));
         assert_eq!(indexes(tail.read(LogIndex(0), 1)), [1]);
         assert_eq!(indexes(tail.read(LogIndex(2), 2 * weight(&entry(1)))), [3, 4]);
     }
@@ -196,7 +196,7 @@ mod tests {
             let tail = tail.clone();
             async move { tail.wait_past(LogIndex(1)).await }
         });
-        tail.applied(entry(2));
+        tail.entry_applied(entry(2));
         waiting.await.unwrap();
         tail.wait_past(LogIndex(1)).await;
     }

@@ -35,7 +35,8 @@ impl App {
     /// Applies a command; what it came to, or a problem.
     pub(super) async fn submit(&self, headers: &HeaderMap, command: v1::Command) -> Result<v1::CommandResult, Problem> {
         let key = request::idempotency_key(headers)?;
-        let result = self.0.commands.submit(&key, command).await?;
+        let submitted = tokio::time::timeout(self.0.settings.submit_timeout, self.0.commands.submit(&key, command));
+        let result = submitted.await.map_err(|_| Problem::unknown())??;
         match result.status.as_ref().and_then(Problem::of_status) {
             Some(problem) => Err(problem),
             None => Ok(result),

@@ -17,7 +17,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -28,10 +28,11 @@ use tokio::sync::Semaphore;
 use trunkline_proto::v1;
 
 pub use pages::{Page, Pages};
+pub(crate) use operator::readiness;
 pub use problem::Problem;
 pub use serve::serve;
 
-use crate::{link::Link, metrics::PrometheusHandle, node::Node, submit::Submitter};
+use crate::{handlers::Registry, link::Link, metrics::PrometheusHandle, node::Node, submit::Submitter};
 
 /// What a command came to, or why the request as a whole was refused.
 pub type Submitted<'a> = Pin<Box<dyn Future<Output = Result<v1::CommandResult, Problem>> + Send + 'a>>;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub grpc: String,
     /// Where edges link.
     pub link: String,
+    /// Longest wait for a command to be applied.
+    pub submit_timeout: Duration,
     /// Largest payload, bytes.
     pub body_limit: u64,
     /// Requests under way at once.
@@ -77,6 +80,7 @@ pub struct App(Arc<Inner>);
 struct Inner {
     node: Node,
     link: Arc<Link>,
+    registry: Arc<Registry>,
     commands: Arc<dyn Commands>,
     metrics: PrometheusHandle,
     pages: Pages,
@@ -93,15 +97,15 @@ impl std::fmt::Debug for App {
 impl App {
     /// Puts the surface together.
     pub fn new(
-        node: Node,
         link: Arc<Link>,
+        registry: Arc<Registry>,
         commands: Arc<dyn Commands>,
         metrics: PrometheusHandle,
         pages: Pages,
         settings: Settings,
     ) -> Self {
-        let permits = Semaphore::new(settings.concurrency);
-        Self(Arc::new(Inner { node, link, commands, metrics, pages, settings, permits }))
+        let (permits, node) = (Semaphore::new(settings.concurrency), link.node.clone());
+        Self(Arc::new(Inner { node, link, registry, commands, metrics, pages, settings, permits }))
     }
 
     /// The whole surface.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use trunkline_proto::{Offset, PartitionId};
 
 use super::{App, problem::Problem};
-use crate::node::Role;
+use crate::{grpc, node::Role};
 
 /// The document; a test holds it against the routes.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
@@ -88,25 +88,20 @@ fn partition(app: &App, id: PartitionId, edges: &mut BTreeMap<String, Edge>) -> 
 
 /// `GET /v1/groups`
 pub(super) async fn groups(State(app): State<App>) -> Json<Value> {
-    let mut groups = Vec::new();
-    for id in app.0.node.partition_count().iter() {
-        let Some(handle) = app.0.node.partition(id) else { continue };
-        let state = handle.state.read();
-        groups.extend(state.groups().map(|group| {
-            json!({
-                "group": group.name,
-                "partition": id.0,
-                "member": Some(group.member).filter(|member| !member.is_empty()),
-                "epoch": group.epoch,
-                "through": group.through.to_string(),
-                "holes": group.hole_count(),
-                "lag": group.lag,
-                "parked": group.parked_count(),
-                "settled": group.settled,
-            })
-        }));
-    }
-    Json(json!({ "groups": groups }))
+    let groups = grpc::cluster::groups(&app.0.node, &app.0.registry, "").into_iter().map(|group| {
+        json!({
+            "group": group.group,
+            "partition": group.partition,
+            "member": Some(group.member).filter(|member| !member.is_empty()),
+            "members": group.members,
+            "epoch": group.epoch,
+            "through": Offset(group.through).to_string(),
+            "holes": group.holes,
+            "lag": group.lag,
+            "parked": group.parked,
+        })
+    });
+    Json(json!({ "groups": groups.collect::<Vec<_>>() }))
 }
 
 /// `GET /healthz`: the process answers.

@@ -78,6 +78,12 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "no", detail)
     }
 
+    /// 504: it may have happened.
+    pub fn unknown() -> Self {
+        let detail = "the command was not applied in time; it may still be: retry with the same Idempotency-Key";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "unknown", "same-key", detail)
+    }
+
     /// 503: too much at once.
     pub fn overloaded() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "safe", "too many requests are under way")

@@ -29,6 +29,7 @@ use trunkline_proto::{
 use crate::{
     core::expand,
     node::{Node, PartitionHandle, Role},
+    submit::UnloggedSink,
 };
 pub use sessions::Sessions;
 pub use watch::watch;
@@ -87,5 +88,11 @@ impl Link {
     /// By edge, how many entries its slowest cursor has to go.
     pub fn lags(&self) -> BTreeMap<String, u64> {
         watch::lags(self)
+    }
+}
+
+impl UnloggedSink for Link {
+    fn publish(&self, record: Record) {
+        self.publish_unlogged(&record);
     }
 }

@@ -9,6 +9,7 @@ use std::{sync::OnceLock, time::Duration};
 
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+use tokio_util::sync::CancellationToken;
 
 /// How often histograms are drained into their buckets. Without it they grow until the next scrape.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -52,6 +53,7 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
     }
     let handle = HANDLE.get_or_init(|| handle).clone();
     store::describe_store();
+    handlers::describe();
     link::describe();
     Ok(handle)
 }
@@ -60,12 +62,11 @@ fn metrics_set(recorder: metrics_exporter_prometheus::PrometheusRecorder) -> Res
     ::metrics::set_global_recorder(recorder).map_err(|_| ())
 }
 
-/// Keeps the histograms small; run it beside the servers for as long as the process lives.
-pub async fn upkeep(handle: PrometheusHandle) {
+/// Keeps the histograms small, beside the servers, until `stop`.
+pub async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
     let mut tick = tokio::time::interval(UPKEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
         handle.run_upkeep();
     }
 }

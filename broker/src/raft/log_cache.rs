@@ -152,7 +152,7 @@ impl LogCache {
             log.bytes -= weight(back);
             log.entries.pop_back();
         }
-        log.last = keep.max(log.purged);
+        log.last = keep.min(log.last).max(log.purged);
         Some(last)
     }
 

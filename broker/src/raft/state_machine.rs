@@ -28,7 +28,7 @@ use crate::{
 /// Who is told what is applied: the tail (step 12). Called on the group's task, in order; must not block.
 pub trait AppliedSink: Send + Sync + fmt::Debug {
     /// An entry with records.
-    fn applied(&self, entry: Arc<AppliedEntry>);
+    fn entry_applied(&self, entry: Arc<AppliedEntry>);
     /// An entry without records: blank or membership.
     fn passed(&self, index: LogIndex);
     /// A snapshot has replaced everything up to here.
@@ -259,7 +259,7 @@ impl RaftStateMachine<Types> for StateMachine {
                 EntryPayload::Normal(bytes) => {
                     let applied = self.apply_entry(index, bytes).await?;
                     self.pace.applied(index, bytes.0.len());
-                    self.sink.applied(Arc::clone(&applied));
+                    self.sink.entry_applied(Arc::clone(&applied));
                     response = Response(Some(applied));
                 }
                 EntryPayload::Blank | EntryPayload::Membership(_) => {
@@ -362,7 +362,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotData>, io::Error> {
-        let (manifest, bytes) = self.snapshot.take().ok_or_else(|| io::Error::other("nothing is applied yet"))?;
+        let Some((manifest, bytes)) = self.snapshot.take() else {
+            // nothing is applied yet: there is nothing to write, and installing it changes nothing
+            let data = SnapshotData { state: SnapshotState::Bytes(Bytes::new()), retained: None };
+            return Ok(Snapshot { meta: SnapshotMetaOf::<Types>::default(), snapshot: data });
+        };
         let (writer, reader, stored, state) =
             (self.writer.clone(), self.reader.clone(), manifest.clone(), bytes.clone());
         let write = tokio::task::spawn_blocking(move || snapshot::write(&writer, reader.partition(), &stored, &state));

@@ -31,3 +31,15 @@ pub use record::{Payload, StoredEntry, StoredLogId, StoredVote};
 pub use snapshot::Manifest;
 pub use verify::{Report, verify};
 pub use writer::{Handle as WriterHandle, Writer};
+
+/// Copies a folder while it is open: what a kill would leave.
+#[cfg(test)]
+pub(crate) fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match file.file_type().unwrap().is_dir() {
+            true => copy_folder(&file.path(), &to.join(file.file_name())),
+            false => drop(std::fs::copy(file.path(), to.join(file.file_name())).unwrap()),
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, atomic::{AtomicBool, AtomicU64, Ordering}},
     thread,
     time::{Duration, Instant},
 };
@@ -135,6 +135,8 @@ struct Queue {
     /// Whether something waits that is not lazy.
     urgent: bool,
     stopping: bool,
+    /// In tests of what gathers meanwhile.
+    paused: bool,
 }
 
 struct Shared {
@@ -144,6 +146,8 @@ struct Shared {
     health: Health,
     /// Makes the next write fail, in tests of what follows.
     fail_next: AtomicBool,
+    /// Synced writes so far.
+    syncs: AtomicU64,
 }
 
 /// Queues writes. Cheap to clone.
@@ -162,19 +166,24 @@ impl Handle {
     /// Queues a write; waits while [`QUEUE_BYTES_MAX`] wait already. Writes of one caller are carried out in its order.
     /// `done` is always called, from the writer's thread, unless the process ends first.
     pub async fn submit(&self, partition: PartitionId, write: Write, done: Option<Done>) {
+        let lazy = write.is_lazy();
+        self.queue(partition, write, done, lazy).await;
+    }
+
+    async fn queue(&self, partition: PartitionId, write: Write, done: Option<Done>, lazy: bool) {
         let bytes = write.bytes();
         let permits = (bytes / PERMIT_BYTES + 1).min(QUEUE_BYTES_MAX / PERMIT_BYTES);
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
         // the semaphore is never closed
         let permit = Arc::clone(&self.shared.budget).acquire_many_owned(permits).await.ok();
-        self.push(Job { partition, write, done, bytes, _permit: permit });
+        self.push(Job { partition, write, done, bytes, _permit: permit }, lazy);
     }
 
     /// Queues a write and waits until it is carried out.
     pub async fn write(&self, partition: PartitionId, write: Write) -> Result<(), Closed> {
         let (done, result) = oneshot::channel();
         // whoever stopped waiting needs no answer
-        self.submit(partition, write, Some(Box::new(move |outcome| drop(done.send(outcome))))).await;
+        self.queue(partition, write, Some(Box::new(move |outcome| drop(done.send(outcome)))), false).await;
         result.await.unwrap_or_else(|_| Err(Closed("the writer has stopped".into())))
     }
 
@@ -184,12 +193,11 @@ impl Handle {
         let done: Done = Box::new(move |outcome| drop(done.send(outcome)));
         let bytes = write.bytes();
         // a blocking caller has one write in the queue at a time: it needs no budget
-        self.push(Job { partition, write, done: Some(done), bytes, _permit: None });
+        self.push(Job { partition, write, done: Some(done), bytes, _permit: None }, false);
         result.recv().unwrap_or_else(|_| Err(Closed("the writer has stopped".into())))
     }
 
-    fn push(&self, job: Job) {
-        let lazy = job.write.is_lazy() && job.done.is_none();
+    fn push(&self, job: Job, lazy: bool) {
         let mut queue = self.shared.queue.lock();
         if queue.stopping {
             drop(queue);
@@ -207,10 +215,35 @@ impl Handle {
         }
     }
 
+    /// Keeps the writer from taking what is queued while the guard lives.
+    #[cfg(test)]
+    pub(crate) fn pause(&self) -> Paused<'_> {
+        self.shared.queue.lock().paused = true;
+        Paused(self)
+    }
+
+    /// Synced writes so far.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
     /// Makes the next write fail as a full disk would.
     #[cfg(test)]
     pub(crate) fn fail_next(&self) {
         self.shared.fail_next.store(true, Ordering::SeqCst);
+    }
+}
+
+/// See [`Handle::pause`].
+#[cfg(test)]
+pub(crate) struct Paused<'a>(&'a Handle);
+
+#[cfg(test)]
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.shared.queue.lock().paused = false;
+        self.0.shared.wake.notify_one();
     }
 }
 
@@ -239,6 +272,7 @@ impl Writer {
             budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES)),
             health,
             fail_next: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
         });
         let state = Thread {
             shared: Arc::clone(&shared),
@@ -307,6 +341,9 @@ impl Thread {
     /// Waits for work, at most [`LAZY`], and takes about [`SYNC_BYTES_MAX`] of it.
     fn take(&self) -> (Vec<Job>, bool) {
         let mut queue = self.shared.queue.lock();
+        while queue.paused {
+            self.shared.wake.wait(&mut queue);
+        }
         if !queue.urgent && !queue.stopping {
             match queue.jobs.is_empty() && self.written == self.marks {
                 true => self.shared.wake.wait(&mut queue),
@@ -361,6 +398,7 @@ impl Thread {
         }
         self.db.rocks().write_opt(batch, &options).map_err(rocksdb::Error::into_string)?;
         if sync {
+            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
             metrics::histogram!(LOG_SYNC_SECONDS).record(begun.elapsed().as_secs_f64());
         }
         metrics::counter!(LOG_BYTES_TOTAL).increment(entry_bytes(jobs));
