@@ -7,10 +7,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
-pub use crate::{
-    raft::{Role, SnapshotEvery},
-    store::OpenError,
-};
 use crate::{
     append, core,
     raft::{
@@ -28,6 +24,10 @@ use crate::{
         verify::{check_mark, decode_state},
     },
     tail,
+};
+pub use crate::{
+    raft::{Role, SnapshotEvery},
+    store::OpenError,
 };
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
@@ -394,8 +394,7 @@ struct StartedPartition {
 
 /// Opens the folder: identity, database, marks, and the newest snapshot of each partition. Blocks.
 fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError> {
-    let expected =
-        Identity { cluster: config.cluster.clone(), node: config.node_id, partitions: config.partitions };
+    let expected = Identity { cluster: config.cluster.clone(), node: config.node_id, partitions: config.partitions };
     let folder = identity::open(&config.dir, &expected)?;
     let on_disk = marks::read(&config.dir, config.partitions)?;
     let db = Arc::new(Db::open(&config.dir, config.partitions, folder.fresh)?);

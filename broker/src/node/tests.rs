@@ -175,7 +175,9 @@ async fn snapshots_and_a_full_replay_agree() {
     let (empty, _) = node.state_at(PartitionId(1), Moment::Time(Timestamp(5))).await.unwrap();
     assert_eq!(empty.digest(), core::Partition::new(PartitionId(1), count(2)).digest());
     node.shutdown().await;
-    let report = store::verify(dir.path(), |_| {}).unwrap();
+    let mut told = Vec::new();
+    let report = store::verify(dir.path(), |progress| told.push((progress.partition.0, progress.index))).unwrap();
+    assert_eq!(told.last().unwrap().0, 1, "progress is told");
     assert!(report.is_sound(), "{report:?}");
     assert!(report.partitions.iter().all(|partition| partition.snapshots == 2), "{report:?}");
     let digests: Vec<_> = report.partitions.iter().map(|partition| partition.digest).collect();
@@ -263,4 +265,18 @@ async fn after_a_shutdown_everything_says_so() {
     let again = open(config(dir.path(), 1)).await;
     assert!(matches!(Node::open(config(dir.path(), 1)).await, Err(OpenError::Locked { .. })));
     again.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_broker_alone_leads_on_after_a_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path(), 1)).await;
+    talk(&node, 0, 3).await;
+    let role = *partition(&node, 0).role.borrow();
+    // longer than any election timeout and lease: there is no other condition to wait for than that nothing happens
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert_eq!(*partition(&node, 0).role.borrow(), role);
+    let appended = partition(&node, 0).append.append(edge(5, &[message(connection(0, 1), b"awake")])).await.unwrap();
+    assert_eq!(appended.verdict(0), Verdict::Applied);
+    node.shutdown().await;
 }

@@ -63,7 +63,8 @@ pub(super) struct Opened {
 impl LogCache {
     pub(super) fn new(opened: Opened) -> Self {
         let written = opened.last.map_or(0, |last| last.index + 1);
-        let first = opened.purged.map(|purged| purged.index + 1).max(opened.first.map(|first| first.index)).unwrap_or(0);
+        let first =
+            opened.purged.map(|purged| purged.index + 1).max(opened.first.map(|first| first.index)).unwrap_or(0);
         let log = Log {
             first,
             last: opened.last.max(opened.purged),

@@ -44,7 +44,8 @@ impl Db {
         // a crash while it was made leaves some out; they hold nothing then, and the marks know
         options.create_missing_column_families(true);
         let logs: Vec<String> = partitions.iter().map(keys::log_cf).collect();
-        let rocks = DB::open_cf_descriptors(&options, &path, descriptors(&logs)).map_err(|error| failed(&path, &error))?;
+        let rocks =
+            DB::open_cf_descriptors(&options, &path, descriptors(&logs)).map_err(|error| failed(&path, &error))?;
         Ok(Self { rocks, logs })
     }
 

@@ -86,9 +86,7 @@ impl StoreError {
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> Self {
         match error.kind() {
-            rocksdb::ErrorKind::Corruption => {
-                Self::Damaged { place: "RocksDB".into(), reason: error.into_string() }
-            }
+            rocksdb::ErrorKind::Corruption => Self::Damaged { place: "RocksDB".into(), reason: error.into_string() },
             _ => Self::Rocks(error.into_string()),
         }
     }

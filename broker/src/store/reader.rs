@@ -10,9 +10,9 @@ use super::{
     db::Db,
     error::StoreError,
     keys::{self, MetaTag},
-    record::{self, Payload, StoredEntry, StoredLogId, StoredVote},
+    record::{self, Payload, RefusedRecords, StoredEntry, StoredLogId, StoredVote},
 };
-use crate::core::{LoggedEntry, Refusal};
+use crate::core::LoggedEntry;
 
 /// Bytes read ahead of a scan.
 const READAHEAD_BYTES: usize = 1 << 20;
@@ -89,7 +89,7 @@ impl Reader {
     }
 
     /// Refused records of the entries from `first` up to and with `last`.
-    pub fn refused(&self, first: LogIndex, last: LogIndex) -> Result<Vec<(LogIndex, Vec<(u16, Refusal)>)>, StoreError> {
+    pub fn refused(&self, first: LogIndex, last: LogIndex) -> Result<Vec<(LogIndex, RefusedRecords)>, StoreError> {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(keys::refused_key(self.partition, first));
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.refused()?, options);

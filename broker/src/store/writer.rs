@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     path::PathBuf,
-    sync::{Arc, atomic::{AtomicBool, AtomicU64, Ordering}},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -135,6 +135,8 @@ struct Queue {
     /// Whether something waits that is not lazy.
     urgent: bool,
     stopping: bool,
+    /// The writer waits without a deadline: a lazy write must tell it to begin one.
+    asleep: bool,
     /// In tests of what gathers meanwhile.
     paused: bool,
 }
@@ -144,10 +146,16 @@ struct Shared {
     wake: Condvar,
     budget: Arc<Semaphore>,
     health: Health,
-    /// Makes the next write fail, in tests of what follows.
-    fail_next: AtomicBool,
-    /// Synced writes so far.
-    syncs: AtomicU64,
+    #[cfg(test)]
+    hooks: Hooks,
+}
+
+/// What tests look at and break.
+#[cfg(test)]
+#[derive(Default)]
+struct Hooks {
+    fail_next: std::sync::atomic::AtomicBool,
+    syncs: std::sync::atomic::AtomicU64,
 }
 
 /// Queues writes. Cheap to clone.
@@ -207,7 +215,7 @@ impl Handle {
             return;
         }
         queue.jobs.push_back(job);
-        let wake = !lazy && !queue.urgent;
+        let wake = (!lazy && !queue.urgent) || queue.asleep;
         queue.urgent |= !lazy;
         drop(queue);
         if wake {
@@ -225,13 +233,13 @@ impl Handle {
     /// Synced writes so far.
     #[cfg(test)]
     pub(crate) fn syncs(&self) -> u64 {
-        self.shared.syncs.load(Ordering::Relaxed)
+        self.shared.hooks.syncs.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Makes the next write fail as a full disk would.
     #[cfg(test)]
     pub(crate) fn fail_next(&self) {
-        self.shared.fail_next.store(true, Ordering::SeqCst);
+        self.shared.hooks.fail_next.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
@@ -264,15 +272,17 @@ impl Writer {
     pub fn start(db: Arc<Db>, dir: PathBuf, marks: Vec<Mark>, health: Health) -> io::Result<Self> {
         let sync = std::env::var_os(NO_SYNC_VARIABLE).is_none_or(|value| value != "1");
         if !sync {
-            tracing::error!("{NO_SYNC_VARIABLE} is set: NOTHING IS SYNCED, acknowledged data will be lost with the power");
+            tracing::error!(
+                "{NO_SYNC_VARIABLE} is set: NOTHING IS SYNCED, acknowledged data will be lost with the power"
+            );
         }
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
             budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES)),
             health,
-            fail_next: AtomicBool::new(false),
-            syncs: AtomicU64::new(0),
+            #[cfg(test)]
+            hooks: Hooks::default(),
         });
         let state = Thread {
             shared: Arc::clone(&shared),
@@ -341,13 +351,17 @@ impl Thread {
     /// Waits for work, at most [`LAZY`], and takes about [`SYNC_BYTES_MAX`] of it.
     fn take(&self) -> (Vec<Job>, bool) {
         let mut queue = self.shared.queue.lock();
-        while queue.paused {
-            self.shared.wake.wait(&mut queue);
-        }
-        if !queue.urgent && !queue.stopping {
-            match queue.jobs.is_empty() && self.written == self.marks {
-                true => self.shared.wake.wait(&mut queue),
-                false => drop(self.shared.wake.wait_for(&mut queue, LAZY)),
+        let mut deadline = None;
+        while queue.paused || !(queue.urgent || queue.stopping) {
+            if queue.paused || (queue.jobs.is_empty() && self.written == self.marks) {
+                queue.asleep = true;
+                self.shared.wake.wait(&mut queue);
+                queue.asleep = false;
+                continue;
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + LAZY);
+            if self.shared.wake.wait_until(&mut queue, deadline).timed_out() {
+                break;
             }
         }
         let (mut jobs, mut bytes) = (Vec::new(), 0);
@@ -393,12 +407,14 @@ impl Thread {
         let sync = self.sync && jobs.iter().any(|job| job.write.needs_sync());
         options.set_sync(sync);
         let begun = Instant::now();
-        if self.shared.fail_next.swap(false, Ordering::SeqCst) {
+        #[cfg(test)]
+        if self.shared.hooks.fail_next.swap(false, std::sync::atomic::Ordering::SeqCst) {
             return Err("injected failure".into());
         }
         self.db.rocks().write_opt(batch, &options).map_err(rocksdb::Error::into_string)?;
         if sync {
-            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+            #[cfg(test)]
+            self.shared.hooks.syncs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             metrics::histogram!(LOG_SYNC_SECONDS).record(begun.elapsed().as_secs_f64());
         }
         metrics::counter!(LOG_BYTES_TOTAL).increment(entry_bytes(jobs));
