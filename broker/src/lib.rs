@@ -14,7 +14,11 @@ pub mod node;
 pub mod commands;
 pub mod submit;
 pub mod forward;
+pub mod delivery;
 pub mod handlers;
+pub mod link;
 pub mod grpc;
+pub mod http;
+pub mod server;
 #[cfg(test)]
 mod testing;

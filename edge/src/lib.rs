@@ -11,7 +11,10 @@ pub mod core;
 pub mod api;
 pub mod inbox;
 
+pub mod downlink;
 pub mod uplink;
+
+pub mod link;
 
 pub mod sink;
 
@@ -22,3 +25,6 @@ mod socket;
 pub mod accept;
 
 pub mod worker;
+
+pub mod http;
+pub mod server;

@@ -202,16 +202,29 @@ impl Handle {
         self.shared.queue(partition).state.lock().outgoing.take()
     }
 
-    /// The partition has a new stream and everything up to `last`.
+    /// The partition has everything up to `last`; what is after it is to be sent (again): on a new stream, or after a gap.
     pub(crate) fn attached(&self, partition: PartitionId, last: u64) -> Result<(), SequenceError> {
-        let released = self.shared.queue(partition).state.lock().outgoing.attached(last)?;
-        self.shared.release(released, Ok(()));
-        Ok(())
+        self.settle(partition, |outgoing| outgoing.attached(last))
     }
 
     /// The partition has applied everything up to `last`.
     pub(crate) fn applied(&self, partition: PartitionId, last: u64) -> Result<(), SequenceError> {
-        let released = self.shared.queue(partition).state.lock().outgoing.applied(last)?;
+        self.settle(partition, |outgoing| outgoing.applied(last))
+    }
+
+    fn settle(
+        &self,
+        partition: PartitionId,
+        settle: impl FnOnce(&mut Outgoing<Waiter>) -> Result<Released<Waiter>, SequenceError>,
+    ) -> Result<(), SequenceError> {
+        let queue = self.shared.queue(partition);
+        let (released, waits) = {
+            let mut state = queue.state.lock();
+            (settle(&mut state.outgoing)?, !state.outgoing.is_sent())
+        };
+        if waits {
+            queue.ready.notify_one();
+        }
         self.shared.release(released, Ok(()));
         Ok(())
     }

@@ -10,6 +10,9 @@ use trunkline_proto::{limits, link::UplinkBatch};
 /// sync, and a resend after a reconnect is cheap.
 pub const BATCH_BYTES_MAX: usize = 256 << 10;
 const _: () = assert!(BATCH_BYTES_MAX * 2 < limits::ENTRY_BYTES_MAX);
+/// Batches that may be written and not applied. While they are on their way what comes waits and becomes larger batches: a busy
+/// partition costs its leader less per record, and a quiet one never waits.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 64;
 /// Room made for records at once, so that a quiet partition's batches share allocations.
 const CHUNK_BYTES: usize = 16 << 10;
 
@@ -116,8 +119,12 @@ impl<W> Outgoing<W> {
         Appended { bytes, wakes }
     }
 
-    /// The next batch for the current stream; what waits becomes one batch.
+    /// The next batch for the current stream; what waits becomes one batch. `None` also while [`BATCHES_IN_FLIGHT_MAX`] are on
+    /// their way: then the next [`Outgoing::applied`] makes room.
     pub fn take(&mut self) -> Option<UplinkBatch> {
+        if self.sent >= BATCHES_IN_FLIGHT_MAX {
+            return None;
+        }
         if self.sent == self.sealed.len() {
             self.seal();
         }

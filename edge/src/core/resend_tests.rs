@@ -75,6 +75,19 @@ fn batches_are_bounded() {
 }
 
 #[test]
+fn while_many_are_on_their_way_what_comes_waits_together() {
+    let mut outgoing = Outgoing::<u32>::default();
+    for number in 0..100 {
+        outgoing.append(None, put(number, 8));
+        let _ = outgoing.take();
+    }
+    assert!(!outgoing.is_sent());
+    outgoing.applied(1).unwrap();
+    let next = outgoing.take().unwrap();
+    assert_eq!((next.sequence, next.count), (BATCHES_IN_FLIGHT_MAX as u64 + 1, 100 - BATCHES_IN_FLIGHT_MAX as u16));
+}
+
+#[test]
 fn contradictions_are_errors_and_change_nothing() {
     let mut outgoing = Outgoing::<u32>::default();
     for number in 0..3 {
@@ -170,13 +183,11 @@ proptest! {
             prop_assert_eq!(bytes, outgoing.bytes());
             prop_assert!(released.len() <= partition.log.len(), "nobody is told before it is applied");
         }
-        while let Some(batch) = outgoing.take() {
-            partition.arriving.push_back(batch);
-        }
-        while !partition.arriving.is_empty() {
+        while !outgoing.is_sent() || !partition.arriving.is_empty() {
+            partition.arriving.extend(outgoing.take());
             partition.apply_one();
+            released.extend(outgoing.applied(partition.last).unwrap().waiters);
         }
-        released.extend(outgoing.applied(partition.last).unwrap().waiters);
         let all: Vec<u32> = (0..appended).collect();
         prop_assert_eq!(&partition.log, &all);
         prop_assert_eq!(&released, &all);

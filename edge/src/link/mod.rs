@@ -1,0 +1,419 @@
+//! The link to the brokers: QUIC with mutual TLS, one connection a broker, a control stream and one stream a partition (DESIGN.md
+//! 6). Steps 3 and 18 of the walk meet their brokers here: the uplink's batches go up, the downlink's deliveries come down.
+//!
+//! An **incarnation** is granted when the edge starts and lives until a broker says that it is lost. Brokers that are away end
+//! nothing: sockets stay open, records wait in the uplink, and the link tries again forever.
+
+mod backoff;
+mod directory;
+mod endpoint;
+mod frames;
+mod partition;
+mod session;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use trunkline_proto::{
+    PartitionCount, PartitionId,
+    link::LINK_VERSION,
+    v1::{CloseCause, link as pb},
+};
+
+use self::{
+    backoff::Backoff,
+    directory::Directory,
+    partition::Context,
+    session::{Session, SessionError, Welcome},
+    tls::TlsError,
+};
+use crate::{
+    api::Api,
+    config::BrokerAddress,
+    downlink::{Downlink, Feed},
+    metrics::LinkMetrics,
+    uplink,
+};
+
+/// How long the sockets of a lost incarnation may take to close before a new one begins.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the link is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The edge's name, that of its certificate.
+    pub edge: String,
+    /// Brokers to ask first.
+    pub brokers: Vec<BrokerAddress>,
+    /// Folder with `ca.pem`, `edge-NAME.pem` and `edge-NAME.key`.
+    pub pki: PathBuf,
+    /// The front doors: brokers are told their handler groups and bounds.
+    pub apis: Arc<[Arc<Api>]>,
+}
+
+/// Why there can be no link.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The PKI folder.
+    #[error("edge's certificate: {0}")]
+    Tls(#[from] TlsError),
+    /// The UDP socket.
+    #[error("link's socket: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// Why the link ended for good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// Another process runs under this edge's name. Every socket has been told to close.
+    #[error("another process runs under this edge's name and has replaced this one")]
+    Replaced,
+    /// The brokers are those of another cluster now, or of one made anew.
+    #[error("brokers are of cluster {found}, and this edge has begun with {known}")]
+    Cluster {
+        /// What this edge began with.
+        known: String,
+        /// What they are now.
+        found: String,
+    },
+}
+
+/// What becomes of an incarnation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fate {
+    /// Every socket is to close, and the next incarnation begins.
+    Lost(String),
+    /// The process is to end.
+    Replaced,
+    /// Not this cluster's brokers any more.
+    Cluster { found: String },
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(reason) => write!(f, "incarnation is lost: {reason}"),
+            Self::Replaced => f.write_str("replaced by another process"),
+            Self::Cluster { found } => write!(f, "brokers are of cluster {found}"),
+        }
+    }
+}
+
+/// How much of the link is up. Shared with the health endpoint.
+pub struct Status {
+    attached: AtomicUsize,
+    metrics: LinkMetrics,
+}
+
+impl Status {
+    fn new() -> Self {
+        Self { attached: AtomicUsize::new(0), metrics: LinkMetrics::new() }
+    }
+
+    /// Partitions whose stream is attached.
+    pub fn attached_partitions(&self) -> usize {
+        self.attached.load(Ordering::Relaxed)
+    }
+
+    /// One more, until the guard is dropped.
+    fn attached(&self) -> AttachedGuard<'_> {
+        self.attached.fetch_add(1, Ordering::Relaxed);
+        self.metrics.partitions.increment(1.0);
+        AttachedGuard(self)
+    }
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Status").field("attached", &self.attached).finish_non_exhaustive()
+    }
+}
+
+struct AttachedGuard<'a>(&'a Status);
+
+impl Drop for AttachedGuard<'_> {
+    fn drop(&mut self) {
+        self.0.attached.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.partitions.decrement(1.0);
+    }
+}
+
+/// The link, not running yet.
+pub struct Link {
+    settings: Settings,
+    endpoint: quinn::Endpoint,
+    directory: Arc<Directory>,
+    status: Arc<Status>,
+}
+
+/// An incarnation that partition 0 has granted, and the session it was granted in.
+pub struct Granted {
+    nonce: Bytes,
+    welcome: Welcome,
+    broker: u64,
+    session: Session,
+}
+
+impl Granted {
+    /// How many partitions the cluster has.
+    pub fn partition_count(&self) -> PartitionCount {
+        self.welcome.count
+    }
+
+    /// Its number.
+    pub fn incarnation(&self) -> u64 {
+        self.welcome.incarnation
+    }
+}
+
+impl Link {
+    /// A link of these settings. Must be called inside the runtime that will run it.
+    pub fn open(settings: Settings) -> Result<Self, OpenError> {
+        let endpoint = endpoint::client(tls::client_config(&settings.pki, &settings.edge)?)?;
+        let directory = Arc::new(Directory::new(&settings.brokers));
+        Ok(Self { settings, endpoint, directory, status: Arc::new(Status::new()) })
+    }
+
+    /// How much of it is up.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+
+    /// Asks the brokers in turn, forever, until one grants an incarnation. Cancel safe: asking anew with another nonce only
+    /// skips a number.
+    pub async fn grant(&self) -> Result<Granted, LinkError> {
+        let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
+        let (mut backoff, mut warned) = (Backoff::new(), false);
+        loop {
+            for broker in self.directory.brokers() {
+                match session::open(&self.endpoint, &broker, self.hello(&nonce, 0)).await {
+                    Ok(session) if session.welcome.incarnation > 0 => {
+                        let welcome = session.welcome.clone();
+                        tracing::info!(broker = broker.id, incarnation = welcome.incarnation, "incarnation granted");
+                        return Ok(Granted { nonce, welcome, broker: broker.id, session });
+                    }
+                    Ok(session) => learn(&self.directory, broker.id, &session.welcome.leaders),
+                    Err(SessionError::Goodbye(goodbye)) if goodbye.reason() == pb::Reason::Replaced => {
+                        return Err(LinkError::Replaced);
+                    }
+                    Err(SessionError::Goodbye(goodbye)) if goodbye.reason() == pb::Reason::NotLeader => {
+                        self.directory.learn(goodbye.leader, &goodbye.address);
+                    }
+                    Err(error) if warned => tracing::debug!(%broker, %error, "broker is not reached"),
+                    Err(error) => tracing::warn!(%broker, %error, "broker is not reached; trying again"),
+                }
+            }
+            warned = true;
+            backoff.wait().await;
+        }
+    }
+
+    fn hello(&self, nonce: &Bytes, incarnation: u64) -> pb::Hello {
+        pb::Hello { version: LINK_VERSION, edge: self.settings.edge.clone(), nonce: nonce.clone(), incarnation }
+    }
+
+    /// Runs the link, one incarnation after the other, until `stop`. `Err`: this process must end; its sockets have been told to
+    /// close.
+    pub async fn run(
+        self,
+        granted: Granted,
+        uplink: uplink::Handle,
+        downlink: Downlink,
+        stop: CancellationToken,
+    ) -> Result<(), LinkError> {
+        let ended = tokio::select! {
+            error = self.incarnations(granted, &uplink, &downlink) => Err(error),
+            () = stop.cancelled() => Ok(()),
+        };
+        self.endpoint.close(quinn::VarInt::from_u32(0), b"edge ends");
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        ended
+    }
+
+    /// Until one ends for good.
+    async fn incarnations(&self, mut granted: Granted, uplink: &uplink::Handle, downlink: &Downlink) -> LinkError {
+        let known = cluster_name(&granted.welcome);
+        loop {
+            let fate = self.incarnation(granted, uplink, downlink).await;
+            tracing::warn!(incarnation = uplink.incarnation(), %fate, "closing every socket");
+            // what these connections said and is not in the log never will be: their records end where the log ends
+            uplink.fence();
+            self.close_sockets(downlink).await;
+            match fate {
+                Fate::Lost(_) => self.status.metrics.incarnations_lost.increment(1),
+                Fate::Replaced => return LinkError::Replaced,
+                Fate::Cluster { found } => return LinkError::Cluster { known, found },
+            }
+            granted = match self.grant().await {
+                Ok(granted) => granted,
+                Err(error) => return error,
+            };
+            let found = cluster_name(&granted.welcome);
+            if found != known {
+                return LinkError::Cluster { known, found };
+            }
+            uplink.restart(granted.incarnation());
+        }
+    }
+
+    /// The brokers write the close records of a lost incarnation. The next one begins when its sockets are gone, so that no late
+    /// record of theirs is taken for one of the next.
+    async fn close_sockets(&self, downlink: &Downlink) {
+        let closed = async {
+            downlink.close_all(CloseCause::EdgeLost, Duration::ZERO, false).await;
+            while self.settings.apis.iter().any(|api| api.connections() > 0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            tracing::warn!("sockets of a lost incarnation are slow to close");
+        }
+    }
+
+    /// One incarnation, from its grant to its fate.
+    async fn incarnation(&self, granted: Granted, uplink: &uplink::Handle, downlink: &Downlink) -> Fate {
+        let Granted { nonce, welcome, broker, session } = granted;
+        let context = Arc::new(Context {
+            edge: self.settings.edge.clone(),
+            incarnation: welcome.incarnation,
+            apis: self.settings.apis.iter().map(|api| attach_api(api)).collect(),
+            uplink: uplink.clone(),
+            directory: Arc::clone(&self.directory),
+            status: Arc::clone(&self.status),
+        });
+        let mut tasks = JoinSet::new();
+        for partition in welcome.count.iter() {
+            let feed = Feed::new(partition, downlink.clone());
+            tasks.spawn(partition::run(Arc::clone(&context), feed, partition));
+        }
+        let (mut first, mut served) = (Some(session), BTreeSet::new());
+        loop {
+            for address in self.directory.brokers().into_iter().filter(|address| served.insert(address.id)) {
+                let first = if address.id == broker { first.take() } else { None };
+                let keeper = Keeper {
+                    endpoint: self.endpoint.clone(),
+                    directory: Arc::clone(&self.directory),
+                    status: Arc::clone(&self.status),
+                    hello: self.hello(&nonce, welcome.incarnation),
+                    cluster: cluster_name(&welcome),
+                    address,
+                };
+                tasks.spawn(keeper.run(first));
+            }
+            tokio::select! {
+                () = self.directory.learnt() => {}
+                fate = tasks.join_next() => match fate {
+                    Some(Ok(fate)) => return fate,
+                    // a task that panicked cannot be gone on without
+                    Some(Err(error)) => return Fate::Lost(error.to_string()),
+                    None => return Fate::Lost("no task is left".to_owned()),
+                },
+            }
+        }
+    }
+}
+
+/// Cluster and number of partitions together: both are fixed when a cluster is made.
+fn cluster_name(welcome: &Welcome) -> String {
+    format!("{:?} of {} partitions", welcome.cluster, welcome.count.get())
+}
+
+fn attach_api(api: &Api) -> pb::Api {
+    let handler_group = api.config.handler_group().to_owned();
+    pb::Api { name: api.config.name.clone(), handler_group, max_handler_lag: api.config.max_handler_lag }
+}
+
+fn learn(directory: &Directory, from: u64, leaders: &[pb::Leader]) {
+    for leader in leaders {
+        if let Ok(partition) = u16::try_from(leader.partition) {
+            let address = if leader.broker == from { "" } else { leader.address.as_str() };
+            directory.note_leader(PartitionId(partition), leader.broker, address);
+        }
+    }
+}
+
+/// Keeps the session with one broker.
+struct Keeper {
+    endpoint: quinn::Endpoint,
+    directory: Arc<Directory>,
+    status: Arc<Status>,
+    hello: pb::Hello,
+    cluster: String,
+    address: BrokerAddress,
+}
+
+impl Keeper {
+    async fn run(self, first: Option<Session>) -> Fate {
+        let (mut backoff, mut session, mut warned) = (Backoff::new(), first, false);
+        loop {
+            let opened = match session.take() {
+                Some(session) => Ok(session),
+                None => session::open(&self.endpoint, &self.address, self.hello.clone()).await,
+            };
+            let ended = match opened {
+                Ok(mut session) => {
+                    (warned, backoff) = (false, Backoff::new());
+                    match self.serve(&mut session).await {
+                        Ok(ended) => ended,
+                        Err(fate) => return fate,
+                    }
+                }
+                Err(error) => error,
+            };
+            if let Some(fate) = fate_of(&ended) {
+                return fate;
+            }
+            if warned {
+                tracing::debug!(broker = %self.address, error = %ended, "broker is not reached");
+            } else {
+                tracing::warn!(broker = %self.address, error = %ended, "no session with this broker; trying again");
+            }
+            warned = true;
+            backoff.wait().await;
+        }
+    }
+
+    async fn serve(&self, session: &mut Session) -> Result<SessionError, Fate> {
+        let found = cluster_name(&session.welcome);
+        if found != self.cluster {
+            return Err(Fate::Cluster { found });
+        }
+        self.status.metrics.connects.increment(1);
+        learn(&self.directory, self.address.id, &session.welcome.leaders);
+        self.directory.set_connection(self.address.id, Some(session.connection.clone()));
+        let _offline = Offline(self);
+        Ok(session.run().await)
+    }
+}
+
+/// Takes the connection out of the directory, whatever ends the session.
+struct Offline<'a>(&'a Keeper);
+
+impl Drop for Offline<'_> {
+    fn drop(&mut self) {
+        self.0.directory.set_connection(self.0.address.id, None);
+    }
+}
+
+fn fate_of(ended: &SessionError) -> Option<Fate> {
+    let SessionError::Goodbye(goodbye) = ended else { return None };
+    match goodbye.reason() {
+        pb::Reason::Lost => Some(Fate::Lost(ended.to_string())),
+        pb::Reason::Replaced => Some(Fate::Replaced),
+        _ => None,
+    }
+}

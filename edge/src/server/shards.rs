@@ -1,0 +1,212 @@
+//! The edge's threads: one per shard, each with a current-thread runtime; the first one also runs the link.
+
+use std::{io, net::TcpListener, panic::resume_unwind, pin::pin, sync::Arc, thread, time::Duration};
+
+use tokio::{
+    runtime::Builder,
+    sync::{mpsc, oneshot},
+    task::{JoinError, LocalSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::ServeError;
+use crate::{
+    api::Api,
+    config::EdgeConfig,
+    downlink::Downlink,
+    inbox::ShardInbox,
+    link::{Granted, Link, LinkError, Settings, Status},
+    shard::ShardOptions,
+    uplink, worker,
+};
+
+/// Most upgrade requests under way in the whole edge; beyond it 503 is answered at once. Each may cost 16 KiB of headers.
+const HANDSHAKES_MAX: usize = 4096;
+
+/// The link is up: its first incarnation is granted.
+pub(super) struct Linked {
+    pub(super) uplink: uplink::Handle,
+    pub(super) status: Arc<Status>,
+}
+
+/// What a thread says.
+pub(super) enum Event {
+    LinkEnded(LinkError),
+    ShardDied(usize),
+}
+
+/// Threads that run, and those to be started.
+pub(super) struct Threads {
+    waiting: Vec<Waiting>,
+    running: Vec<thread::JoinHandle<()>>,
+    said: mpsc::UnboundedSender<Event>,
+    hear: mpsc::UnboundedReceiver<Event>,
+}
+
+struct Waiting {
+    options: ShardOptions,
+    listener: TcpListener,
+    inbox: ShardInbox,
+}
+
+/// Runs one shard; that it has ended is said by its thread's [`LastWord`].
+async fn run_shard(options: ShardOptions, listener: TcpListener, uplink: uplink::Handle, inbox: ShardInbox) {
+    let shard = options.index;
+    if let Err(error) = worker::run(options, listener, uplink, inbox).await {
+        tracing::error!(shard, %error, "the listener cannot be used");
+    }
+}
+
+/// Says that the shard's thread is gone, however it ended.
+struct LastWord {
+    shard: usize,
+    said: mpsc::UnboundedSender<Event>,
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        // nobody listens any more once the edge drains
+        let _ = self.said.send(Event::ShardDied(self.shard));
+    }
+}
+
+impl Threads {
+    pub(super) fn new(
+        config: &EdgeConfig,
+        apis: &Arc<[Arc<Api>]>,
+        listeners: Vec<TcpListener>,
+        inboxes: Vec<ShardInbox>,
+    ) -> Self {
+        // one message a thread, and one of the link: bounded by their number
+        let (said, hear) = mpsc::unbounded_channel();
+        let shards = listeners.len();
+        let edge: Arc<str> = config.name.as_str().into();
+        let options = |index| ShardOptions {
+            edge: Arc::clone(&edge),
+            index,
+            shards,
+            apis: Arc::clone(apis),
+            handshakes_max: HANDSHAKES_MAX.div_ceil(shards.max(1)),
+        };
+        let waiting = listeners.into_iter().zip(inboxes).enumerate();
+        let waiting = waiting.map(|(index, (listener, inbox))| Waiting { options: options(index), listener, inbox });
+        // popped from the end, the first shard first
+        Self { waiting: waiting.rev().collect(), running: Vec::new(), said, hear }
+    }
+
+    /// Starts the first shard's thread with the link on it. The receiver resolves when an incarnation is granted.
+    pub(super) fn start_first(
+        &mut self,
+        settings: Settings,
+        budget: usize,
+        downlink: Downlink,
+        stop: CancellationToken,
+    ) -> Result<oneshot::Receiver<Result<Linked, ServeError>>, ServeError> {
+        let (linked, link) = oneshot::channel();
+        let Some(waiting) = self.waiting.pop() else {
+            return Err(system("shards")(io::ErrorKind::InvalidInput.into()));
+        };
+        let said = self.said.clone();
+        let first = First { settings, budget, downlink, stop, linked, said };
+        self.spawn(waiting.options.index, move || first.run(waiting))?;
+        Ok(link)
+    }
+
+    /// Starts the other shards' threads.
+    pub(super) fn start_others(&mut self, uplink: &uplink::Handle) -> Result<(), ServeError> {
+        while let Some(Waiting { options, listener, inbox }) = self.waiting.pop() {
+            let uplink = uplink.clone();
+            self.spawn(options.index, move || run_shard(options, listener, uplink, inbox))?;
+        }
+        Ok(())
+    }
+
+    /// Runs the future that `work` makes on a thread of its own.
+    fn spawn<F>(&mut self, index: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<(), ServeError>
+    where
+        F: Future<Output = ()>,
+    {
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(system("runtime of a shard"))?;
+        let last_word = LastWord { shard: index, said: self.said.clone() };
+        let body = move || {
+            let _last_word = last_word;
+            LocalSet::new().block_on(&runtime, work());
+        };
+        let thread = thread::Builder::new().name(format!("edge-shard-{index}")).spawn(body);
+        self.running.push(thread.map_err(system("thread of a shard"))?);
+        Ok(())
+    }
+
+    /// Waits for what must not happen while the edge serves.
+    pub(super) async fn event(&mut self) -> Event {
+        // never closed: this holds a sender
+        self.hear.recv().await.unwrap_or(Event::ShardDied(0))
+    }
+
+    /// Waits until `count` or fewer threads run. Cancel safe.
+    pub(super) async fn wait_until_running(&self, count: usize) {
+        while self.running.iter().filter(|thread| !thread.is_finished()).count() > count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// What the first shard's thread runs beside its shard.
+struct First {
+    settings: Settings,
+    budget: usize,
+    downlink: Downlink,
+    stop: CancellationToken,
+    linked: oneshot::Sender<Result<Linked, ServeError>>,
+    said: mpsc::UnboundedSender<Event>,
+}
+
+impl First {
+    async fn run(self, Waiting { options, listener, inbox }: Waiting) {
+        let (link, granted) = match open(self.settings, &self.stop).await {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return,
+            Err(error) => {
+                // nobody to tell: the edge was given up
+                let _ = self.linked.send(Err(error));
+                return;
+            }
+        };
+        let uplink = uplink::Handle::new(granted.partition_count(), granted.incarnation(), self.budget);
+        if self.linked.send(Ok(Linked { uplink: uplink.clone(), status: link.status() })).is_err() {
+            return;
+        }
+        let mut shard = tokio::task::spawn_local(run_shard(options, listener, uplink.clone(), inbox));
+        let mut link = pin!(link.run(granted, uplink, self.downlink, self.stop));
+        let (ended, shard) = tokio::select! {
+            ended = &mut link => (ended, shard.await),
+            shard = &mut shard => match shard {
+                Ok(()) => (link.await, Ok(())),
+                Err(error) => (Ok(()), Err(error)),
+            },
+        };
+        if let Err(error) = ended {
+            // nobody listens any more once the edge drains
+            let _ = self.said.send(Event::LinkEnded(error));
+        }
+        if let Err(panic) = shard.map_err(JoinError::try_into_panic)
+            && let Ok(panic) = panic
+        {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// `None`: stopped before any broker answered.
+async fn open(settings: Settings, stop: &CancellationToken) -> Result<Option<(Link, Granted)>, ServeError> {
+    let link = Link::open(settings)?;
+    let granted = tokio::select! {
+        granted = link.grant() => granted?,
+        () = stop.cancelled() => return Ok(None),
+    };
+    Ok(Some((link, granted)))
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |error| ServeError::System { what, error }
+}
