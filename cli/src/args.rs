@@ -7,7 +7,13 @@ use trunkline_proto::ConnectionId;
 
 /// A WebSocket gateway whose every connection lives in a replicated log.
 #[derive(Parser, Debug)]
-#[command(name = "trunkline", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "trunkline",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -310,7 +316,7 @@ pub(crate) struct VerifyArgs {
 #[derive(Args, Debug)]
 pub(crate) struct CertsArgs {
     /// Where to put them.
-    #[arg(long, default_value = "./trunkline-pki")]
+    #[arg(long, visible_alias = "out", default_value = "./trunkline-pki")]
     pub(crate) dir: PathBuf,
     /// A broker's number. May be repeated.
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]

@@ -91,14 +91,15 @@ impl Document {
 
     fn set(&mut self, key: &str, value: Value, source: &str) -> Result<(), Failure> {
         let (path, last) = key.rsplit_once('.').ok_or_else(|| {
-            Failure::usage(format!("{source}: {key:?} names no key, write it with its table, such as broker.edge_grace"))
+            Failure::usage(format!(
+                "{source}: {key:?} names no key, write it with its table, such as broker.edge_grace"
+            ))
         })?;
         let mut table = &mut self.table;
         for part in path.split('.') {
             let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
-            table = entry
-                .as_table_mut()
-                .ok_or_else(|| Failure::usage(format!("{source}: {part} of {key} is no table")))?;
+            table =
+                entry.as_table_mut().ok_or_else(|| Failure::usage(format!("{source}: {part} of {key} is no table")))?;
         }
         table.insert(last.to_owned(), value);
         Ok(())
@@ -133,7 +134,7 @@ impl Document {
     }
 
     /// Sets what nobody has set.
-    fn default(&mut self, table: &str, key: &str, value: impl Into<Value>) -> Result<(), Failure> {
+    fn set_default(&mut self, table: &str, key: &str, value: impl Into<Value>) -> Result<(), Failure> {
         let set = self.table.get(table).and_then(|table| table.get(key)).is_some();
         if set { Ok(()) } else { self.set(&format!("{table}.{key}"), value.into(), "default") }
     }
@@ -226,14 +227,14 @@ impl DevRole {
         document.broker_flags(&args.broker)?;
         document.edge_flags(&args.edge)?;
         document.apply_set(&args.file.set)?;
-        document.default("broker", "partitions", 1)?;
-        document.default("broker", "cluster", "dev")?;
+        document.set_default("broker", "partitions", 1)?;
+        document.set_default("broker", "cluster", "dev")?;
         let data: BrokerConfig = document.part("broker", Value::Table(Table::new()))?;
         let pki = data.data.join("pki").display().to_string();
-        document.default("broker", "pki", pki)?;
+        document.set_default("broker", "pki", pki)?;
         let broker = document.broker()?;
-        document.default("edge", "name", "dev")?;
-        document.default("edge", "pki", broker.pki.display().to_string())?;
+        document.set_default("edge", "name", "dev")?;
+        document.set_default("edge", "pki", broker.pki.display().to_string())?;
         // replaced by the bound address
         let link = format!("{}@127.0.0.1:{}", broker.node_id, broker.link.port().max(1));
         document.set("edge.brokers", vec![link].into(), "default")?;
@@ -264,7 +265,8 @@ mod tests {
 
     fn dev(line: &str, environment: &[(&str, &str)]) -> Result<DevRole, String> {
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let environment: Vec<_> = environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         match cli.command {
             Command::Dev(args) => DevRole::load(&args, &environment).map_err(|error| error.to_string()),
             Command::Broker(args) => BrokerRole::load(&args, &environment)
@@ -290,13 +292,17 @@ mod tests {
         assert_eq!(names, ["echo", "chat", "news"]);
         assert_eq!((role.broker.partitions, role.apis[0].max_message), (1, HumanSize::mib(16)));
         assert_eq!(role.broker.pki, Path::new("./trunkline-data/pki"));
-        assert_eq!((role.apis[2].registration, &role.apis[2].channels[..]), (Registration::Accept, &["news".to_owned()][..]));
+        assert_eq!(
+            (role.apis[2].registration, &role.apis[2].channels[..]),
+            (Registration::Accept, &["news".to_owned()][..])
+        );
     }
 
     #[test]
     fn flags_beat_the_environment_which_beats_the_file() {
         let file = file("[broker]\nedge_grace = \"3s\"\npartitions = 4\ntail_bytes = \"2MiB\"\n");
-        let line = format!("trunkline dev --config {} --partitions 16 --set broker.tail_bytes=4MiB", file.path().display());
+        let line =
+            format!("trunkline dev --config {} --partitions 16 --set broker.tail_bytes=4MiB", file.path().display());
         let environment = [("TRUNKLINE_BROKER__EDGE_GRACE", "5s"), ("TRUNKLINE_BROKER__TAIL_BYTES", "3MiB")];
         let role = dev(&line, &environment).unwrap();
         assert_eq!(role.broker.edge_grace.get().as_secs(), 5);

@@ -61,19 +61,26 @@ impl Pki {
 
     /// A broker's certificate, for both ends of a connection.
     pub(crate) fn broker(&self, id: u64) -> anyhow::Result<Made> {
-        self.issue("broker", &id.to_string(), &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
+        self.issue(
+            "broker",
+            &id.to_string(),
+            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        )
     }
 
     /// An edge's certificate.
     pub(crate) fn edge(&self, name: &str) -> anyhow::Result<Made> {
-        if !limits::is_name(name) || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.')) {
+        if !limits::is_name(name)
+            || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
+        {
             bail!("{name:?} is no name for an edge with a certificate: 1 to 64 of [A-Za-z0-9.-]");
         }
         self.issue("edge", name, &[ExtendedKeyUsagePurpose::ClientAuth])
     }
 
     fn issue(&self, role: &str, name: &str, usages: &[ExtendedKeyUsagePurpose]) -> anyhow::Result<Made> {
-        let (certificate, key) = (self.dir.join(format!("{role}-{name}.pem")), self.dir.join(format!("{role}-{name}.key")));
+        let (certificate, key) =
+            (self.dir.join(format!("{role}-{name}.pem")), self.dir.join(format!("{role}-{name}.key")));
         match (certificate.exists(), key.exists()) {
             (true, true) => return Ok(Made { path: certificate, new: false }),
             (true, false) => bail!("{} has no {role}-{name}.key beside it", certificate.display()),
@@ -155,7 +162,8 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(certificate(&dir.join("ca.pem"))).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+        let verifier =
+            rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         rustls::client::danger::ServerCertVerifier::verify_server_cert(
             &*verifier,

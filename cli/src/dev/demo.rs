@@ -70,7 +70,8 @@ impl Chat {
 
     fn introduce(&self, cx: &mut Context, nickname: &str) -> Result<(), HandlerError> {
         let length = nickname.chars().count();
-        if !(1..=NICKNAME_MAX).contains(&length) || nickname.contains(|c: char| c == ':' || c == '*' || c.is_control()) {
+        if !(1..=NICKNAME_MAX).contains(&length) || nickname.contains(|c: char| c == ':' || c == '*' || c.is_control())
+        {
             cx.push(format!("* a nickname has 1 to {NICKNAME_MAX} characters, without : and *"));
             return Ok(());
         }

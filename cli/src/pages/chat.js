@@ -5,7 +5,7 @@ import { connect } from "/demo/connection.js";
 import { Log } from "/demo/log.js";
 
 const element = (id) => document.getElementById(id);
-const log = new Log(element("log"), element("newer"));
+const log = new Log(element("messages"), element("newer"));
 let nickname = sessionStorage.getItem("nickname") ?? "";
 let joined = false;
 let connection = null;
@@ -19,8 +19,10 @@ function showState(state, seconds) {
 }
 
 function showForm() {
-  element("join").hidden = joined;
+  element("introduce").hidden = joined;
   element("say").hidden = !joined;
+  // stays enabled while the connection is away: only sending waits
+  element("text").disabled = !joined;
   element("who").textContent = joined ? `as ${nickname}` : "";
   element(joined ? "text" : "nickname").focus();
 }
@@ -67,7 +69,7 @@ async function start() {
   });
 }
 
-element("join").addEventListener("submit", (event) => {
+element("introduce").addEventListener("submit", (event) => {
   event.preventDefault();
   nickname = element("nickname").value.trim();
   connection?.close();

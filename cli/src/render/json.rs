@@ -82,6 +82,7 @@ pub(crate) fn record(partition: u16, record: &LoggedRecord, raw: bool) -> Object
     {
         object.put("error", error.to_string());
     }
+    object.0.retain(|(_, value)| !says_nothing(value));
     if record.forwarded {
         object.put("forwarded", true);
     }
@@ -89,6 +90,11 @@ pub(crate) fn record(partition: u16, record: &LoggedRecord, raw: bool) -> Object
         object.put_text("source", record.source.clone()).put_text("refused", record.refused.clone());
     }
     object
+}
+
+/// Empty lists and maps are left out of records; an empty text is a text.
+fn says_nothing(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn decode<M: prost::Message + Default>(kind: RecordKind, record: &LoggedRecord) -> Result<M, RecordError> {
@@ -131,7 +137,7 @@ fn body(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> Result<
         }
         RecordKind::AttributesSet => {
             let attributes: v1::AttributesSet = decode(kind, record)?;
-            object.put("set", json!(attributes.set)).put("removed", attributes.removed);
+            object.put("attributes", json!(attributes.set)).put("removed", attributes.removed);
         }
         _ => bookkeeping(object, kind, record)?,
     }
@@ -162,9 +168,13 @@ fn published(object: &mut Object, published: v1::Published) {
     object.put_payload(kind, &published.payload);
 }
 
-/// Headers as pairs: a name may stand there twice.
+/// Names and values; of a name that stands there twice the last.
 fn headers(headers: &[v1::Header]) -> Value {
-    headers.iter().map(|header| json!([header.name, header.value])).collect()
+    headers
+        .iter()
+        .map(|header| (header.name.clone(), Value::from(header.value.as_str())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 fn bookkeeping(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> Result<(), RecordError> {
@@ -252,7 +262,7 @@ pub(crate) fn connection(connection: &v1::Connection) -> Object {
     object.put("edge", connection.edge.as_str()).put("opened_at", time(connection.opened_at));
     object.put("subprotocol", connection.subprotocol.as_str()).put("attributes", json!(connection.attributes));
     object.put("channels", connection.channels.clone());
-    object.put("phase", phase(connection)).put("opened_offset", offset(connection.opened_offset));
+    object.put("phase", phase(connection)).put("offset", offset(connection.opened_offset));
     object.put_text("peer", connection.peer.clone()).put_text("principal", connection.principal.clone());
     object
 }
@@ -274,9 +284,7 @@ pub(crate) fn group(group: &v1::Group) -> Object {
 
 /// The whole cluster.
 pub(crate) fn cluster(description: &v1::DescribeResponse) -> Object {
-    let broker = |broker: &v1::Broker| {
-        json!({"id": broker.id, "grpc": broker.grpc, "link": broker.link, "healthy": broker.healthy})
-    };
+    let broker = |broker: &v1::Broker| json!({"id": broker.id, "grpc": broker.grpc, "link": broker.link, "healthy": broker.healthy});
     let partition = |partition: &v1::Partition| {
         json!({
             "partition": partition.partition, "leader": partition.leader, "voters": partition.voters, "term": partition.term,
@@ -305,7 +313,6 @@ pub(crate) fn digest(digest: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
 
     use super::*;
 
@@ -334,14 +341,31 @@ mod tests {
         let text = v1::MessageReceived { kind: 1, payload: "hi \"you\"".into() };
         let binary = v1::Pushed { kind: 2, payload: vec![0xff, 0].into() };
         let closed = v1::ConnectionClosed { code: 1006, reason: String::new(), cause: 13 };
-        let published =
-            v1::Published { channel: "room".into(), kind: 1, payload: "x".into(), except: vec![vec![0xff; 16].into()], ..Default::default() };
+        let published = v1::Published {
+            channel: "room".into(),
+            kind: 1,
+            payload: "x".into(),
+            except: vec![vec![0xff; 16].into()],
+            ..Default::default()
+        };
         let cases = [
             (line(RecordKind::MessageReceived, &text), "message_received", r#""text":"hi \"you\"""#),
             (line(RecordKind::Pushed, &binary), "pushed", r#""base64":"/wA=""#),
-            (line(RecordKind::ConnectionClosed, &closed), "connection_closed", r#""code":1006,"reason":"","cause":"edge_lost""#),
-            (line(RecordKind::Published, &published), "published", r#""channel":"room","except":["_____________________w"],"text":"x""#),
-            (line(RecordKind::ChannelLeft, &v1::ChannelLeft { channel: "c".into() }), "channel_left", r#""channel":"c""#),
+            (
+                line(RecordKind::ConnectionClosed, &closed),
+                "connection_closed",
+                r#""code":1006,"reason":"","cause":"edge_lost""#,
+            ),
+            (
+                line(RecordKind::Published, &published),
+                "published",
+                r#""channel":"room","except":["_____________________w"],"text":"x""#,
+            ),
+            (
+                line(RecordKind::ChannelLeft, &v1::ChannelLeft { channel: "c".into() }),
+                "channel_left",
+                r#""channel":"c""#,
+            ),
         ];
         for (line, kind, rest) in cases {
             assert_eq!(line, format!(r#"{{"partition":2,{HEAD},"kind":"{kind}",{WHO},{rest}}}"#));
@@ -363,7 +387,7 @@ mod tests {
         assert_eq!(
             line(RecordKind::ConnectionOpened, &opened),
             format!(
-                r#"{{"partition":2,{HEAD},"kind":"connection_opened",{WHO},"edge":"e1","incarnation":3,"peer":"127.0.0.1:5","path":"/chat","headers":[["host","h"]],"subprotocols":[],"channels":["lobby"],"group":"chat","parameters":[]}}"#
+                r#"{{"partition":2,{HEAD},"kind":"connection_opened",{WHO},"edge":"e1","incarnation":3,"peer":"127.0.0.1:5","path":"/chat","headers":{{"host":"h"}},"channels":["lobby"],"group":"chat"}}"#
             )
         );
     }
@@ -421,7 +445,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&connection(&found)).unwrap(),
-            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","opened_offset":"0.0"}"#
+            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","offset":"0.0"}"#
         );
     }
 }

@@ -24,15 +24,28 @@ pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
 
 fn print(out: &mut Out, cluster: &DescribeResponse) -> Result<(), Failure> {
     let name = escape(&cluster.cluster, 64);
-    out.line(format_args!("cluster {name}, version {}, {} partitions", escape(&cluster.version, 64), cluster.partition_count))?;
+    out.line(format_args!(
+        "cluster {name}, version {}, {} partitions",
+        escape(&cluster.version, 64),
+        cluster.partition_count
+    ))?;
     let mut brokers = table::table(&["broker", "grpc", "link", "healthy"]);
     for broker in &cluster.brokers {
         let healthy = if broker.healthy { "yes" } else { "NO" };
         table::row(&mut brokers, [broker.id.to_string(), broker.grpc.clone(), broker.link.clone(), healthy.to_owned()]);
     }
     out.line(brokers)?;
-    let mut partitions =
-        table::table(&["partition", "leader", "voters", "term", "applied", "earliest", "snapshot", "connections", "channels"]);
+    let mut partitions = table::table(&[
+        "partition",
+        "leader",
+        "voters",
+        "term",
+        "applied",
+        "earliest",
+        "snapshot",
+        "connections",
+        "channels",
+    ]);
     for partition in &cluster.partitions {
         let voters: Vec<String> = partition.voters.iter().map(u64::to_string).collect();
         let leader = if partition.leader == 0 { "none".to_owned() } else { partition.leader.to_string() };

@@ -30,7 +30,8 @@ fn print(remote: &Remote, groups: &[Group]) -> Result<(), Failure> {
         groups.iter().try_for_each(|group| out.json(&json::group(group)))?;
         return out.flush();
     }
-    let mut table = table::table(&["group", "partition", "member", "epoch", "through", "holes", "lag", "parked", "members"]);
+    let mut table =
+        table::table(&["group", "partition", "member", "epoch", "through", "holes", "lag", "parked", "members"]);
     for group in groups {
         let cells = [
             group.group.clone(),

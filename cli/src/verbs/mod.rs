@@ -42,9 +42,10 @@ impl Remote {
         let count = self.check(self.client.describe().await)?.partition_count;
         let count = u16::try_from(count).unwrap_or(u16::MAX);
         match named {
-            Some(partition) if partition >= count => {
-                Err(Failure::usage(format!("there is no partition {partition}: the cluster has 0 to {}", count.saturating_sub(1))))
-            }
+            Some(partition) if partition >= count => Err(Failure::usage(format!(
+                "there is no partition {partition}: the cluster has 0 to {}",
+                count.saturating_sub(1)
+            ))),
             Some(partition) => Ok(vec![partition]),
             None => Ok((0..count).collect()),
         }

@@ -64,7 +64,11 @@ impl Printer {
     /// Prints a record; whether more may follow.
     fn print(&mut self, partition: u16, record: &LoggedRecord) -> Result<bool, Failure> {
         let object = json::record(partition, record, self.raw);
-        if self.json { self.out.json(&object)? } else { self.out.line(line::record(&object, self.width))? }
+        if self.json {
+            self.out.json(&object)?;
+        } else {
+            self.out.line(line::record(&object, self.width))?;
+        }
         self.left = self.left.saturating_sub(1);
         Ok(self.left > 0)
     }
@@ -90,12 +94,7 @@ impl Reader {
     }
 }
 
-async fn merge(
-    remote: &Remote,
-    args: &TailArgs,
-    partitions: Vec<u16>,
-    printer: &mut Printer,
-) -> Result<(), Failure> {
+async fn merge(remote: &Remote, args: &TailArgs, partitions: Vec<u16>, printer: &mut Printer) -> Result<(), Failure> {
     let mut readers = Vec::new();
     for partition in partitions {
         let pages = remote.check(remote.client.read(request(args, partition)).await)?;
@@ -116,12 +115,7 @@ async fn merge(
     }
 }
 
-async fn follow(
-    remote: &Remote,
-    args: &TailArgs,
-    partitions: Vec<u16>,
-    printer: &mut Printer,
-) -> Result<(), Failure> {
+async fn follow(remote: &Remote, args: &TailArgs, partitions: Vec<u16>, printer: &mut Printer) -> Result<(), Failure> {
     let (sender, mut pages) = mpsc::channel(PAGES_MAX);
     let mut tasks = JoinSet::new();
     for partition in partitions {

@@ -246,7 +246,7 @@ impl Schedule {
     /// Events from the broker.
     pub(crate) fn handle_events(&mut self, now: Instant, events: v1::Events) -> Result<(), Overflow> {
         let partition = events.partition;
-        if !self.partitions.get(&partition).is_some_and(|assignment| assignment.epoch == events.epoch) {
+        if self.partitions.get(&partition).is_none_or(|assignment| assignment.epoch != events.epoch) {
             return Ok(());
         }
         for event in events.events {

@@ -196,7 +196,7 @@ impl<H: Handler> Session<H> {
                 Code::Gone => tracing::debug!(partition = result.partition, "a command's connection is gone"),
                 code => {
                     tracing::warn!(partition = result.partition, code = code.as_str_name(), reason = %refused.message,
-                    "a command of a handler was refused")
+                    "a command of a handler was refused");
                 }
             }
         }
@@ -244,11 +244,11 @@ async fn until(at: Option<Instant>) {
 fn ended(error: ClientError) -> Ended {
     use tonic::Code as C;
     match &error {
-        ClientError::Refused { retry: Retry::No, grpc, .. }
-            if matches!(grpc, C::InvalidArgument | C::PermissionDenied | C::Unauthenticated | C::AlreadyExists) =>
-        {
-            Ended::Refused(error)
-        }
+        ClientError::Refused {
+            retry: Retry::No,
+            grpc: C::InvalidArgument | C::PermissionDenied | C::Unauthenticated | C::AlreadyExists,
+            ..
+        } => Ended::Refused(error),
         _ => Ended::Lost(error.to_string()),
     }
 }
