@@ -46,7 +46,7 @@ def apply(state: dict[str, dict], record: Record) -> None:
     elif record.kind == "attributes_set":
         for key in fields.get("removed", []):
             row["attributes"].pop(key, None)
-        row["attributes"].update(fields.get("set", {}))
+        row["attributes"].update(fields.get("attributes", {}))
 
 
 def show(row: dict) -> dict:

@@ -167,17 +167,10 @@ def test_connection_is_a_list_and_upgrade_is_case_insensitive(dev):
         socket_.close()
 
 
-def test_bytes_sent_right_behind_the_handshake_are_read_as_frames(dev):
-    edge = dev.edge.address("ws")
-    with socket.create_connection(edge, timeout=10) as sock:
-        sock.sendall(wire.handshake(edge, "/echo") + wire.frame(wire.TEXT, b"early"))
-        answer, rest = wire.read_answer(sock)
-        assert answer.status == 101
-        while len(rest) < 7:
-            more = sock.recv(100)
-            assert more, rest
-            rest += more
-        assert rest == b"\x81\x05early"
+@pytest.mark.parametrize("behind", [wire.frame(wire.TEXT, b"early"), b"GET /news HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["frame", "request"])
+def test_bytes_behind_the_request_are_400(edge, behind):
+    """A client may send nothing before it has seen 101 (RFC 6455 section 4.1): this is an attempt at smuggling."""
+    assert wire.request(edge, wire.handshake(edge, "/echo") + behind).status == 400
 
 
 @pytest.mark.parametrize("origin", ["https://evil.com", "null", "http://good.example", "https://good.example.evil.com", "https://evilgood.example", "https://good.example:444"])

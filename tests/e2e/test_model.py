@@ -15,7 +15,7 @@ LOG = [
     record(2, "connection_accepted", subprotocol="v1", attributes={"user": "ada"}, channels=["blue"]),
     record(2, "connection_opened", "B", partition=1, api="gate", edge="e"),
     record(3, "channel_left", channel="lobby"),
-    record(4, "attributes_set", set={"mood": "good"}, removed=["user"]),
+    record(4, "attributes_set", attributes={"mood": "good"}, removed=["user"]),
     record(5, "channel_joined", "unknown", channel="red"),
     record(6, "connection_closed", code=1000, cause="client"),
 ]
