@@ -1,13 +1,245 @@
-//! Takes TCP connections and turns upgrade requests into connections.
+//! Takes TCP connections and turns upgrade requests into connections of the log. A stranger costs at most a few KiB and ten
+//! seconds, from accept on, whatever it sends or does not send.
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
 };
+
+use socket2::{Domain, Protocol, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep, timeout_at},
+};
+use trunkline_proto::{ConnectionId, RecordKind, record::encode_record, v1};
+
+use crate::{
+    api::Api,
+    core::{
+        Answer, Registration,
+        connection::Connection,
+        handshake::{Head, HeadReader, Upgrade, is_origin_allowed},
+    },
+    inbox::shard_of,
+    metrics::HandshakeOutcome,
+    shard::Shard,
+    sink::RecordSink,
+    socket::Socket,
+};
+
+/// From accept to the complete request.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a refused client may take to read its answer and close.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes read at once from a client without a connection. Small: the head of a browser is 500 bytes.
+const READ_BYTES: usize = 2048;
+/// Connections the kernel keeps ready for accept (bounded by `somaxconn`).
+const BACKLOG: i32 = 4096;
+/// Pause after accept has failed for want of file descriptors or memory: closing sockets gives them back.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// One listening socket per shard on the same address (SO_REUSEPORT where there are several), nonblocking. Port 0 is drawn
 /// once. Fails if anything listens there already.
-pub fn bind(address: SocketAddr, shards: usize) -> io::Result<Vec<TcpListener>> {
-    let _ = (address, shards);
-    Ok(Vec::new())
+pub fn bind(address: SocketAddr, shards: usize) -> io::Result<Vec<StdListener>> {
+    if shards <= 1 {
+        return Ok(vec![listen(address, false)?]);
+    }
+    // without SO_REUSEPORT, so that another process's port is not shared by mistake
+    let first = listen(address, false)?;
+    let address = first.local_addr()?;
+    drop(first);
+    (0..shards).map(|_| listen(address, true)).collect()
+}
+
+fn listen(address: SocketAddr, is_shared: bool) -> io::Result<StdListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(is_shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until the shard stops accepting.
+pub(crate) async fn serve<S: RecordSink>(shard: Rc<Shard<S>>, listener: TcpListener) {
+    let on_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    // each handshake in flight holds one clone
+    let handshakes = Rc::new(());
+    while shard.is_accepting.get() {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shard.stops_accepting.notified() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        // a push must not wait for the answer to the one before it
+        let _ = stream.set_nodelay(true);
+        if Rc::strong_count(&handshakes) > shard.options.handshakes_max {
+            shard.unmatched.handshake(HandshakeOutcome::Unavailable);
+            // the send buffer of a fresh socket takes it
+            let _ = stream.try_write(&busy().to_bytes());
+            continue;
+        }
+        let (shard, held) = (Rc::clone(&shard), Rc::clone(&handshakes));
+        tokio::task::spawn_local(async move {
+            handshake(&shard, stream, peer, on_loopback).await;
+            drop(held);
+        });
+    }
+}
+
+fn busy() -> Answer {
+    Answer::unavailable("too many connections; try again later", retry_after())
+}
+
+/// Spread, so that those who are sent away do not come back together.
+fn retry_after() -> u32 {
+    rand::random_range(1..=5)
+}
+
+async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, peer: SocketAddr, on_loopback: bool) {
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let head = match timeout_at(deadline, read_head(&stream)).await {
+        Ok(Ok(head)) => head,
+        // nobody is there to be answered
+        Ok(Err(_)) => return shard.unmatched.handshake(HandshakeOutcome::Abandoned),
+        Err(_) => Head::Answer(Answer::new(408, "the request took longer than 10 s")),
+    };
+    let (answer, outcome, api) = match head {
+        Head::Upgrade(upgrade) => match admit(shard, &upgrade, on_loopback) {
+            Ok((api, parameters)) => return open(shard, stream, peer, *upgrade, api, parameters),
+            Err((answer, outcome, api)) => (answer, outcome, api),
+        },
+        Head::Answer(answer) => (answer, HandshakeOutcome::Refused, None),
+        Head::More => return,
+    };
+    api.map_or(&shard.unmatched, |api| &api.metrics).handshake(outcome);
+    // a client that does not read it is left alone
+    // boxed: its buffer must not be part of every handshake
+    let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, Box::pin(refuse(&mut stream, &answer))).await;
+}
+
+async fn read_head(stream: &TcpStream) -> io::Result<Head> {
+    let mut reader = HeadReader::default();
+    loop {
+        stream.readable().await?;
+        // not across the await: a stranger who sends nothing costs no buffer
+        let mut buffer = [0; READ_BYTES];
+        match stream.try_read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => match reader.feed(&buffer[..length]) {
+                Head::More => {}
+                head => return Ok(head),
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sends the answer, shuts down, and reads on until the client has closed: dropping a socket with unread bytes would reset the
+/// connection before the answer is read.
+async fn refuse(stream: &mut TcpStream, answer: &Answer) -> io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    stream.write_all(&answer.to_bytes()).await?;
+    stream.shutdown().await?;
+    let mut buffer = [0; READ_BYTES];
+    while stream.read(&mut buffer).await? > 0 {}
+    Ok(())
+}
+
+type Refusal<'a> = (Answer, HandshakeOutcome, Option<&'a Api>);
+
+/// Finds the API and checks what stands before a connection. The API's place is taken.
+fn admit<'a, S: RecordSink>(
+    shard: &'a Shard<S>,
+    upgrade: &Upgrade,
+    on_loopback: bool,
+) -> Result<(&'a Arc<Api>, Vec<v1::Header>), Refusal<'a>> {
+    let Some((api, parameters)) = route(&shard.options.apis, &upgrade.path) else {
+        return Err((Answer::new(404, "no API has this path"), HandshakeOutcome::Refused, None));
+    };
+    if !is_origin_allowed(upgrade.origin.as_deref(), &api.config.origins, on_loopback) {
+        return Err((Answer::new(403, "this origin may not connect"), HandshakeOutcome::Refused, Some(api)));
+    }
+    if !shard.is_accepting.get() || !shard.sink.has_room() || !api.take_place() {
+        return Err((busy(), HandshakeOutcome::Unavailable, Some(api)));
+    }
+    Ok((api, parameters))
+}
+
+/// The API whose path answers this one, the most literal first, and its parameters.
+fn route<'a>(apis: &'a [Arc<Api>], path: &str) -> Option<(&'a Arc<Api>, Vec<v1::Header>)> {
+    let mut best: Option<(&Arc<Api>, Vec<v1::Header>)> = None;
+    for api in apis {
+        let Some(parameters) = api.config.path.matches(path) else { continue };
+        if best.as_ref().is_none_or(|(other, _)| api.config.path.is_before(&other.config.path)) {
+            let header = |(name, value): (&str, &str)| v1::Header { name: name.to_owned(), value: value.to_owned() };
+            best = Some((api, parameters.into_iter().map(header).collect()));
+        }
+    }
+    best
+}
+
+/// Appends ConnectionOpened; the socket's own task does the rest.
+fn open<S: RecordSink>(
+    shard: &Rc<Shard<S>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    upgrade: Upgrade,
+    api: &Arc<Api>,
+    parameters: Vec<v1::Header>,
+) {
+    let connection = draw_id(&shard.options);
+    let subprotocol = api.subprotocol(&upgrade.subprotocols);
+    let handler_group = api.config.deciding_group();
+    let registration = Registration {
+        accept: upgrade.accept,
+        offered: upgrade.subprotocols.clone(),
+        subprotocol: subprotocol.clone(),
+        channels: api.config.channels.clone(),
+        needs_decision: !handler_group.is_empty(),
+    };
+    let opened = v1::ConnectionOpened {
+        edge: shard.options.edge.to_string(),
+        incarnation: shard.sink.incarnation(),
+        peer: peer.to_string(),
+        path: upgrade.path,
+        query: upgrade.query,
+        headers: upgrade.headers,
+        subprotocols: upgrade.subprotocols,
+        principal: String::new(),
+        channels: api.config.channels.clone(),
+        handler_group: handler_group.to_owned(),
+        subprotocol,
+        parameters,
+    };
+    let receiver = shard.sink.append_tracked(connection, |out| {
+        encode_record(out, RecordKind::ConnectionOpened, connection, api.name(), &opened);
+    });
+    let core = Connection::new(shard.now(), &api.limits, registration);
+    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver));
+}
+
+/// An id of this shard, unguessable: from the operating system's generator by way of a cryptographic one.
+fn draw_id(options: &crate::shard::ShardOptions) -> ConnectionId {
+    loop {
+        let id = ConnectionId(rand::random());
+        if shard_of(id, options.shards) == options.index && !id.is_none() {
+            return id;
+        }
+    }
 }

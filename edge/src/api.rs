@@ -1,25 +1,29 @@
 //! An API as the shards know it: what its configuration says, ready to use, and how many connections it has.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use crate::{
     config::ApiConfig,
     core::{Limits, Rate},
+    metrics::ApiMetrics,
 };
 
 /// A named front door, shared by all shards.
-#[derive(Debug)]
 pub struct Api {
     /// As configured.
     pub config: ApiConfig,
     /// What bounds each of its connections.
     pub limits: Limits,
-    /// Live connections over all shards, pending ones included.
+    /// Its counters.
+    pub metrics: ApiMetrics,
     connections: AtomicU64,
 }
 
 impl Api {
-    /// An API without connections.
+    /// An API without connections. Made after the metrics recorder is installed.
     pub fn new(config: ApiConfig) -> Self {
         let limits = Limits {
             max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
@@ -31,7 +35,18 @@ impl Api {
             max_lifetime: config.max_lifetime.0.into(),
             messages: Rate::UNBOUNDED,
         };
-        Self { config, limits, connections: AtomicU64::new(0) }
+        let metrics = ApiMetrics::new(&config.name);
+        Self { config, limits, metrics, connections: AtomicU64::new(0) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The subprotocol chosen without asking anybody (registration "accept"): the first the client offered that is listed.
+    pub(crate) fn subprotocol(&self, offered: &[String]) -> String {
+        offered.iter().find(|offered| self.config.subprotocols.contains(offered)).cloned().unwrap_or_default()
     }
 
     /// Takes a place for one connection; `false` if all are taken.
@@ -50,5 +65,14 @@ impl Api {
     /// Live connections over all shards, pending ones included.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api")
+            .field("name", &self.name())
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
     }
 }

@@ -16,10 +16,17 @@ pub mod uplink;
 
 pub mod link;
 
-pub mod shard;
 pub mod sink;
 
+// in this order, a file each
+mod channels;
+mod socket;
+
+pub mod shard;
+
 pub mod accept;
+
+pub mod worker;
 
 pub mod http;
 pub mod server;

@@ -1,9 +1,20 @@
 //! What decides at the edge: pure. No clock, no randomness, no IO; frames in, outputs out.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod answer;
+pub mod connection;
+pub mod frame;
+pub mod handshake;
 mod limits;
+pub mod outbound;
+mod pending;
+mod rate;
 pub mod resend;
 mod time;
+pub mod timers;
+mod utf8;
 
+pub use answer::{Answer, switching_protocols};
 pub use limits::{ASSEMBLY_TIMEOUT, CLOSE_TIMEOUT, CONTROL_RATE, FRAGMENTS_MAX, Limits, Rate};
+pub use pending::Registration;
 pub use time::Millis;

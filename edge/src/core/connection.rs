@@ -1,0 +1,474 @@
+//! Steps 2 and 20 of the walk, pure: one connection's life from its complete request to its end. Bytes, deliveries and time go
+//! in; records to append come out, and bytes to send wait in [`Connection::outbound`].
+//!
+//! Whatever happens, `Closed` comes out exactly once, and no `Message` after it.
+
+mod deadlines;
+
+use trunkline_proto::{
+    CloseCode,
+    close::code_of,
+    v1::{self, CloseCause, MessageKind},
+};
+
+use super::{
+    Answer, Limits, Millis,
+    frame::{Frame, FrameReader, Received, Violation, cut_reason},
+    limits::{CLOSE_TIMEOUT, CONTROL_RATE},
+    outbound::Outbound,
+    pending::{Pending, Registration},
+    rate::Bucket,
+};
+use crate::metrics::HandshakeOutcome;
+
+/// What the driver has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output<'a> {
+    /// Append MessageReceived.
+    Message(MessageKind, &'a [u8]),
+    /// The end, decided: append ConnectionClosed if `record`. The socket may live on for the close handshake.
+    Closed {
+        /// As recorded.
+        code: CloseCode,
+        /// As recorded, at most 123 bytes.
+        reason: &'a str,
+        /// As recorded.
+        cause: CloseCause,
+        /// Whether to append it: brokers write it themselves for a lost incarnation.
+        record: bool,
+        /// Whether it had its 101.
+        was_open: bool,
+    },
+    /// The request has its answer: 101 or a refusal waits to be sent.
+    Answered(HandshakeOutcome),
+}
+
+/// Whether a delivery was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// It waits to be sent.
+    Taken,
+    /// The connection ends: nothing more is sent to it.
+    Ignored,
+    /// Too much is unsent. Try to send, then call [`Connection::handle_delivery`].
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No 101 yet.
+    Pending,
+    Open,
+    /// Our close frame is on its way; the client's is awaited.
+    Closing,
+    /// All is said: send what waits, shut down, wait for the client to close TCP. What it still sends is thrown away: a socket
+    /// dropped with unread bytes would reset the connection before the client has read our close frame.
+    Lingering,
+    Over,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    phase: Phase,
+    is_recorded: bool,
+    /// The brokers write the close record.
+    is_abandoned: bool,
+    /// The socket takes no bytes for now.
+    is_blocked: bool,
+    reader: FrameReader,
+    outbound: Outbound,
+    pending: Option<Box<Pending>>,
+    /// Reading is paused since.
+    paused: Option<Millis>,
+    opened: Millis,
+    /// The client's last sign of life.
+    heard: Millis,
+    /// Its last message.
+    messaged: Millis,
+    /// A ping that nothing has answered.
+    pinged: Option<Millis>,
+    /// The unfinished message began.
+    assembling: Option<Millis>,
+    /// The edge drains: close then.
+    drain: Option<(Millis, CloseCause)>,
+    /// The close handshake ends then, one way or the other.
+    ends: Millis,
+    messages: Bucket,
+    controls: Bucket,
+}
+
+/// Why reading ends.
+enum Stop {
+    Violation(Violation),
+    Flood(&'static str),
+    Close(CloseCode, String),
+}
+
+impl Connection {
+    /// A connection whose request is complete and whose ConnectionOpened is on its way.
+    pub fn new(now: Millis, limits: &Limits, registration: Registration) -> Self {
+        let pending = Pending::new(registration, now + limits.registration_timeout);
+        Self {
+            phase: Phase::Pending,
+            is_recorded: false,
+            is_abandoned: false,
+            is_blocked: false,
+            reader: FrameReader::default(),
+            outbound: Outbound::default(),
+            pending: Some(Box::new(pending)),
+            paused: None,
+            opened: now,
+            heard: now,
+            messaged: now,
+            pinged: None,
+            assembling: None,
+            drain: None,
+            ends: now,
+            messages: Bucket::default(),
+            controls: Bucket::default(),
+        }
+    }
+
+    /// Whether it has its 101 and no end yet.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether the socket is to be read: open ones for messages, pending ones to see that the client is there, ending ones to
+    /// throw away what comes. Of an abandoned one nothing could be recorded.
+    pub fn wants_bytes(&self) -> bool {
+        match self.phase {
+            Phase::Open => !self.is_abandoned,
+            Phase::Pending | Phase::Closing | Phase::Lingering => true,
+            Phase::Over => false,
+        }
+    }
+
+    /// Whether the socket takes no bytes for now, as far as is known.
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// Whether the socket may be dropped.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// Whether the socket's sending side is to be shut down: all is said and sent.
+    pub fn wants_shutdown(&self) -> bool {
+        self.phase == Phase::Lingering && self.outbound.is_empty()
+    }
+
+    /// What waits to be sent.
+    pub fn outbound(&self) -> &Outbound {
+        &self.outbound
+    }
+
+    /// Bytes of unfinished messages kept.
+    pub fn kept_bytes(&self) -> usize {
+        self.reader.kept_bytes()
+    }
+
+    /// Bytes have come; they are unmasked in place.
+    pub fn handle_bytes(&mut self, now: Millis, limits: &Limits, bytes: &mut [u8], out: &mut impl FnMut(Output<'_>)) {
+        match self.phase {
+            Phase::Open if self.is_abandoned => {}
+            Phase::Open => self.read(now, limits, bytes, out),
+            Phase::Closing => self.await_close(limits, bytes),
+            Phase::Pending => self.refuse(
+                now,
+                &Answer::bad_request("bytes were sent before the handshake was complete"),
+                HandshakeOutcome::Refused,
+                (CloseCode::ABNORMAL, "bytes before the handshake was complete", CloseCause::ProtocolError),
+                out,
+            ),
+            Phase::Lingering | Phase::Over => {}
+        }
+    }
+
+    fn read(&mut self, now: Millis, limits: &Limits, bytes: &mut [u8], out: &mut impl FnMut(Output<'_>)) {
+        self.heard = now;
+        self.pinged = None;
+        let (mut at, mut messages) = (0, 0u32);
+        let stop = loop {
+            match self.reader.next(bytes, &mut at, limits.max_message) {
+                Ok(None) => break None,
+                Ok(Some(Received::Message(kind, payload))) => {
+                    if !self.messages.take(now, limits.messages) {
+                        break Some(Stop::Flood("too many messages"));
+                    }
+                    messages += 1;
+                    out(Output::Message(kind, payload));
+                }
+                Ok(Some(Received::Close(code, reason))) => break Some(Stop::Close(code, reason.to_owned())),
+                Ok(Some(Received::Ping(_) | Received::Pong(_))) if !self.controls.take(now, CONTROL_RATE) => {
+                    break Some(Stop::Flood("too many control frames"));
+                }
+                Ok(Some(Received::Ping(payload))) => self.outbound.push_pong(&Frame::pong(payload), self.is_blocked),
+                Ok(Some(Received::Pong(_))) => {}
+                Err(violation) => break Some(Stop::Violation(violation)),
+            }
+        };
+        if messages > 0 {
+            self.messaged = now;
+        }
+        self.assembling = match (self.reader.is_mid_message(), self.assembling) {
+            (false, _) => None,
+            (true, Some(since)) if messages == 0 => Some(since),
+            (true, _) => Some(now),
+        };
+        if let Some(stop) = stop {
+            self.stop(now, stop, out);
+        }
+    }
+
+    fn stop(&mut self, now: Millis, stop: Stop, out: &mut impl FnMut(Output<'_>)) {
+        match stop {
+            Stop::Violation(violation) => {
+                self.fail(now, violation.code(), violation.reason(), violation.cause(), out);
+            }
+            Stop::Flood(reason) => self.fail(now, CloseCode::POLICY, reason, CloseCause::RateLimited, out),
+            Stop::Close(code, reason) => {
+                self.record(code, &reason, CloseCause::Client, out);
+                self.outbound.push(&Frame::close(code, ""));
+                self.linger(now);
+            }
+        }
+    }
+
+    /// The close handshake: anything but the client's close frame is ignored.
+    fn await_close(&mut self, limits: &Limits, bytes: &mut [u8]) {
+        let mut at = 0;
+        loop {
+            match self.reader.next(bytes, &mut at, limits.max_message) {
+                Ok(None) => return,
+                Ok(Some(Received::Close(..))) | Err(_) => break,
+                Ok(Some(_)) => {}
+            }
+        }
+        self.reader.discard();
+        self.phase = Phase::Lingering;
+    }
+
+    /// The client has closed its side, or the socket has failed.
+    pub fn handle_gone(&mut self, out: &mut impl FnMut(Output<'_>)) {
+        if self.phase == Phase::Pending {
+            out(Output::Answered(HandshakeOutcome::Abandoned));
+        }
+        if matches!(self.phase, Phase::Pending | Phase::Open) {
+            self.record(CloseCode::ABNORMAL, "", CloseCause::ClientVanished, out);
+        }
+        self.end();
+    }
+
+    /// ConnectionOpened is applied; or never will be, because the edge has lost its incarnation or ends.
+    pub fn handle_opened(&mut self, now: Millis, is_applied: bool, out: &mut impl FnMut(Output<'_>)) {
+        if is_applied {
+            return self.progress(now, Pending::applied, out);
+        }
+        self.is_abandoned = true;
+        if self.phase == Phase::Pending {
+            self.refuse_unavailable(now, CloseCause::EdgeLost, out);
+        }
+    }
+
+    /// The handler lets it in.
+    pub fn handle_accepted(&mut self, now: Millis, accepted: v1::ConnectionAccepted, out: &mut impl FnMut(Output<'_>)) {
+        self.progress(now, |pending| pending.accepted(accepted), out);
+    }
+
+    /// The handler does not let it in.
+    pub fn handle_rejected(&mut self, now: Millis, rejected: v1::ConnectionRejected, out: &mut impl FnMut(Output<'_>)) {
+        if self.phase == Phase::Pending {
+            let answer = Answer::rejected(rejected.status, rejected.body);
+            let closed = (CloseCode::ABNORMAL, "", CloseCause::Rejected);
+            self.refuse(now, &answer, HandshakeOutcome::Rejected, closed, out);
+        }
+    }
+
+    /// It is in this channel.
+    pub fn handle_joined(&mut self, now: Millis, channel: &str, out: &mut impl FnMut(Output<'_>)) {
+        self.progress(now, |pending| pending.joined(channel), out);
+    }
+
+    /// Something a pending connection waits for has come.
+    fn progress(&mut self, now: Millis, step: impl FnOnce(&mut Pending), out: &mut impl FnMut(Output<'_>)) {
+        let Some(pending) = &mut self.pending else { return };
+        step(pending);
+        let Some(answer) = pending.answer() else { return };
+        self.pending = None;
+        self.phase = Phase::Open;
+        (self.opened, self.heard, self.messaged) = (now, now, now);
+        // deliveries that came meanwhile follow it
+        self.outbound.push_answer(answer);
+        out(Output::Answered(HandshakeOutcome::Accepted));
+    }
+
+    /// Takes a delivery if there is room.
+    pub fn offer(&mut self, limits: &Limits, frame: &Frame) -> Offer {
+        if !matches!(self.phase, Phase::Pending | Phase::Open) {
+            return Offer::Ignored;
+        }
+        if !self.outbound.is_empty() && self.outbound.bytes() + frame.len() > limits.max_queue {
+            return Offer::Full;
+        }
+        self.outbound.push(frame);
+        Offer::Taken
+    }
+
+    /// Takes a delivery, or closes a consumer that is too slow for it. What it has not been sent is dropped.
+    pub fn handle_delivery(
+        &mut self,
+        now: Millis,
+        limits: &Limits,
+        frame: &Frame,
+        out: &mut impl FnMut(Output<'_>),
+    ) -> Offer {
+        let offer = self.offer(limits, frame);
+        if offer != Offer::Full {
+            return offer;
+        }
+        let cause = CloseCause::SlowConsumer;
+        if self.phase == Phase::Pending {
+            self.refuse_unavailable(now, cause, out);
+        } else {
+            self.outbound.drop_unsent_frames();
+            self.fail(now, code_of(cause), "too slow", cause, out);
+        }
+        Offer::Full
+    }
+
+    /// Somebody on our side wants it closed: a handler, an operator, a drain.
+    pub fn handle_close(
+        &mut self,
+        now: Millis,
+        code: CloseCode,
+        reason: &str,
+        cause: CloseCause,
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        match self.phase {
+            Phase::Open => self.close(now, code, reason, cause, out),
+            Phase::Pending if cause == CloseCause::Handler => self.refuse(
+                now,
+                &Answer::new(403, "the connection was closed before it was open"),
+                HandshakeOutcome::Rejected,
+                (code, reason, cause),
+                out,
+            ),
+            Phase::Pending => self.refuse_unavailable(now, cause, out),
+            Phase::Closing | Phase::Lingering | Phase::Over => {}
+        }
+    }
+
+    /// The edge drains or has lost its incarnation: close at that time. Without `record` nothing more is recorded, from now on.
+    pub fn handle_drain(&mut self, at: Millis, cause: CloseCause, record: bool) {
+        if matches!(self.phase, Phase::Pending | Phase::Open) {
+            self.is_abandoned |= !record;
+            self.drain = Some((at, cause));
+        }
+    }
+
+    /// Overload on our side: close and say "try later".
+    pub fn handle_overload(&mut self, now: Millis, reason: &'static str, out: &mut impl FnMut(Output<'_>)) {
+        if self.phase == Phase::Open {
+            self.fail(now, CloseCode::TRY_LATER, reason, CloseCause::RateLimited, out);
+        }
+    }
+
+    /// The socket has taken so many bytes.
+    pub fn handle_sent(&mut self, now: Millis, bytes: usize) {
+        self.outbound.advance(bytes);
+        // after a full send buffer, room means that the client's TCP has acknowledged something
+        if bytes > 0 && std::mem::take(&mut self.is_blocked) {
+            self.pinged = self.pinged.map(|_| now);
+        }
+    }
+
+    /// The socket takes nothing for now.
+    pub fn handle_blocked(&mut self) {
+        self.is_blocked = true;
+    }
+
+    /// Closes by our own wish, and waits for the client's answer.
+    fn close(
+        &mut self,
+        now: Millis,
+        code: CloseCode,
+        reason: &str,
+        cause: CloseCause,
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        self.record(code, reason, cause, out);
+        self.outbound.push(&Frame::close(code, reason));
+        self.phase = Phase::Closing;
+        self.ends = now + CLOSE_TIMEOUT;
+    }
+
+    /// Closes because the client is at fault: no answer is awaited.
+    fn fail(
+        &mut self,
+        now: Millis,
+        code: CloseCode,
+        reason: &str,
+        cause: CloseCause,
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        self.record(code, reason, cause, out);
+        self.outbound.push(&Frame::close(code, reason));
+        self.linger(now);
+    }
+
+    /// Answers a pending request with a refusal. Deliveries that wait are dropped.
+    fn refuse(
+        &mut self,
+        now: Millis,
+        answer: &Answer,
+        outcome: HandshakeOutcome,
+        (code, reason, cause): (CloseCode, &str, CloseCause),
+        out: &mut impl FnMut(Output<'_>),
+    ) {
+        self.outbound = Outbound::default();
+        self.outbound.push_answer(answer.to_bytes());
+        self.record(code, reason, cause, out);
+        self.linger(now);
+        out(Output::Answered(outcome));
+    }
+
+    fn refuse_unavailable(&mut self, now: Millis, cause: CloseCause, out: &mut impl FnMut(Output<'_>)) {
+        let answer = Answer::unavailable("no connections are taken for now", 2);
+        self.refuse(now, &answer, HandshakeOutcome::Unavailable, (code_of(cause), "", cause), out);
+    }
+
+    fn record(&mut self, code: CloseCode, reason: &str, cause: CloseCause, out: &mut impl FnMut(Output<'_>)) {
+        let was_open = self.phase == Phase::Open;
+        if !std::mem::replace(&mut self.is_recorded, true) {
+            out(Output::Closed { code, reason: cut_reason(reason), cause, record: !self.is_abandoned, was_open });
+        }
+    }
+
+    fn linger(&mut self, now: Millis) {
+        self.phase = Phase::Lingering;
+        self.ends = now + CLOSE_TIMEOUT;
+        self.pending = None;
+        self.reader.discard();
+    }
+
+    fn end(&mut self) {
+        self.phase = Phase::Over;
+        self.pending = None;
+        self.reader.discard();
+        self.outbound = Outbound::default();
+    }
+}
+
+/// The code on the wire when the edge closes by itself: a lost incarnation is recorded as 1006 by the brokers, but the client
+/// is told to come back.
+fn code_of_wire(cause: CloseCause) -> CloseCode {
+    if cause == CloseCause::EdgeLost { CloseCode::RESTART } else { code_of(cause) }
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

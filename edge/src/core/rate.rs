@@ -1,0 +1,40 @@
+//! A token bucket in eight bytes (the generic cell rate algorithm).
+
+use super::{Millis, Rate};
+
+/// What one client has used up of a [`Rate`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bucket {
+    /// When it will be full again, in microseconds.
+    full_at: u64,
+}
+
+impl Bucket {
+    /// Takes one; `false` if the client is too fast.
+    pub(crate) fn take(&mut self, now: Millis, rate: Rate) -> bool {
+        let Some(interval) = 1_000_000u64.checked_div(u64::from(rate.per_second)) else { return true };
+        let now = now.0.saturating_mul(1000);
+        let full_at = self.full_at.max(now).saturating_add(interval);
+        if full_at - now > interval.saturating_mul(u64::from(rate.burst.max(1))) {
+            return false;
+        }
+        self.full_at = full_at;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn burst_then_rate() {
+        let (mut bucket, rate) = (Bucket::default(), Rate { per_second: 10, burst: 30 });
+        let taken = |bucket: &mut Bucket, now| (0..100).filter(|_| bucket.take(Millis(now), rate)).count();
+        assert_eq!(taken(&mut bucket, 5000), 30);
+        assert_eq!(taken(&mut bucket, 5099), 0);
+        assert_eq!(taken(&mut bucket, 6000), 10);
+        assert_eq!(taken(&mut bucket, 60_000), 30);
+        assert!((0..1000).all(|_| bucket.take(Millis(0), Rate::UNBOUNDED)));
+    }
+}
