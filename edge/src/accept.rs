@@ -112,13 +112,12 @@ fn retry_after() -> u32 {
 
 async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, peer: SocketAddr, on_loopback: bool) {
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-    let (head, got_bytes) = match timeout_at(deadline, read_head(&stream)).await {
-        Ok(Ok(read)) => read,
+    let head = match timeout_at(deadline, read_head(&stream)).await {
+        Ok(Ok(head)) => head,
         // nobody is there to be answered
         Ok(Err(_)) => return shard.unmatched.handshake(HandshakeOutcome::Abandoned),
-        Err(_) => (Head::Answer(Answer::new(408, "the request took longer than 10 s")), true),
+        Err(_) => Head::Answer(Answer::new(408, "the request took longer than 10 s")),
     };
-    debug_assert!(got_bytes);
     let (answer, outcome, api) = match head {
         Head::Upgrade(upgrade) => match admit(shard, &upgrade, on_loopback) {
             Ok((api, parameters)) => return open(shard, stream, peer, *upgrade, api, parameters),
@@ -129,10 +128,11 @@ async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, p
     };
     api.map_or(&shard.unmatched, |api| &api.metrics).handshake(outcome);
     // a client that does not read it is left alone
-    let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, refuse(&mut stream, &answer)).await;
+    // boxed: its buffer must not be part of every handshake
+    let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, Box::pin(refuse(&mut stream, &answer))).await;
 }
 
-async fn read_head(stream: &TcpStream) -> io::Result<(Head, bool)> {
+async fn read_head(stream: &TcpStream) -> io::Result<Head> {
     let mut reader = HeadReader::default();
     loop {
         stream.readable().await?;
@@ -142,7 +142,7 @@ async fn read_head(stream: &TcpStream) -> io::Result<(Head, bool)> {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(length) => match reader.feed(&buffer[..length]) {
                 Head::More => {}
-                head => return Ok((head, true)),
+                head => return Ok(head),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),

@@ -52,7 +52,9 @@ impl Api {
     /// Takes a place for one connection; `false` if all are taken.
     pub(crate) fn take_place(&self) -> bool {
         let most = self.config.max_connections;
-        self.connections.try_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < most).then_some(live + 1)).is_ok()
+        self.connections
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < most).then_some(live + 1))
+            .is_ok()
     }
 
     /// Gives it back.
@@ -68,6 +70,9 @@ impl Api {
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Api").field("name", &self.name()).field("connections", &self.connections()).finish_non_exhaustive()
+        f.debug_struct("Api")
+            .field("name", &self.name())
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
     }
 }

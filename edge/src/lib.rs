@@ -18,9 +18,11 @@ pub mod link;
 
 pub mod sink;
 
+// in this order, a file each
 mod channels;
-pub mod shard;
 mod socket;
+
+pub mod shard;
 
 pub mod accept;
 

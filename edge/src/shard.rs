@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use slab::Slab;
 use tokio::sync::Notify;
@@ -23,12 +24,7 @@ pub use crate::inbox::{SHARD_INBOX_MAX, ShardGone, ShardHandle, ShardInbox, Shar
 use crate::{
     api::Api,
     channels::{ChannelIndex, Members, Memberships},
-    core::{
-        Millis,
-        connection::{Offer, Output},
-        frame::Frame,
-        timers::TimerWheel,
-    },
+    core::{Millis, connection::Offer, frame::Frame, timers::TimerWheel},
     metrics::{ApiMetrics, SocketMetrics},
     sink::RecordSink,
     socket::{Polled, Socket, Surroundings},
@@ -40,6 +36,9 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Most sockets written to before others have their turn: at 7 µs a write, about 2 ms.
 const FLUSHES_MAX: usize = 256;
+
+/// A fit value of [`ShardOptions::handshakes_max`]: an idle stranger costs about 1 KiB and a file descriptor for ten seconds.
+pub const HANDSHAKES_MAX: usize = 8192;
 
 /// What a shard is made of, besides its sockets.
 #[derive(Clone, Debug)]
@@ -85,6 +84,10 @@ struct State {
     dirty: Vec<u32>,
     /// Slots whose reading is paused.
     paused: Vec<u32>,
+    /// Deliveries not counted yet, all of one API: counters are shared by the shards.
+    delivered: Option<(Arc<Api>, u64)>,
+    /// Whom a publish is for; kept for its memory only.
+    members: Vec<u32>,
     /// Bytes of unfinished messages over all sockets.
     kept_bytes: usize,
     next_generation: u32,
@@ -121,6 +124,8 @@ impl<S: RecordSink> Shard<S> {
                 buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
                 dirty: Vec::new(),
                 paused: Vec::new(),
+                delivered: None,
+                members: Vec::new(),
                 kept_bytes: 0,
                 next_generation: 0,
             }),
@@ -154,7 +159,7 @@ impl<S: RecordSink> Shard<S> {
         tokio::task::spawn_local(self.serve(slot, generation));
     }
 
-    /// A socket's task: three words, woken by the socket or by who has queued what it does not take.
+    /// A socket's task: a few words, woken by the socket or by who has queued what it does not take.
     pub(crate) fn serve(self: &Rc<Self>, slot: u32, generation: u32) -> impl Future<Output = ()> + use<S> {
         let shard = Rc::clone(self);
         std::future::poll_fn(move |cx| shard.poll_socket(slot, generation, cx))
@@ -199,8 +204,7 @@ impl<S: RecordSink> Shard<S> {
         state.timers.advance(around.now, &mut due);
         for slot in due {
             let Some(socket) = state.sockets.get(slot) else { continue };
-            let api = Arc::clone(&socket.api);
-            socket.drive(&around, |core, mut out| core.handle_timer(around.now, &api.limits, &mut out));
+            socket.drive(&around, |core, limits, mut out| core.handle_timer(around.now, limits, &mut out));
             socket.flush_now(&around);
             state.settle(slot, &around);
         }
@@ -226,11 +230,14 @@ impl<S: RecordSink> Shard<S> {
                     state.settle(slot, &around);
                 }
             }
-            ShardInput::StopAccepting => {
-                self.is_accepting.set(false);
-                self.stops_accepting.notify_one();
-            }
+            ShardInput::StopAccepting => self.stop_accepting(),
         }
+    }
+
+    /// No new sockets from now on.
+    pub(crate) fn stop_accepting(&self) {
+        self.is_accepting.set(false);
+        self.stops_accepting.notify_one();
     }
 
     fn deliver(&self, state: &mut State, around: &Surroundings<'_, S>, record: &Record) {
@@ -253,6 +260,7 @@ impl<S: RecordSink> Shard<S> {
             {
                 let around = self.around();
                 let state = &mut *self.state.borrow_mut();
+                count_delivered(state.delivered.take());
                 let count = state.dirty.len().min(FLUSHES_MAX);
                 // the order is kept: members are walked as they lie in memory
                 let chunk: Vec<u32> = state.dirty.drain(..count).collect();
@@ -270,6 +278,9 @@ impl<S: RecordSink> Shard<S> {
 
     /// Notes how long the newest of these deliveries took from applied to written.
     pub(crate) fn note_delay(&self, deliveries: &Deliveries) {
+        if deliveries.deliveries.is_empty() {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let delay = now.saturating_sub(Duration::from_micros(deliveries.applied_at.0));
         self.metrics.delivery_seconds.record(delay.as_secs_f64());
@@ -303,7 +314,9 @@ impl State {
             self.kept_bytes = self.kept_bytes - socket.kept_bytes + kept;
             socket.kept_bytes = kept;
             if self.kept_bytes > KEPT_BYTES_MAX && kept > 0 {
-                socket.drive(around, |core, mut out| core.handle_overload(around.now, "too many unfinished messages", &mut out));
+                socket.drive(around, |core, _, mut out| {
+                    core.handle_overload(around.now, "too many unfinished messages", &mut out);
+                });
                 self.kept_bytes = self.kept_bytes - socket.kept_bytes + socket.core.kept_bytes();
                 socket.kept_bytes = socket.core.kept_bytes();
                 socket.flush_now(around);
@@ -338,29 +351,30 @@ impl State {
     /// A publish, to whoever of this shard it is for.
     fn publish<S: RecordSink>(&mut self, record: &Record, around: &Surroundings<'_, S>) -> Result<(), RecordError> {
         let published: v1::Published = record.decode()?;
-        let to_api = published.channel.is_empty();
-        let members: Vec<u32> = if to_api {
+        let mut members = std::mem::take(&mut self.members);
+        if published.channel.is_empty() {
             let is_of = |socket: &Socket| socket.api.name() == published.api;
-            self.sockets.0.iter().filter(|(_, socket)| is_of(socket)).map(|(slot, _)| slot as u32).collect()
+            members.extend(self.sockets.0.iter().filter(|(_, socket)| is_of(socket)).map(|(slot, _)| slot as u32));
         } else {
-            self.channels.members(&published.channel).to_vec()
-        };
-        if members.is_empty() {
-            return Ok(());
+            members.extend_from_slice(self.channels.members(&published.channel));
         }
-        let frame = Frame::message(kind_of(published.kind), &published.payload);
-        let except: BTreeSet<u32> = published
-            .except
-            .iter()
-            .filter_map(|id| ConnectionId::from_slice(id).ok())
-            .filter_map(|id| self.by_id.get(&id).copied())
-            .collect();
-        for slot in members {
-            if except.is_empty() || !except.contains(&slot) {
-                self.queue(slot, &frame, around);
+        if !members.is_empty() {
+            let frame = Frame::message(kind_of(published.kind), &published.payload);
+            let except = self.slots_of(&published.except);
+            for slot in &members {
+                if except.is_empty() || !except.contains(slot) {
+                    self.queue(*slot, &frame, around);
+                }
             }
         }
+        members.clear();
+        self.members = members;
         Ok(())
+    }
+
+    fn slots_of(&self, connections: &[Bytes]) -> BTreeSet<u32> {
+        let ids = connections.iter().filter_map(|id| ConnectionId::from_slice(id).ok());
+        ids.filter_map(|id| self.by_id.get(&id).copied()).collect()
     }
 
     /// Queues a frame; a socket that has too much unsent gets one chance to take some.
@@ -369,12 +383,18 @@ impl State {
         let mut offer = socket.core.offer(&socket.api.limits, frame);
         if offer == Offer::Full {
             socket.flush_now(around);
-            let api = Arc::clone(&socket.api);
-            offer = socket.drive(around, |core, mut out| core.handle_delivery(around.now, &api.limits, frame, &mut out));
+            offer =
+                socket.drive(around, |core, limits, mut out| core.handle_delivery(around.now, limits, frame, &mut out));
         }
         match offer {
             Offer::Ignored => return,
-            Offer::Taken => socket.api.metrics.deliveries.increment(1),
+            Offer::Taken => match &mut self.delivered {
+                Some((api, count)) if Arc::ptr_eq(api, &socket.api) => *count += 1,
+                other => {
+                    let before = other.replace((Arc::clone(&socket.api), 1));
+                    count_delivered(before);
+                }
+            },
             // its close frame waits
             Offer::Full => {}
         }
@@ -382,10 +402,9 @@ impl State {
     }
 
     fn mark_dirty(&mut self, slot: u32) {
-        if let Some(socket) = self.sockets.get(slot) {
-            if !std::mem::replace(&mut socket.is_dirty, true) {
-                self.dirty.push(slot);
-            }
+        let Some(socket) = self.sockets.get(slot) else { return };
+        if !std::mem::replace(&mut socket.is_dirty, true) {
+            self.dirty.push(slot);
         }
     }
 
@@ -407,22 +426,22 @@ impl State {
                 let close: v1::CloseRequested = record.decode()?;
                 let code = u16::try_from(close.code).map(CloseCode).ok().filter(|code| code.may_be_requested());
                 let code = code.unwrap_or(CloseCode::NORMAL);
-                socket.drive(around, |core, mut out| {
+                socket.drive(around, |core, _, mut out| {
                     core.handle_close(now, code, &close.reason, CloseCause::Handler, &mut out);
                 });
             }
             RecordKind::ConnectionAccepted => {
                 let accepted = record.decode()?;
-                socket.drive(around, |core, mut out| core.handle_accepted(now, accepted, &mut out));
+                socket.drive(around, |core, _, mut out| core.handle_accepted(now, accepted, &mut out));
             }
             RecordKind::ConnectionRejected => {
                 let rejected = record.decode()?;
-                socket.drive(around, |core, mut out| core.handle_rejected(now, rejected, &mut out));
+                socket.drive(around, |core, _, mut out| core.handle_rejected(now, rejected, &mut out));
             }
             RecordKind::ChannelJoined => {
                 let joined: v1::ChannelJoined = record.decode()?;
                 self.channels.join(&joined.channel, slot, &mut socket.channels);
-                socket.drive(around, |core, mut out| core.handle_joined(now, &joined.channel, &mut out));
+                socket.drive(around, |core, _, mut out| core.handle_joined(now, &joined.channel, &mut out));
             }
             RecordKind::ChannelLeft => {
                 let left: v1::ChannelLeft = record.decode()?;
@@ -435,6 +454,29 @@ impl State {
     }
 }
 
+fn count_delivered(delivered: Option<(Arc<Api>, u64)>) {
+    if let Some((api, count)) = delivered {
+        api.metrics.deliveries.increment(count);
+    }
+}
+
 fn kind_of(kind: i32) -> MessageKind {
     if kind == MessageKind::Text as i32 { MessageKind::Text } else { MessageKind::Binary }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::ApiConfig, uplink};
+
+    #[test]
+    fn idle_connection_is_small() {
+        // DESIGN 9: at most 1.1 KiB with tokio's own parts (a task of 256 bytes, an IO registration of 256)
+        assert!(size_of::<Socket>() <= 512, "{}", size_of::<Socket>());
+        let apis: Arc<[Arc<Api>]> = Arc::new([Arc::new(Api::new(ApiConfig::new("a", "/a".parse().unwrap())))]);
+        let options = ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, handshakes_max: HANDSHAKES_MAX };
+        let count = trunkline_proto::PartitionCount::new(1).unwrap();
+        let shard = Rc::new(Shard::new(options, uplink::Handle::new(count, 1, 1 << 20)));
+        assert!(size_of_val(&shard.serve(0, 0)) <= 32);
+    }
 }

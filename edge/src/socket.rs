@@ -24,7 +24,7 @@ use crate::{
     api::Api,
     channels::Memberships,
     core::{
-        Millis,
+        Limits, Millis,
         connection::{Connection, Output},
         outbound::SLICES_MAX,
     },
@@ -104,11 +104,27 @@ impl Socket {
     pub(crate) fn drive<S: RecordSink, T>(
         &mut self,
         around: &Surroundings<'_, S>,
-        step: impl FnOnce(&mut Connection, &mut dyn FnMut(Output<'_>)) -> T,
+        step: impl FnOnce(&mut Connection, &Limits, &mut dyn FnMut(Output<'_>)) -> T,
     ) -> T {
         let (connection, api) = (self.connection, &*self.api);
-        let mut out = |output: Output<'_>| carry_out(around, connection, api, output);
-        step(&mut self.core, &mut out)
+        // counted once for many: the counters are shared by the shards
+        let (mut messages, mut bytes) = (0u64, 0u64);
+        let mut out = |output: Output<'_>| match output {
+            Output::Message(kind, payload) => {
+                messages += 1;
+                bytes += payload.len() as u64;
+                around
+                    .sink
+                    .append(connection, |out| encode_message_received(out, connection, api.name(), kind, payload));
+            }
+            other => carry_out(around, connection, api, &other),
+        };
+        let result = step(&mut self.core, &api.limits, &mut out);
+        if messages > 0 {
+            api.metrics.messages_received.increment(messages);
+            around.metrics.bytes_received.increment(bytes);
+        }
+        result
     }
 
     /// Wakes the socket's task.
@@ -142,7 +158,7 @@ impl Socket {
             self.opened = None;
             // a sender that was dropped never will say
             let is_applied = matches!(result, Ok(Ok(())));
-            self.drive(around, |core, mut out| core.handle_opened(around.now, is_applied, &mut out));
+            self.drive(around, |core, _, mut out| core.handle_opened(around.now, is_applied, &mut out));
         }
     }
 
@@ -168,9 +184,10 @@ impl Socket {
             match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
                 Poll::Pending => return Polled::Waiting,
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                    let api = Arc::clone(&self.api);
                     let filled = read.filled_mut();
-                    self.drive(around, |core, mut out| core.handle_bytes(around.now, &api.limits, filled, &mut out));
+                    self.drive(around, |core, limits, mut out| core.handle_bytes(around.now, limits, filled, &mut out));
+                    // before the next read may find that the client has closed
+                    self.flush(around);
                 }
                 Poll::Ready(Ok(()) | Err(_)) => self.gone(around),
             }
@@ -204,9 +221,7 @@ impl Socket {
     /// Sends what waits, as far as the socket takes it.
     fn flush<S: RecordSink>(&mut self, around: &Surroundings<'_, S>) {
         while !self.core.outbound().is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let count = self.core.outbound().slices(&mut slices);
-            match self.stream.try_write_vectored(&slices[..count]) {
+            match self.try_write() {
                 Ok(sent) => self.core.handle_sent(around.now, sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.core.handle_blocked();
@@ -217,6 +232,15 @@ impl Socket {
             }
         }
         self.shut(around);
+    }
+
+    fn try_write(&self) -> io::Result<usize> {
+        if let Some(bytes) = self.core.outbound().single() {
+            return self.stream.try_write(bytes);
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = self.core.outbound().slices(&mut slices);
+        self.stream.try_write_vectored(&slices[..count])
     }
 
     /// Once all is said and sent, the client hears it from TCP too (RFC 6455 §7.1.1: the server closes first).
@@ -232,18 +256,14 @@ impl Socket {
     }
 
     fn gone<S: RecordSink>(&mut self, around: &Surroundings<'_, S>) {
-        self.drive(around, |core, mut out| core.handle_gone(&mut out));
+        self.drive(around, |core, _, mut out| core.handle_gone(&mut out));
     }
 }
 
-/// Carries out what the core has decided.
-fn carry_out<S: RecordSink>(around: &Surroundings<'_, S>, connection: ConnectionId, api: &Api, output: Output<'_>) {
-    match output {
-        Output::Message(kind, payload) => {
-            api.metrics.messages_received.increment(1);
-            around.metrics.bytes_received.increment(payload.len() as u64);
-            around.sink.append(connection, |out| encode_message_received(out, connection, api.name(), kind, payload));
-        }
+/// Carries out what the core has decided, but for messages.
+fn carry_out<S: RecordSink>(around: &Surroundings<'_, S>, connection: ConnectionId, api: &Api, output: &Output<'_>) {
+    match *output {
+        Output::Message(..) => {}
         Output::Closed { code, reason, cause, record, was_open } => {
             if record {
                 let closed =

@@ -36,34 +36,15 @@ pub async fn run<S: RecordSink>(
         tokio::task::spawn_local(watch_pauses(Rc::clone(&shard))),
     ];
     while let Some(first) = inbox.inputs.recv().await {
-        let mut inputs = vec![first];
-        let mut deliveries = 0;
-        loop {
-            if let Some(input) = inputs.last() {
-                deliveries += size_of_input(input);
-                shard.handle(input);
-            }
-            match inbox.inputs.try_recv() {
-                Ok(input) if inputs.len() < INPUTS_MAX && deliveries < DELIVERIES_MAX => inputs.push(input),
-                Ok(input) => {
-                    // over the bound by one: it is sent with the rest
-                    shard.handle(&input);
-                    inputs.push(input);
-                    break;
-                }
-                Err(_) => break,
-            }
-        }
+        let inputs = take_turn(&shard, first, &mut inbox);
         shard.flush().await;
         for input in &inputs {
             if let ShardInput::Deliveries(_, deliveries) = input {
-                if !deliveries.deliveries.is_empty() {
-                    shard.note_delay(deliveries);
-                }
+                shard.note_delay(deliveries);
             }
         }
     }
-    shard.is_accepting.set(false);
+    shard.stop_accepting();
     shard.until_empty().await;
     for helper in helpers {
         helper.abort();
@@ -71,11 +52,20 @@ pub async fn run<S: RecordSink>(
     Ok(())
 }
 
-fn size_of_input(input: &ShardInput) -> usize {
-    match input {
-        ShardInput::Deliveries(_, deliveries) => deliveries.deliveries.len(),
-        ShardInput::Unlogged(_) | ShardInput::CloseAll { .. } | ShardInput::StopAccepting => 1,
+/// Takes an input and those that wait behind it, up to a bound.
+fn take_turn<S: RecordSink>(shard: &Shard<S>, first: ShardInput, inbox: &mut ShardInbox) -> Vec<ShardInput> {
+    let (mut inputs, mut next, mut deliveries) = (Vec::new(), Some(first), 0);
+    while let Some(input) = next.take() {
+        shard.handle(&input);
+        if let ShardInput::Deliveries(_, taken) = &input {
+            deliveries += taken.deliveries.len();
+        }
+        inputs.push(input);
+        if inputs.len() < INPUTS_MAX && deliveries < DELIVERIES_MAX {
+            next = inbox.inputs.try_recv().ok();
+        }
     }
+    inputs
 }
 
 async fn keep_time<S: RecordSink>(shard: Rc<Shard<S>>) {

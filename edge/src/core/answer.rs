@@ -125,7 +125,7 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        400..=499 => "Refused",
+        ..500 => "Refused",
         _ => "Error",
     }
 }
@@ -177,7 +177,9 @@ mod tests {
         }
         let answer = Answer::rejected(401, Bytes::from_static(b"{\"why\":1}")).to_bytes();
         let text = std::str::from_utf8(&answer).unwrap();
-        assert!(text.starts_with("HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"));
+        assert!(
+            text.starts_with("HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 9\r\n")
+        );
         assert!(text.ends_with("\r\n\r\n{\"why\":1}"));
     }
 

@@ -143,7 +143,12 @@ fn switches_protocols_only_when_nothing_is_missing() {
 fn subprotocol_the_client_did_not_offer_is_not_named() {
     let mut rig = Rig::pending(Registration { needs_decision: true, ..Registration::default() });
     call!(rig, handle_opened, Millis(1), true);
-    call!(rig, handle_accepted, Millis(1), v1::ConnectionAccepted { subprotocol: "x".to_owned(), ..Default::default() });
+    call!(
+        rig,
+        handle_accepted,
+        Millis(1),
+        v1::ConnectionAccepted { subprotocol: "x".to_owned(), ..Default::default() }
+    );
     assert!(!String::from_utf8(rig.sent()).unwrap().contains("Protocol:"));
 }
 

@@ -67,15 +67,12 @@ fn whole_message_is_borrowed_from_the_buffer() {
 #[test]
 fn control_frames_come_between_fragments() {
     let bytes =
-        [client(0x01, b"he"), client(0x89, b"ping"), client(0x00, b""), client(0x8a, b""), client(0x80, b"llo")].concat();
+        [client(0x01, b"he"), client(0x89, b"ping"), client(0x00, b""), client(0x8a, b""), client(0x80, b"llo")]
+            .concat();
     for cuts in [&[][..], &[1], &[2, 3], &[7]] {
         let (seen, violation) = read(&bytes, cuts, MAX);
         assert_eq!(violation, None);
-        let expected = [
-            format!("{:?}", Received::Ping(b"ping")),
-            format!("{:?}", Received::Pong(b"")),
-            text("hello"),
-        ];
+        let expected = [format!("{:?}", Received::Ping(b"ping")), format!("{:?}", Received::Pong(b"")), text("hello")];
         assert_eq!(seen, expected, "{cuts:?}");
     }
 }

@@ -80,7 +80,9 @@ impl HeadReader {
         while let Some(byte) = self.bytes.get(self.scanned) {
             let (at, before) = (self.scanned, self.scanned.checked_sub(1).and_then(|at| self.bytes.get(at)));
             match byte {
-                b'\n' if before != Some(&b'\r') => return Err(Answer::bad_request("a line ends without carriage return")),
+                b'\n' if before != Some(&b'\r') => {
+                    return Err(Answer::bad_request("a line ends without carriage return"));
+                }
                 b'\n' if self.bytes[..at].ends_with(b"\r\n\r") => return Ok(Some(at + 1)),
                 b'\n' if at == 1 => return Err(Answer::bad_request("the request line is missing")),
                 b'\n' => {}
@@ -129,7 +131,10 @@ fn parse(head: &[u8]) -> Result<Upgrade, Answer> {
 }
 
 fn upgrade(target: &str, fields: &Fields<'_>) -> Result<Upgrade, Answer> {
-    fields.one("host")?.filter(|host| !host.is_empty()).ok_or_else(|| Answer::bad_request("the Host header is missing"))?;
+    fields
+        .one("host")?
+        .filter(|host| !host.is_empty())
+        .ok_or_else(|| Answer::bad_request("the Host header is missing"))?;
     if fields.all("content-length").next().is_some() || fields.all("transfer-encoding").next().is_some() {
         return Err(Answer::bad_request("an upgrade request has no body"));
     }
@@ -216,7 +221,9 @@ impl<'a> Fields<'a> {
 
 fn visible<'a>(name: &str, value: &'a [u8]) -> Result<&'a str, Answer> {
     match std::str::from_utf8(value) {
-        Ok(text) if value.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ' || *byte == b'\t') => Ok(text.trim()),
+        Ok(text) if value.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ' || *byte == b'\t') => {
+            Ok(text.trim())
+        }
         _ => Err(Answer::bad_request(&format!("the header {name} is not ASCII"))),
     }
 }

@@ -32,7 +32,10 @@ fn with(from: &str, to: &str) -> String {
 
 #[test]
 fn good_request_is_understood() {
-    let request = with("Host: example.com\r\n", "hOsT: example.com\r\nUser-Agent: test\r\nAuthorization: secret\r\nCookie: secret\r\nOrigin: https://a.b\r\nSec-WebSocket-Protocol: chat.v2, chat.v1\r\nsec-websocket-protocol: x\r\nSec-WebSocket-Extensions: permessage-deflate\r\nX-Forwarded-For: 1.2.3.4\r\n");
+    let request = with(
+        "Host: example.com\r\n",
+        "hOsT: example.com\r\nUser-Agent: test\r\nAuthorization: secret\r\nCookie: secret\r\nOrigin: https://a.b\r\nSec-WebSocket-Protocol: chat.v2, chat.v1\r\nsec-websocket-protocol: x\r\nSec-WebSocket-Extensions: permessage-deflate\r\nX-Forwarded-For: 1.2.3.4\r\n",
+    );
     let Head::Upgrade(upgrade) = judge(&request) else { panic!("{:?}", judge(&request)) };
     assert_eq!((upgrade.path.as_str(), upgrade.query.as_str()), ("/chat", "x=1"));
     assert_eq!(upgrade.accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");

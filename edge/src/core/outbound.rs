@@ -16,10 +16,13 @@ struct Part {
     begins: bool,
 }
 
-/// The unsent bytes of a connection. Takes no memory of its own while empty.
+/// The unsent bytes of a connection. Takes no memory of its own while at most one part waits: a publish to many costs no
+/// allocation for each.
 #[derive(Debug, Default)]
 pub struct Outbound {
-    parts: VecDeque<Part>,
+    front: Option<Part>,
+    /// What follows it; empty if there is no front.
+    rest: VecDeque<Part>,
     bytes: usize,
     /// The last part is a pong of which nothing has been sent.
     ends_with_pong: bool,
@@ -33,29 +36,30 @@ impl Outbound {
 
     /// Whether nothing is unsent.
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        self.front.is_none()
     }
 
     /// Adds a frame.
     pub fn push(&mut self, frame: &Frame) {
-        self.push_bytes(frame.head.clone(), true);
+        self.push_part(frame.head.clone(), true);
         if !frame.tail.is_empty() {
-            self.push_bytes(frame.tail.clone(), false);
+            self.push_part(frame.tail.clone(), false);
         }
     }
 
     /// Puts what is no frame, an HTTP answer, before everything else; only where nothing has been sent yet.
     pub fn push_answer(&mut self, bytes: Bytes) {
         self.bytes += bytes.len();
-        self.parts.push_front(Part { bytes, begins: true });
+        if let Some(second) = self.front.replace(Part { bytes, begins: true }) {
+            self.rest.push_front(second);
+        }
     }
 
     /// Adds a pong. While the socket takes nothing only the newest stays (RFC 6455 §5.5.3).
     pub fn push_pong(&mut self, pong: &Frame, is_blocked: bool) {
         if is_blocked && self.ends_with_pong {
-            if let Some(older) = self.parts.pop_back() {
-                self.bytes -= older.bytes.len();
-            }
+            let older = self.rest.pop_back().or_else(|| self.front.take());
+            self.bytes -= older.map_or(0, |older| older.bytes.len());
         }
         self.push(pong);
         self.ends_with_pong = true;
@@ -63,16 +67,25 @@ impl Outbound {
 
     /// Drops every frame that has not begun to be sent.
     pub fn drop_unsent_frames(&mut self) {
-        let keep = self.parts.iter().position(|part| part.begins).unwrap_or(self.parts.len());
-        self.parts.truncate(keep);
-        self.bytes = self.parts.iter().map(|part| part.bytes.len()).sum();
+        if self.front.as_ref().is_some_and(|part| part.begins) {
+            *self = Self::default();
+            return;
+        }
+        let keep = self.rest.iter().position(|part| part.begins).unwrap_or(self.rest.len());
+        self.rest.truncate(keep);
+        self.bytes = self.parts().map(|part| part.bytes.len()).sum();
         self.ends_with_pong = false;
+    }
+
+    /// The next bytes to send if they are one part.
+    pub fn single(&self) -> Option<&[u8]> {
+        self.front.as_ref().filter(|_| self.rest.is_empty()).map(|part| &part.bytes[..])
     }
 
     /// The next bytes to send, as slices for one write: how many there are.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
         let mut count = 0;
-        for (slice, part) in slices.iter_mut().zip(&self.parts) {
+        for (slice, part) in slices.iter_mut().zip(self.parts()) {
             *slice = IoSlice::new(&part.bytes);
             count += 1;
         }
@@ -82,27 +95,36 @@ impl Outbound {
     /// So many bytes have been sent.
     pub fn advance(&mut self, mut sent: usize) {
         self.bytes = self.bytes.saturating_sub(sent);
-        while let Some(part) = self.parts.front_mut() {
+        while let Some(part) = &mut self.front {
             if sent < part.bytes.len() {
                 if sent > 0 {
                     part.bytes.advance(sent);
                     // what is left may no longer be dropped, nor replaced if it is a pong
                     part.begins = false;
-                    self.ends_with_pong &= self.parts.len() > 1;
+                    self.ends_with_pong &= !self.rest.is_empty();
                 }
                 return;
             }
             sent -= part.bytes.len();
-            self.parts.pop_front();
+            self.front = self.rest.pop_front();
         }
         // an idle connection keeps no queue
         *self = Self::default();
     }
 
-    fn push_bytes(&mut self, bytes: Bytes, begins: bool) {
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.front.iter().chain(&self.rest)
+    }
+
+    fn push_part(&mut self, bytes: Bytes, begins: bool) {
         self.bytes += bytes.len();
         self.ends_with_pong = false;
-        self.parts.push_back(Part { bytes, begins });
+        let part = Part { bytes, begins };
+        if self.front.is_none() {
+            self.front = Some(part);
+        } else {
+            self.rest.push_back(part);
+        }
     }
 }
 
@@ -117,7 +139,7 @@ mod tests {
     }
 
     fn written(outbound: &Outbound) -> Vec<u8> {
-        outbound.parts.iter().flat_map(|part| part.bytes.to_vec()).collect()
+        outbound.parts().flat_map(|part| part.bytes.to_vec()).collect()
     }
 
     #[test]
