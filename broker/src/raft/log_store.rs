@@ -25,7 +25,7 @@ use super::{
     log_cache::{LogCache, Lookup, Opened},
     types::{self, Entry, LogId, Types, Vote},
 };
-use crate::store::{Reader, StoreError, WriterHandle, writer::Write};
+use crate::store::{Reader, StoreError, Write, WriterHandle};
 
 /// Bytes handed to openraft at once.
 const CHUNK_BYTES: usize = 2 << 20;

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     core::{AppliedEntry, LoggedEntry, Partition, Refusal},
     metrics::store::{PARTITION_APPLIED_OFFSET, PARTITION_COMMIT_LAG},
-    store::{Manifest, Reader, StoreError, WriterHandle, snapshot, writer::Write},
+    store::{Manifest, Reader, StoreError, Write, WriterHandle, snapshot},
 };
 
 /// Who is told what is applied: the tail (step 12). Called on the group's task, in order; must not block.

@@ -7,7 +7,8 @@ use super::{
     keys::{self, MANIFEST_CHUNK},
     reader::Reader,
     record::{self, Body, StoredLogId, ValueError},
-    writer::{Closed, Handle, Write},
+    write::Write,
+    writer::{Closed, Handle},
 };
 
 /// Bytes of state in one chunk: small enough not to delay appends that share its sync.
