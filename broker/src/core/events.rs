@@ -28,7 +28,9 @@ impl Partition {
     pub(super) fn event(&mut self, from: From, logged: &Logged<'_>, out: &mut Applied) -> Result<Done, Refusal> {
         match logged.record.kind {
             RecordKind::MessageReceived => self.message(from, logged)?,
-            RecordKind::ConnectionOpened => self.opened(from, logged, out)?,
+            RecordKind::ConnectionOpened => {
+                self.opened(from, logged, out).inspect_err(|refusal| turn_away(from, logged, refusal, out))?;
+            }
             RecordKind::ConnectionClosed => {
                 self.known(from, logged)?;
                 self.closed(logged)?;
@@ -140,5 +142,14 @@ impl Partition {
         for (owner, records) in elsewhere {
             self.outbox.push(owner, offset, OutboxItem::Made(records.into()));
         }
+    }
+}
+
+/// A connection that found no room is told so: its edge waits for the log's answer, and a refused record gives none.
+fn turn_away(from: From, logged: &Logged<'_>, refusal: &Refusal, out: &mut Applied) {
+    if *refusal == Refusal::Limit {
+        let body = v1::ConnectionRejected { status: 503, body: "the partition has no room for this connection".into() };
+        let record = Record::new(RecordKind::ConnectionRejected, logged.record.connection, logged.record.api, &body);
+        out.deliver(logged.position(), from.edge, record);
     }
 }
