@@ -305,3 +305,111 @@ fn link_settings(config: &BrokerConfig) -> link::Settings {
         in_flight_bytes: u32::try_from(config.limits.edge_inflight.get()).unwrap_or(u32::MAX),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::oneshot,
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::link::tests::support::{Authority, PATIENCE};
+
+    fn config(folder: &Path) -> BrokerConfig {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        BrokerConfig {
+            data: folder.join("data"),
+            pki: folder.to_owned(),
+            partitions: 3,
+            grpc: any,
+            http: any,
+            link: any,
+            ..BrokerConfig::default()
+        }
+    }
+
+    struct Running {
+        addresses: Addresses,
+        stop: oneshot::Sender<()>,
+        task: tokio::task::JoinHandle<Result<(), ServeError>>,
+    }
+
+    /// Starts a broker and waits until it says that it is ready.
+    async fn start(config: BrokerConfig) -> Running {
+        let listeners = bind(&config).await.unwrap();
+        let addresses = listeners.addresses().unwrap();
+        let (ready, is_ready) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let extras = Extras { ready: Some(Box::new(move || ready.send(()).unwrap())), ..Extras::default() };
+        let task = tokio::spawn(run(config, listeners, extras, async move {
+            let _ = stopped.await;
+        }));
+        timeout(PATIENCE, is_ready).await.unwrap().unwrap();
+        Running { addresses, stop, task }
+    }
+
+    impl Running {
+        async fn get(&self, path: &str) -> String {
+            let mut stream = TcpStream::connect(self.addresses.http).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+            answer
+        }
+
+        async fn stop(self) {
+            self.stop.send(()).unwrap();
+            timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn serves_when_it_says_ready_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        Authority::new().write(folder.path());
+        for _ in 0..2 {
+            let broker = start(config(folder.path())).await;
+            assert!(broker.get("/readyz").await.starts_with("HTTP/1.1 200"));
+            assert!(broker.get("/v1/cluster").await.contains("\"partition_count\":3"));
+            assert!(TcpStream::connect(broker.addresses.grpc).await.is_ok());
+            // half a request holds nothing up
+            let mut half = TcpStream::connect(broker.addresses.http).await.unwrap();
+            half.write_all(b"GET /readyz HT").await.unwrap();
+            let begun = Instant::now();
+            // the second time shows that the folder is free again
+            broker.stop().await;
+            assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_said_before_anything_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let listeners = bind(&config(folder.path())).await.unwrap();
+        let taken = listeners.addresses().unwrap();
+        let error = bind(&BrokerConfig { http: taken.http, ..config(folder.path()) }).await.unwrap_err();
+        assert!(error.to_string().contains(&taken.http.to_string()), "{error}");
+        let error = bind(&BrokerConfig { link: taken.link, ..config(folder.path()) }).await.unwrap_err();
+        assert!(matches!(error, ServeError::Listen { listener: "link", .. }), "{error}");
+        let never = std::future::pending::<()>;
+        let error = run(config(folder.path()), listeners, Extras::default(), never()).await.unwrap_err();
+        assert!(error.to_string().contains("ca.pem"), "{error}");
+        assert!(!folder.path().join("data").exists(), "no folder is made for a broker that cannot serve");
+        Authority::new().write(folder.path());
+        let broker = start(config(folder.path())).await;
+        let listeners = bind(&config(folder.path())).await.unwrap();
+        let error = run(config(folder.path()), listeners, Extras::default(), never()).await.unwrap_err();
+        assert!(matches!(error, ServeError::Open(OpenError::Locked { .. })), "{error}");
+        broker.stop().await;
+        let other = BrokerConfig { partitions: 4, ..config(folder.path()) };
+        let listeners = bind(&other).await.unwrap();
+        let error = run(other, listeners, Extras::default(), never()).await.unwrap_err();
+        assert!(matches!(error, ServeError::Open(OpenError::Identity { .. })), "{error}");
+    }
+}

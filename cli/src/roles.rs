@@ -79,7 +79,8 @@ pub(crate) fn answered(args: &FileArgs, role: &impl Serialize) -> Result<bool, F
 
 /// `listening NAME ADDR`, at once.
 pub(crate) fn announce(name: &str, address: SocketAddr) -> Result<(), Failure> {
-    say(format_args!("listening {name} {address}")).map_err(|error| anyhow::Error::new(error).context("standard output").into())
+    say(format_args!("listening {name} {address}"))
+        .map_err(|error| anyhow::Error::new(error).context("standard output").into())
 }
 
 pub(crate) fn announce_broker(addresses: broker_server::Addresses) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ mod session;
 pub mod sessions;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod tls;
 pub mod view;
 mod watch;

@@ -181,6 +181,8 @@ async fn start_partition(
         log: found.log,
         initial: found.initial,
         parts,
+        // brokers have no links to peers yet: each is a cluster of its own
+        founders: [(config.node_id, Default::default())].into(),
         health: health.clone(),
     })
     .await?;

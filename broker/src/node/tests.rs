@@ -313,3 +313,24 @@ async fn an_entry_proposed_in_another_term_never_happened() {
     drop(group);
     node.shutdown().await;
 }
+
+#[tokio::test]
+async fn an_entry_that_does_not_parse_stops_its_partition_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path(), 2)).await;
+    talk(&node, 1, 1).await;
+    let group = node.inner.running.lock().as_ref().unwrap().groups[0].clone();
+    let Role::Leader { term } = *group.role().borrow() else { panic!("no leader") };
+    let outcome = group.propose(term, bytes::Bytes::from_static(b"no entry")).await.unwrap().await;
+    assert!(matches!(outcome, Outcome::Unknown), "{outcome:?}");
+    let mut role = partition(&node, 0).role.clone();
+    tokio::time::timeout(Duration::from_secs(5), role.wait_for(|role| *role == Role::Closed)).await.unwrap().unwrap();
+    let reason = node.health().unwrap_err();
+    assert!(reason.contains("partition 0 index"), "{reason}");
+    let appended = partition(&node, 1).append.append(edge(3, &[message(connection(1, 1), b"on")])).await.unwrap();
+    assert_eq!(appended.verdict(0), Verdict::Applied);
+    drop(group);
+    node.shutdown().await;
+    let damage = store::verify(dir.path(), |_| {}).unwrap().partitions[0].damage.clone().unwrap();
+    assert!(damage.contains("partition 0 index"), "{damage}");
+}

@@ -61,6 +61,8 @@ pub struct GroupConfig {
     pub initial: Initial,
     /// What its state machine works with.
     pub parts: Parts,
+    /// Whom a group that was never started begins with: raft ids and addresses. Empty: it waits to be added by a leader.
+    pub founders: BTreeMap<u64, BasicNode>,
     /// Is told when the group stops.
     pub health: Health,
 }
@@ -130,8 +132,8 @@ impl std::fmt::Debug for Group {
 }
 
 impl Group {
-    /// Starts the group. One that was never started begins as a cluster of this broker alone, and a broker that is alone asks
-    /// for its election at once, so that a restart is ready at once.
+    /// Starts the group. One that was never started begins with its founders, and a broker that is alone asks for its election
+    /// at once, so that a restart is ready at once.
     pub async fn start(config: GroupConfig) -> Result<Self, OpenError> {
         let partition = config.parts.reader.partition();
         let failed = |reason: String| OpenError::Raft { partition, reason };
@@ -144,8 +146,9 @@ impl Group {
         let raft = Raft::new(node, Arc::new(settings), Network, config.log, machine).await;
         let raft = raft.map_err(|error| failed(error.to_string()))?;
         if !raft.is_initialized().await.map_err(|error| failed(error.to_string()))? {
-            let alone = BTreeMap::from([(node, BasicNode::default())]);
-            raft.initialize(alone).await.map_err(|error| failed(error.to_string()))?;
+            if !config.founders.is_empty() {
+                raft.initialize(config.founders).await.map_err(|error| failed(error.to_string()))?;
+            }
         } else if raft.voter_ids().eq([node]) {
             raft.trigger().elect(false).await.map_err(|error| failed(error.to_string()))?;
         }

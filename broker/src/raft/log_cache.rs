@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 
 use super::types::{Entry, LogId, Vote};
 
-/// Written and applied entries kept for peers, in bytes.
-const KEPT_BYTES: usize = 2 << 20;
+/// Written and applied entries kept for peers, in bytes of each partition.
+const KEPT_BYTES: usize = 512 << 10;
 /// Bytes an entry counts for besides its payload.
 const ENTRY_OVERHEAD: usize = 96;
 

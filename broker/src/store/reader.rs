@@ -44,14 +44,16 @@ impl Reader {
     pub fn last(&self) -> Result<Option<StoredLogId>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_last();
-        Ok(self.current(&iterator)?.map(|entry| entry.id))
+        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, LogIndex(0)))?;
+        Ok(entry.map(|entry| entry.id))
     }
 
     /// The first entry's place.
     pub fn first(&self) -> Result<Option<StoredLogId>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_first();
-        Ok(self.current(&iterator)?.map(|entry| entry.id))
+        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, LogIndex(0)))?;
+        Ok(entry.map(|entry| entry.id))
     }
 
     /// The entry at `index`.
@@ -243,7 +245,10 @@ pub struct Scan<'a> {
 impl Scan<'_> {
     /// The next entry, `None` at the end. A gap is damage.
     pub fn next_entry(&mut self) -> Result<Option<StoredEntry>, StoreError> {
-        let Some(entry) = self.reader.current(&self.iterator)? else { return Ok(None) };
+        let entry = self.reader.current(&self.iterator);
+        let Some(entry) = entry.map_err(|error| error.near(self.reader.partition, self.expected))? else {
+            return Ok(None);
+        };
         if entry.id.index != self.expected {
             let reason = format!("it is missing: the next entry there is has index {}", entry.id.index);
             return Err(StoreError::at(self.reader.partition, self.expected, reason));

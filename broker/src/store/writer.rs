@@ -220,6 +220,7 @@ impl Writer {
             written: marks.clone(),
             marks,
             marked_at: Instant::now(),
+            closed: None,
         };
         let thread = thread::Builder::new().name("log-writer".into()).spawn(move || state.run())?;
         Ok(Self { handle: Handle { shared }, thread: Some(thread) })
@@ -258,6 +259,8 @@ struct Thread {
     /// As synced.
     marks: Vec<Mark>,
     marked_at: Instant,
+    /// What failed first: nothing is written after it.
+    closed: Option<String>,
 }
 
 impl Thread {
@@ -305,12 +308,12 @@ impl Thread {
     }
 
     fn carry_out(&mut self, jobs: Vec<Job>) {
-        let outcome = match self.shared.health.check() {
-            Ok(()) => self.write(&jobs),
-            Err(reason) => Err(reason),
+        let outcome = match self.closed.clone() {
+            None => self.write(&jobs),
+            Some(reason) => Err(reason),
         };
         let outcome = outcome.map_err(|reason| {
-            self.shared.health.fail(&reason);
+            self.close(&reason);
             Closed(reason)
         });
         for job in jobs {
@@ -374,13 +377,18 @@ impl Thread {
 
     fn save_marks(&mut self) {
         self.marked_at = Instant::now();
-        if self.written == self.marks || self.shared.health.check().is_err() {
+        if self.written == self.marks || self.closed.is_some() {
             return;
         }
         match marks::write(&self.dir, &self.marks, self.sync) {
             Ok(()) => self.written.clone_from(&self.marks),
-            Err(error) => self.shared.health.fail(&format!("writing marks: {error}")),
+            Err(error) => self.close(&format!("writing marks: {error}")),
         }
+    }
+
+    fn close(&mut self, reason: &str) {
+        self.shared.health.fail(reason);
+        self.closed.get_or_insert_with(|| reason.to_owned());
     }
 }
 

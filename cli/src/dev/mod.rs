@@ -45,9 +45,8 @@ async fn serve(mut role: DevRole, listeners: edge_server::Listeners, with_handle
     let pages = pages::demo(&format!("ws://{}/chat", listeners.ws_address()));
     let mut broker = BrokerThread::start(&role, pages, with_handlers)?;
     let addresses = broker.addresses().await?;
-    role.edge.brokers = vec![
-        format!("{}@{}", role.broker.node_id, addresses.link).parse().context("the link's address")?,
-    ];
+    role.edge.brokers =
+        vec![format!("{}@{}", role.broker.node_id, addresses.link).parse().context("the link's address")?];
     roles::announce_broker(addresses)?;
     roles::announce("ws", listeners.ws_address())?;
     roles::announce("edge-http", listeners.http_address())?;

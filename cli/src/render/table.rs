@@ -2,7 +2,8 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::escape::escape;
+use super::{escape::escape, out::Out};
+use crate::exit::Failure;
 
 /// Characters of one cell.
 const CELL_MAX: usize = 512;
@@ -18,6 +19,11 @@ pub(crate) fn table(columns: &[&str]) -> Table {
 /// Adds a row; every cell is escaped.
 pub(crate) fn row(table: &mut Table, cells: impl IntoIterator<Item = String>) {
     table.add_row(cells.into_iter().map(|cell| escape(&cell, CELL_MAX)).collect::<Vec<_>>());
+}
+
+/// The table, unless it has no rows: then a header would only ask what is missing.
+pub(crate) fn print(out: &mut Out, table: &Table) -> Result<(), Failure> {
+    if table.is_empty() { Ok(()) } else { out.line(table) }
 }
 
 /// Columns of the terminal; `None` if the output is no terminal.

@@ -70,5 +70,5 @@ fn print(out: &mut Out, cluster: &DescribeResponse) -> Result<(), Failure> {
             (edge.incarnation.to_string(), edge.connections.to_string(), edge.lag.to_string());
         table::row(&mut edges, [edge.edge.clone(), incarnation, attached.to_owned(), connections, lag]);
     }
-    out.line(edges)
+    table::print(out, &edges)
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run(args: ConnectionsArgs) -> Result<(), Failure> {
         after = page.next;
     }
     if !remote.json {
-        out.line(connections_table(&rows))?;
+        table::print(&mut out, &connections_table(&rows))?;
         let more = if left == 0 { " (there may be more: --limit)" } else { "" };
         out.line(format_args!("{} connections{more}", rows.len()))?;
     }

@@ -46,6 +46,9 @@ fn print(remote: &Remote, groups: &[Group]) -> Result<(), Failure> {
         ];
         table::row(&mut table, cells);
     }
-    out.line(table)?;
+    table::print(&mut out, &table)?;
+    if groups.is_empty() {
+        out.line("no handler groups")?;
+    }
     out.flush()
 }

@@ -65,7 +65,7 @@ fn moment(args: &StateArgs) -> Result<At, Failure> {
 }
 
 fn print(out: &mut Out, found: &Found) -> Result<(), Failure> {
-    out.line(connections_table(&found.connections))?;
+    table::print(out, &connections_table(&found.connections))?;
     out.line(format_args!("{} connections", found.connections.len()))?;
     if !found.channels.is_empty() {
         let mut table = table::table(&["channel", "members", "connections"]);

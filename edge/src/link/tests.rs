@@ -29,9 +29,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whatever a test waits for comes, or the test says where it waited.
-#[track_caller]
-fn soon<F: Future>(what: &'static str, future: F) -> impl Future<Output = F::Output> {
-    async move { timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}")) }
+async fn soon<F: Future>(what: &'static str, future: F) -> F::Output {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
 }
 
 /// A certificate authority and its folder.
@@ -109,7 +108,7 @@ impl Broker {
         let (send, receive) = soon("the control stream", connection.accept_bi()).await.unwrap();
         let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
         match soon("Hello", reader.next()).await.unwrap() {
-            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, reader, writer },
+            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, _reader: reader, writer },
             other => panic!("{other:?}"),
         }
     }
@@ -127,7 +126,8 @@ struct Hello {
     broker: u64,
     hello: pb::Hello,
     connection: quinn::Connection,
-    reader: FrameReader,
+    /// Kept, or the stream would be stopped.
+    _reader: FrameReader,
     writer: FrameWriter,
 }
 

@@ -2,5 +2,5 @@
 
 mod delivery;
 mod hostile;
-mod support;
+pub mod support;
 mod uplink;

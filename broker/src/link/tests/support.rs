@@ -56,7 +56,7 @@ impl Authority {
     }
 
     /// Writes the PKI folder of broker 1.
-    fn write(&self, folder: &Path) {
+    pub fn write(&self, folder: &Path) {
         let broker = self.sign("broker.1.trunkline.internal");
         std::fs::write(folder.join("ca.pem"), self.issuer.pem()).unwrap();
         let pem = pem("CERTIFICATE", &broker.certificate);

@@ -100,6 +100,7 @@ fn a_flipped_bit_in_a_flushed_file_is_found_by_readers_and_verify() {
     let report = super::super::verify(dir.path(), |_| {}).unwrap();
     assert!(!report.is_sound());
     let damage = report.partitions[0].damage.clone().unwrap();
+    assert!(damage.contains("partition 0") && damage.contains("index 0"), "{damage}");
     assert!(damage.to_lowercase().contains("checksum") || damage.contains("Corruption"), "{damage}");
 }
 
