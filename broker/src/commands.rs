@@ -308,10 +308,9 @@ mod tests {
 
     use super::*;
 
-    const COUNT: PartitionCount = match PartitionCount::new(8) {
-        Some(count) => count,
-        None => unreachable!(),
-    };
+    fn count() -> PartitionCount {
+        PartitionCount::new(8).unwrap()
+    }
 
     fn to(connection: &[u8], body: Body) -> v1::Command {
         v1::Command { connection: Bytes::copy_from_slice(connection), command: Some(body), unlogged: false }
@@ -328,19 +327,19 @@ mod tests {
     #[test]
     fn commands_go_to_the_partition_that_decides() {
         let id = [7; 16];
-        let encoded = encode(&to(&id, push(1, b"hi")), Caller::Submit, COUNT).unwrap();
-        assert_eq!((encoded.record.kind, encoded.target), (RecordKind::Pushed, ConnectionId(id).partition(COUNT)));
+        let encoded = encode(&to(&id, push(1, b"hi")), Caller::Submit, count()).unwrap();
+        assert_eq!((encoded.record.kind, encoded.target), (RecordKind::Pushed, ConnectionId(id).partition(count())));
         let command = v1::Command { command: Some(Body::Publish(publish("lobby", ""))), ..Default::default() };
-        assert_eq!(encode(&command, Caller::Commit, COUNT).unwrap().target, COUNT.of_name("lobby"));
+        assert_eq!(encode(&command, Caller::Commit, count()).unwrap().target, count().of_name("lobby"));
         let command = v1::Command { command: Some(Body::Publish(publish("", "chat"))), ..Default::default() };
-        let encoded = encode(&command, Caller::Commit, COUNT).unwrap();
-        assert_eq!((encoded.target, encoded.record.api()), (COUNT.of_name("chat"), "chat"));
+        let encoded = encode(&command, Caller::Commit, count()).unwrap();
+        assert_eq!((encoded.target, encoded.record.api()), (count().of_name("chat"), "chat"));
     }
 
     #[test]
     fn close_without_a_code_is_a_normal_close() {
         let close = Body::Close(v1::CloseRequested::default());
-        let encoded = encode(&to(&[1; 16], close), Caller::Submit, COUNT).unwrap();
+        let encoded = encode(&to(&[1; 16], close), Caller::Submit, count()).unwrap();
         assert_eq!(encoded.record.decode::<v1::CloseRequested>().unwrap().code, 1000);
     }
 
@@ -409,11 +408,11 @@ mod tests {
             ),
         ];
         for (name, command, code) in bad {
-            let refused = encode(&command, Caller::Commit, COUNT).expect_err(name);
+            let refused = encode(&command, Caller::Commit, count()).expect_err(name);
             assert_eq!(refused.code(), code, "{name}: {refused}");
         }
         let decision = to(&id, accept(v1::ConnectionAccepted::default()));
-        assert!(encode(&decision, Caller::Commit, COUNT).is_ok());
-        assert_eq!(encode(&decision, Caller::Submit, COUNT).unwrap_err().code(), v1::Code::Invalid);
+        assert!(encode(&decision, Caller::Commit, count()).is_ok());
+        assert_eq!(encode(&decision, Caller::Submit, count()).unwrap_err().code(), v1::Code::Invalid);
     }
 }

@@ -10,6 +10,8 @@ pub mod member;
 pub mod registry;
 pub mod session;
 mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use member::Outgoing;
 pub use registry::Registry;

@@ -179,11 +179,13 @@ struct Worker {
     left: Left,
 }
 
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum AssignError {
+    #[error(transparent)]
     Append(AppendError),
-    /// The state had moved on.
+    #[error("the group has moved on")]
     Refused,
+    #[error(transparent)]
     Read(ReadError),
 }
 
@@ -226,7 +228,7 @@ impl Worker {
         let mut stream = match self.assign(&member).await {
             Ok(stream) => stream,
             Err(error) => {
-                tracing::warn!(group = self.group, partition = %self.partition.id, ?error, "assignment failed");
+                tracing::warn!(group = self.group, partition = %self.partition.id, %error, "assignment failed");
                 self.left.leftover = None;
                 tokio::time::sleep(RETRY).await;
                 return;
@@ -301,7 +303,7 @@ impl Worker {
         // the state keeps the last member's filter
         let record = self.assignment("", &[], &[], None);
         if let Err(error) = self.append(record).await {
-            tracing::debug!(group = self.group, partition = %self.partition.id, ?error, "assignment to nobody failed");
+            tracing::debug!(group = self.group, partition = %self.partition.id, %error, "assignment to nobody failed");
         }
         self.left.assigned = false;
     }

@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// Most events in one message.
-pub const BATCH_EVENTS: usize = 128;
+const BATCH_EVENTS: usize = 128;
 /// Most bytes of records in one message, unless a single one is larger.
-pub const BATCH_BYTES: usize = 256 << 10;
+const BATCH_BYTES: usize = 256 << 10;
 /// Most commits of one stream on their way through the log. When full its requests wait.
 const WIRE_MAX: usize = 64;
 /// How long a partition that moves to another member waits for what is in flight.
