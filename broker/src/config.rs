@@ -140,7 +140,9 @@ impl BrokerConfig {
         for (key, address) in [("grpc", self.grpc), ("http", self.http)] {
             check(
                 self.insecure || address.ip().is_loopback(),
-                format!("broker.{key} {address} is not loopback and has no TLS; set broker.insecure = true to allow it"),
+                format!(
+                    "broker.{key} {address} is not loopback and has no TLS; set broker.insecure = true to allow it"
+                ),
             );
         }
         check(
@@ -148,10 +150,7 @@ impl BrokerConfig {
             format!("broker.grpc and broker.http are both {}", self.grpc),
         );
         let seconds = self.edge_grace.get().as_secs();
-        check(
-            (1..=3600).contains(&seconds),
-            format!("broker.edge_grace {} must be 1s to 1h", self.edge_grace),
-        );
+        check((1..=3600).contains(&seconds), format!("broker.edge_grace {} must be 1s to 1h", self.edge_grace));
         check(
             self.tail_bytes >= HumanSize::mib(1),
             format!("broker.tail_bytes {} must be at least 1MiB", self.tail_bytes),
@@ -186,7 +185,11 @@ impl LimitsConfig {
     fn check(&self, check: &mut impl FnMut(bool, String)) {
         check(
             self.http_body.as_usize() <= limits::MESSAGE_BYTES_MAX && self.http_body.get() > 0,
-            format!("broker.limits.http_body {} must be 1B to {}", self.http_body, HumanSize(limits::MESSAGE_BYTES_MAX as u64)),
+            format!(
+                "broker.limits.http_body {} must be 1B to {}",
+                self.http_body,
+                HumanSize(limits::MESSAGE_BYTES_MAX as u64)
+            ),
         );
         check(
             (1..=65_536).contains(&self.http_concurrency),

@@ -58,11 +58,7 @@ pub struct Addresses {
 impl Listeners {
     /// Where they are: ports that were 0 are known now.
     pub fn addresses(&self) -> io::Result<Addresses> {
-        Ok(Addresses {
-            grpc: self.grpc.local_addr()?,
-            http: self.http.local_addr()?,
-            link: self.link.local_addr()?,
-        })
+        Ok(Addresses { grpc: self.grpc.local_addr()?, http: self.http.local_addr()?, link: self.link.local_addr()? })
     }
 }
 
@@ -266,7 +262,8 @@ impl Broker {
         self.spawn("edge watch", link::watch(link.clone()));
         self.spawn("edge link", endpoint::serve(link, endpoint));
         self.spawn("http", http::serve(listeners.http, app.router(), stop.clone()));
-        self.tasks.spawn(async move { ("grpc", grpc::serve(listeners.grpc, services, stop).await.map_err(Into::into)) });
+        self.tasks
+            .spawn(async move { ("grpc", grpc::serve(listeners.grpc, services, stop).await.map_err(Into::into)) });
         Ok(())
     }
 

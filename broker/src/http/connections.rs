@@ -58,10 +58,7 @@ pub(super) async fn get(State(app): State<App>, InPath(id): InPath<String>) -> R
 }
 
 /// `GET /v1/connections`
-pub(super) async fn list(
-    State(app): State<App>,
-    InQuery(page): InQuery<PageQuery>,
-) -> Result<Json<Value>, Problem> {
+pub(super) async fn list(State(app): State<App>, InQuery(page): InQuery<PageQuery>) -> Result<Json<Value>, Problem> {
     let (limit, after) = (page.limit()?, page.after()?);
     let ids = if page.channel.is_empty() {
         query::connections(&app.0.node, &page.api, after, limit).await?

@@ -91,12 +91,7 @@ pub(super) async fn publish_api(
     publish(&app, v1::Published { api, ..Default::default() }, query, request).await
 }
 
-async fn publish(
-    app: &App,
-    target: v1::Published,
-    query: PublishQuery,
-    request: Request,
-) -> Result<Response, Problem> {
+async fn publish(app: &App, target: v1::Published, query: PublishQuery, request: Request) -> Result<Response, Problem> {
     let mut except = Vec::new();
     for id in query.except.split(',').filter(|id| !id.is_empty()) {
         except.push(Bytes::copy_from_slice(&request::connection_id(id)?.0));

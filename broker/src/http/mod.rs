@@ -20,15 +20,14 @@ mod tests;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
-    middleware,
+    Router, middleware,
     routing::{MethodRouter, delete, get, post, put},
 };
 use tokio::sync::Semaphore;
 use trunkline_proto::v1;
 
-pub use pages::{Page, Pages};
 pub(crate) use operator::readiness;
+pub use pages::{Page, Pages};
 pub use problem::Problem;
 pub use serve::serve;
 

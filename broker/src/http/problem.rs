@@ -149,7 +149,8 @@ mod tests {
     #[test]
     fn every_code_has_a_status() {
         let status = |code: v1::Code| {
-            Problem::of_status(&v1::Status { code: code.into(), message: String::new() }).map(|problem| problem.status.as_u16())
+            Problem::of_status(&v1::Status { code: code.into(), message: String::new() })
+                .map(|problem| problem.status.as_u16())
         };
         for (code, expected) in [
             (v1::Code::Applied, None),

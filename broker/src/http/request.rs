@@ -16,11 +16,11 @@ use super::problem::Problem;
 /// A body must have arrived within this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Header of a request that may be sent twice.
-pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// A message to send.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Payload {
+pub(super) struct Payload {
     /// By the content type: `text/*` and JSON are text.
     pub kind: MessageKind,
     /// The body.
@@ -28,7 +28,7 @@ pub struct Payload {
 }
 
 /// Reads a payload of at most `limit` bytes; refuses a declared length before reading anything.
-pub async fn payload(request: Request, limit: u64) -> Result<Payload, Problem> {
+pub(super) async fn payload(request: Request, limit: u64) -> Result<Payload, Problem> {
     let (parts, body) = request.into_parts();
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
@@ -60,26 +60,28 @@ fn kind(headers: &HeaderMap) -> MessageKind {
 }
 
 /// The idempotency key; empty if there is none.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<String, Problem> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<String, Problem> {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(String::new()) };
     match key.to_str() {
         Ok(key) if (1..=limits::KEY_BYTES_MAX).contains(&key.len()) => Ok(key.to_owned()),
-        _ => Err(Problem::invalid(format!("Idempotency-Key must be 1 to {} visible characters", limits::KEY_BYTES_MAX))),
+        _ => {
+            Err(Problem::invalid(format!("Idempotency-Key must be 1 to {} visible characters", limits::KEY_BYTES_MAX)))
+        }
     }
 }
 
 /// A connection id in a path or a query.
-pub fn connection_id(text: &str) -> Result<ConnectionId, Problem> {
+pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Problem> {
     parse::<ConnectionId>("connection", text)
 }
 
 /// Parses one value of a path or a query.
-pub fn parse<T: FromStr<Err: Display>>(what: &str, text: &str) -> Result<T, Problem> {
+pub(super) fn parse<T: FromStr<Err: Display>>(what: &str, text: &str) -> Result<T, Problem> {
     text.parse().map_err(|error| Problem::invalid(format!("{what}: {error}")))
 }
 
 /// Whether a page of another origin made a browser send this (reliability A36): no such page may push or close.
-pub fn is_cross_site(headers: &HeaderMap) -> bool {
+pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return false };
     let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());

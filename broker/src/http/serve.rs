@@ -1,6 +1,13 @@
 //! The HTTP listener: HTTP/1.1, a bound on connections, a deadline for headers, and a drain.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -20,13 +27,15 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const HEADER_BYTES: usize = 32 << 10;
 /// What requests under way may still take once told to end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// What an answer that is being written may still take.
+const FLUSH: Duration = Duration::from_millis(500);
 /// Pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until shutdown, then lets requests under way finish.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
-    let permits = std::sync::Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = async {
             // never closed
@@ -59,11 +68,15 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
 async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
     // answers are small and whole
     let _ = stream.set_nodelay(true);
+    let busy = Arc::new(AtomicBool::new(false));
+    let in_request = busy.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let router = router.clone();
+        let (router, busy) = (router.clone(), in_request.clone());
         async move {
+            busy.store(true, Ordering::Relaxed);
             // a router cannot fail
             let answer: Result<_, Infallible> = router.oneshot(request.map(axum::body::Body::new)).await;
+            busy.store(false, Ordering::Relaxed);
             answer
         }
     });
@@ -78,5 +91,7 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         _ = connection.as_mut() => return,
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    let _ = connection.await;
+    // a request under way is answered; half a request, or an answer that nobody reads, holds nothing up
+    let left = if busy.load(Ordering::Relaxed) { DRAIN } else { FLUSH };
+    let _ = tokio::time::timeout(left, connection).await;
 }

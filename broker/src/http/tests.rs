@@ -130,7 +130,8 @@ async fn every_listed_method_is_routed_and_others_are_not() {
     let broker = Broker::start(Options::default()).await;
     let router = app(&broker, Arc::new(Always(v1::Code::Applied)), 16);
     for route in routes() {
-        let path = route.path.replace("{id}", &connection(1).to_string()).replace("{channel}", "c").replace("{api}", "a");
+        let path =
+            route.path.replace("{id}", &connection(1).to_string()).replace("{channel}", "c").replace("{api}", "a");
         for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
             let answer = call(&router, method.as_str(), &path, "").await;
             let listed = route.methods.contains(&method.as_str().to_ascii_lowercase().as_str());
@@ -345,8 +346,11 @@ async fn connections_are_listed_in_pages() {
     for limit in [1, 4, 7, 20, 21, 100] {
         let (mut seen, mut after) = (Vec::new(), String::new());
         loop {
-            let page = call(&router, "GET", &format!("/v1/connections?api=chat&limit={limit}&after={after}"), "").await.json();
-            seen.extend(page["connections"].as_array().unwrap().iter().map(|c| c["connection"].as_str().unwrap().to_owned()));
+            let page =
+                call(&router, "GET", &format!("/v1/connections?api=chat&limit={limit}&after={after}"), "").await.json();
+            seen.extend(
+                page["connections"].as_array().unwrap().iter().map(|c| c["connection"].as_str().unwrap().to_owned()),
+            );
             match page["next"].as_str() {
                 Some(next) => after = next.to_owned(),
                 None => break,
@@ -372,7 +376,8 @@ async fn the_operator_sees_connections_log_cluster_and_metrics() {
     assert_eq!(of_channel["connections"][0]["connection"], id);
     assert_eq!(call(&router, "GET", &format!("/v1/connections/{}", connection(9)), "").await.status, 410);
     let log = call(&router, "GET", "/v1/log", "").await.json();
-    let kinds: Vec<_> = log["records"].as_array().unwrap().iter().map(|record| record["kind"].as_str().unwrap()).collect();
+    let kinds: Vec<_> =
+        log["records"].as_array().unwrap().iter().map(|record| record["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["edge_attached", "connection_opened", "message_received"]);
     assert_eq!(log["records"][2]["text"], "hello");
     // page by page it is the same log

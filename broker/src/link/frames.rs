@@ -11,7 +11,7 @@ const BUFFER_BYTES: usize = 16 << 10;
 
 /// Why no frame can be read any more.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadFrameError {
+pub(super) enum ReadFrameError {
     /// The peer broke the protocol.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -33,14 +33,14 @@ pub enum ReadFrameError {
 
 impl ReadFrameError {
     /// Whether the peer is to blame.
-    pub fn is_invalid(&self) -> bool {
+    pub(super) fn is_invalid(&self) -> bool {
         matches!(self, Self::Frame(_) | Self::Limit { .. } | Self::Cut)
     }
 }
 
 /// Reads frames off one stream.
 #[derive(Debug)]
-pub struct FrameReader {
+pub(super) struct FrameReader {
     stream: RecvStream,
     buffer: BytesMut,
     /// Longest frame, without its length field.
@@ -49,12 +49,12 @@ pub struct FrameReader {
 
 impl FrameReader {
     /// Takes frames of at most `limit` bytes.
-    pub fn new(stream: RecvStream, limit: usize) -> Self {
+    pub(super) fn new(stream: RecvStream, limit: usize) -> Self {
         Self { stream, buffer: BytesMut::with_capacity(BUFFER_BYTES), limit }
     }
 
     /// The next frame; `None` when the peer has finished the stream. Cancel safe.
-    pub async fn next(&mut self) -> Result<Option<Frame>, ReadFrameError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Frame>, ReadFrameError> {
         loop {
             if let Some(frame) = self.buffered()? {
                 return Ok(Some(frame));
@@ -86,7 +86,7 @@ impl FrameReader {
     }
 
     /// Tells the peer to stop sending.
-    pub fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         // already finished: nothing to stop
         let _ = self.stream.stop(quinn::VarInt::from_u32(0));
     }
@@ -94,7 +94,7 @@ impl FrameReader {
 
 /// Writes frames to one stream. What a cancelled [`FrameWriter::flush`] has not written stays queued, so a frame is never torn.
 #[derive(Debug)]
-pub struct FrameWriter {
+pub(super) struct FrameWriter {
     stream: SendStream,
     /// Encoded, not yet handed to QUIC.
     queued: BytesMut,
@@ -104,22 +104,17 @@ pub struct FrameWriter {
 
 impl FrameWriter {
     /// Writes to `stream`.
-    pub fn new(stream: SendStream) -> Self {
+    pub(super) fn new(stream: SendStream) -> Self {
         Self { stream, queued: BytesMut::new(), writing: [Bytes::new()] }
     }
 
     /// Queues a frame. Who queues without flushing bounds what it queues.
-    pub fn queue(&mut self, frame: &Frame) {
+    pub(super) fn queue(&mut self, frame: &Frame) {
         frame.encode(&mut self.queued);
     }
 
-    /// Whether something waits to be written.
-    pub fn is_dirty(&self) -> bool {
-        !self.queued.is_empty() || !self.writing[0].is_empty()
-    }
-
-    /// Hands everything queued to QUIC; waits while its flow control says so. Cancel safe. Gives the bytes written.
-    pub async fn flush(&mut self) -> Result<(), WriteError> {
+    /// Hands everything queued to QUIC; waits while its flow control says so. Cancel safe.
+    pub(super) async fn flush(&mut self) -> Result<(), WriteError> {
         loop {
             if self.writing[0].is_empty() {
                 if self.queued.is_empty() {
@@ -133,13 +128,13 @@ impl FrameWriter {
     }
 
     /// Writes one frame at once.
-    pub async fn send(&mut self, frame: &Frame) -> Result<(), WriteError> {
+    pub(super) async fn send(&mut self, frame: &Frame) -> Result<(), WriteError> {
         self.queue(frame);
         self.flush().await
     }
 
     /// Ends the stream after what is queued and waits until the peer has it all.
-    pub async fn finish(&mut self) -> Result<(), WriteError> {
+    pub(super) async fn finish(&mut self) -> Result<(), WriteError> {
         self.flush().await?;
         // already finished or reset: nothing more to wait for
         let _ = self.stream.finish();
@@ -148,7 +143,7 @@ impl FrameWriter {
     }
 
     /// Gives up on the stream: the peer sees a reset.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         let _ = self.stream.reset(quinn::VarInt::from_u32(0));
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 /// A tick later than this says that this process was stopped or starved: nobody's silence can be judged by it.
-pub const LATE: Duration = Duration::from_secs(1);
+pub(super) const LATE: Duration = Duration::from_secs(1);
 
 /// An incarnation of an edge.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -19,7 +19,7 @@ pub struct Incarnation {
 
 /// Judges the silence of the edges of one partition that this broker leads.
 #[derive(Debug)]
-pub struct Grace {
+pub(super) struct Grace {
     grace: Duration,
     period: Duration,
     /// No silence before this counts: this broker did not lead then, or was not running.
@@ -32,13 +32,13 @@ pub struct Grace {
 
 impl Grace {
     /// From the moment this broker leads. Ticks are to come every `period`.
-    pub fn new(now: Instant, grace: Duration, period: Duration) -> Self {
+    pub(super) fn new(now: Instant, grace: Duration, period: Duration) -> Self {
         Self { grace, period, since: now, ticked: now, first_seen: BTreeMap::new() }
     }
 
     /// One tick. `edges`: the incarnations in the state that are not lost, each with when it was last heard, if ever by this
     /// broker. Gives those that are lost now; they are given again at every tick until the state says so.
-    pub fn handle_tick(&mut self, now: Instant, edges: Vec<(Incarnation, Option<Instant>)>) -> Vec<Incarnation> {
+    pub(super) fn handle_tick(&mut self, now: Instant, edges: Vec<(Incarnation, Option<Instant>)>) -> Vec<Incarnation> {
         if now.saturating_duration_since(self.ticked) > self.period + LATE {
             self.since = now;
         }
@@ -70,7 +70,13 @@ mod tests {
     }
 
     /// Ticks every second up to `until` seconds; gives the second at which `edge` was lost.
-    fn run(grace: &mut Grace, start: Instant, from: u32, until: u32, heard: impl Fn(u32) -> Option<Instant>) -> Option<u32> {
+    fn run(
+        grace: &mut Grace,
+        start: Instant,
+        from: u32,
+        until: u32,
+        heard: impl Fn(u32) -> Option<Instant>,
+    ) -> Option<u32> {
         (from..=until).find(|second| {
             !grace.handle_tick(start + SECOND * *second, vec![(edge("a", 1), heard(*second))]).is_empty()
         })

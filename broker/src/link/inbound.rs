@@ -9,8 +9,7 @@ use ::metrics::counter;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use trunkline_proto::{
-    Batch, PartitionCount, PartitionId, RecordKind, Source,
-    limits,
+    Batch, PartitionCount, PartitionId, RecordKind, Source, limits,
     link::{Frame, UplinkBatch},
     v1,
 };
@@ -24,35 +23,35 @@ use super::{
 use crate::{append, metrics::link as names};
 
 /// Batches of one stream on their way through the log.
-pub const BATCHES_MAX: usize = 256;
+pub(super) const BATCHES_MAX: usize = 256;
 
 /// A batch on its way through the log.
 #[derive(Debug)]
-pub struct InFlight {
+pub(super) struct InFlight {
     /// Its sequence number.
-    pub sequence: u64,
+    pub(super) sequence: u64,
     /// Resolves when it is applied.
-    pub pending: append::Pending,
-    /// Its share of the stream's bytes.
-    pub share: OwnedSemaphorePermit,
+    pub(super) pending: append::Pending,
+    /// Its share of the stream's bytes, given back when it is answered.
+    pub(super) _share: OwnedSemaphorePermit,
 }
 
 /// Whose batches a stream carries.
 #[derive(Clone, Debug)]
-pub struct Owner {
+pub(super) struct Owner {
     /// The edge, as its certificate says.
-    pub edge: String,
+    pub(super) edge: String,
     /// As attached.
-    pub incarnation: u64,
+    pub(super) incarnation: u64,
     /// The stream's partition.
-    pub partition: PartitionId,
+    pub(super) partition: PartitionId,
     /// Of the cluster.
-    pub count: PartitionCount,
+    pub(super) count: PartitionCount,
 }
 
 /// Why a batch cannot go into the log, whatever the state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BatchError {
+pub(super) enum BatchError {
     /// Empty, or more records than an entry takes.
     #[error("batch of {0} records")]
     Count(u16),
@@ -74,7 +73,7 @@ pub enum BatchError {
 }
 
 /// Checks a batch from an edge and makes it the log's.
-pub fn check(owner: &Owner, batch: UplinkBatch) -> Result<Batch, BatchError> {
+pub(super) fn check(owner: &Owner, batch: UplinkBatch) -> Result<Batch, BatchError> {
     if batch.count == 0 || usize::from(batch.count) > limits::ENTRY_RECORDS_MAX {
         return Err(BatchError::Count(batch.count));
     }
@@ -107,30 +106,30 @@ pub fn check(owner: &Owner, batch: UplinkBatch) -> Result<Batch, BatchError> {
 
 /// The reading half of an attached stream.
 #[derive(Debug)]
-pub struct Inbound<'a> {
+pub(super) struct Inbound<'a> {
     /// Where frames come from.
-    pub reader: &'a mut FrameReader,
+    pub(super) reader: &'a mut FrameReader,
     /// Whose they are.
-    pub owner: Owner,
+    pub(super) owner: Owner,
     /// The partition's log.
-    pub append: append::Handle,
+    pub(super) append: append::Handle,
     /// Shared with the writing half.
-    pub sequencer: Arc<Mutex<Sequencer>>,
+    pub(super) sequencer: Arc<Mutex<Sequencer>>,
     /// Wakes the writing half when there is something to say that no batch's answer says.
-    pub say: Arc<Notify>,
+    pub(super) say: Arc<Notify>,
     /// To the writing half, in order; bounded by [`BATCHES_MAX`].
-    pub in_flight: mpsc::Sender<InFlight>,
+    pub(super) in_flight: mpsc::Sender<InFlight>,
     /// Bytes that may be in flight.
-    pub room: Arc<Semaphore>,
+    pub(super) room: Arc<Semaphore>,
     /// How many bytes `room` had at first.
-    pub room_bytes: u32,
+    pub(super) room_bytes: u32,
     /// To be told of every frame.
-    pub heard: Arc<Heard>,
+    pub(super) heard: Arc<Heard>,
 }
 
 impl Inbound<'_> {
     /// Reads until the stream ends; says why.
-    pub async fn run(&mut self) -> End {
+    pub(super) async fn run(&mut self) -> End {
         loop {
             let frame = match self.reader.next().await {
                 Ok(Some(frame)) => frame,
@@ -165,7 +164,7 @@ impl Inbound<'_> {
         // the semaphore is never closed; an error would mean that the stream is over
         let share = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| End::Gone)?;
         let pending = self.append.enqueue(batch).await.map_err(End::from)?;
-        self.in_flight.send(InFlight { sequence, pending, share }).await.map_err(|_| End::Gone)
+        self.in_flight.send(InFlight { sequence, pending, _share: share }).await.map_err(|_| End::Gone)
     }
 }
 
@@ -211,8 +210,9 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused_before_the_log() {
-        let message =
-            |connection, api| Record::new(RecordKind::MessageReceived, connection, api, &v1::MessageReceived::default());
+        let message = |connection, api| {
+            Record::new(RecordKind::MessageReceived, connection, api, &v1::MessageReceived::default())
+        };
         let pushed = Record::new(RecordKind::Pushed, connection(1), "chat", &v1::Pushed::default());
         assert_eq!(checked(&[pushed]), Err(BatchError::Kind("pushed")));
         assert_eq!(checked(&[message(connection(2), "chat")]), Err(BatchError::Connection(PartitionId(1))));

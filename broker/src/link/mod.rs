@@ -3,19 +3,19 @@
 //! Steps 4 (`inbound.rs`) and 17 (`outbound.rs`) of the walk; `sessions.rs` knows who is there, `watch.rs` closes what the lost left.
 
 pub mod endpoint;
-pub mod frames;
-pub mod grace;
-pub mod inbound;
-pub mod outbound;
-pub mod pause;
-pub mod sequencer;
+mod frames;
+mod grace;
+mod inbound;
+mod outbound;
+mod pause;
+mod sequencer;
 mod session;
 pub mod sessions;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tls;
-pub mod view;
+mod view;
 mod watch;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -85,7 +85,7 @@ impl Link {
         self.sessions.publish_unlogged(owner, record, wants);
     }
 
-    /// By edge, how many entries its slowest cursor has to go.
+    /// By edge, how many records its slowest cursor has to go.
     pub fn lags(&self) -> BTreeMap<String, u64> {
         watch::lags(self)
     }

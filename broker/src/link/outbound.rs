@@ -36,35 +36,35 @@ const PAUSE_PERIOD: Duration = Duration::from_millis(50);
 
 /// The writing half of an attached stream.
 #[derive(Debug)]
-pub struct Outbound<'a> {
+pub(super) struct Outbound<'a> {
     /// Where frames go.
-    pub writer: &'a mut FrameWriter,
+    pub(super) writer: &'a mut FrameWriter,
     /// What the edge gets.
-    pub cursor: Cursor,
+    pub(super) cursor: Cursor,
     /// The partition.
-    pub partition: PartitionHandle,
+    pub(super) partition: PartitionHandle,
     /// The edge's, as attached.
-    pub incarnation: u64,
+    pub(super) incarnation: u64,
     /// Follows who leads.
-    pub role: watch::Receiver<Role>,
+    pub(super) role: watch::Receiver<Role>,
     /// Shared with the reading half.
-    pub sequencer: Arc<Mutex<Sequencer>>,
+    pub(super) sequencer: Arc<Mutex<Sequencer>>,
     /// Set by the reading half when the sequencer has something to say.
-    pub say: Arc<Notify>,
+    pub(super) say: Arc<Notify>,
     /// Batches on their way, in order.
-    pub in_flight: mpsc::Receiver<InFlight>,
+    pub(super) in_flight: mpsc::Receiver<InFlight>,
     /// The oldest of them.
-    pub front: Option<InFlight>,
+    pub(super) front: Option<InFlight>,
     /// Publishes that skipped the log.
-    pub unlogged: mpsc::Receiver<Unlogged>,
+    pub(super) unlogged: mpsc::Receiver<Unlogged>,
     /// Who is paused.
-    pub pauses: Pauses,
+    pub(super) pauses: Pauses,
     /// Lags were looked at up to this entry...
-    pub looked: LogIndex,
+    pub(super) looked: LogIndex,
     /// ... and may be looked at again from here on.
-    pub look_from: Instant,
+    pub(super) look_from: Instant,
     /// The cursor's position, for metrics.
-    pub given: Arc<AtomicU64>,
+    pub(super) given: Arc<AtomicU64>,
 }
 
 /// What woke the writer.
@@ -79,7 +79,7 @@ enum Wake {
 
 impl Outbound<'_> {
     /// Writes until the stream ends; says why.
-    pub async fn run(&mut self) -> End {
+    pub(super) async fn run(&mut self) -> End {
         loop {
             if self.writer.flush().await.is_err() {
                 return End::Gone;
@@ -96,7 +96,7 @@ impl Outbound<'_> {
     }
 
     /// Answers what is still on its way through the log, for a stream that ends in good order.
-    pub async fn drain(&mut self) {
+    pub(super) async fn drain(&mut self) {
         // the reading half is gone: what is queued is all there will be
         self.in_flight.close();
         while let Some((sequence, answer)) = next_answer(&mut self.front, &mut self.in_flight).await {
@@ -115,8 +115,8 @@ impl Outbound<'_> {
             self.partition.tail.wait_past(self.looked).await;
             tokio::time::sleep_until(self.look_from).await;
         };
+        // not biased: a flood of answers must not starve the cursor
         tokio::select! {
-            biased;
             role = self.role.wait_for(|role| !matches!(role, Role::Leader { .. })) => Wake::End(match role.as_deref() {
                 Ok(Role::Follower { leader }) => End::NotLeader { leader: *leader },
                 _ => End::Unhealthy("the partition is closed".to_owned()),

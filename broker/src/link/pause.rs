@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use trunkline_proto::v1::link as pb;
 
 /// Most APIs an edge may name when it attaches.
-pub const APIS_MAX: usize = 1024;
+pub(super) const APIS_MAX: usize = 1024;
 
 /// An API's rule.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,30 +19,29 @@ struct Rule {
 
 /// The APIs of one attached edge that ask for a bound.
 #[derive(Debug)]
-pub struct Pauses {
+pub(super) struct Pauses {
     rules: BTreeMap<String, Rule>,
 }
 
 impl Pauses {
     /// Of those the edge named when it attached; a bound of 0 is none.
-    pub fn new(apis: &[pb::Api]) -> Self {
+    pub(super) fn new(apis: &[pb::Api]) -> Self {
         let bounded = apis.iter().filter(|api| api.max_handler_lag > 0);
         let rules = bounded.map(|api| {
-            let rule =
-                Rule { handler_group: api.handler_group.clone(), max_lag: api.max_handler_lag, paused: false };
+            let rule = Rule { handler_group: api.handler_group.clone(), max_lag: api.max_handler_lag, paused: false };
             (api.name.clone(), rule)
         });
         Self { rules: rules.collect() }
     }
 
     /// Whether there is anything to watch.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
     /// Looks at the lags anew; `lag(group)` in events, `None` where the group does not exist. Pauses above the bound, goes on at
     /// half of it, so that sockets do not stutter. Gives the whole paused set if it has changed.
-    pub fn handle_lags(&mut self, lag: impl Fn(&str) -> Option<u64>) -> Option<Vec<String>> {
+    pub(super) fn handle_lags(&mut self, lag: impl Fn(&str) -> Option<u64>) -> Option<Vec<String>> {
         let mut changed = false;
         for rule in self.rules.values_mut() {
             let lag = lag(&rule.handler_group).unwrap_or(0);

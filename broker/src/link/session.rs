@@ -7,8 +7,7 @@ use quinn::VarInt;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tokio_util::task::TaskTracker;
 use trunkline_proto::{
-    Batch, ConnectionId, PartitionId, Record, RecordKind, Source,
-    limits,
+    Batch, ConnectionId, PartitionId, Record, RecordKind, Source, limits,
     link::{Frame, LINK_VERSION},
     v1::{self, link as pb},
 };
@@ -35,7 +34,7 @@ const NONCE_BYTES: usize = 16;
 
 /// The edge at the other end, after its Hello.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Peer {
+pub(super) struct Peer {
     /// By its certificate.
     pub edge: String,
     /// Of its process.
@@ -84,7 +83,7 @@ struct ControlStream {
 }
 
 /// Serves one incoming connection to its end; `permit` is its place among the handshakes.
-pub async fn serve(link: Arc<Link>, connecting: quinn::Connecting, permit: OwnedSemaphorePermit) {
+pub(super) async fn serve(link: Arc<Link>, connecting: quinn::Connecting, permit: OwnedSemaphorePermit) {
     match timeout(HELLO_TIMEOUT, connecting).await.map_err(|_| RefusedError::Slow).and_then(|done| Ok(done?)) {
         Ok(connection) => {
             if let Err(refused) = greet_and_run(&link, &connection, permit).await {
@@ -114,17 +113,19 @@ async fn greet_and_run(
         return Err(RefusedError::Role(identity));
     }
     let stream = timeout(HELLO_TIMEOUT, connection.accept_bi()).await.map_err(|_| RefusedError::Slow)??;
-    let mut control = ControlStream {
-        reader: FrameReader::new(stream.1, CONTROL_BYTES_MAX),
-        writer: FrameWriter::new(stream.0),
-    };
+    let mut control =
+        ControlStream { reader: FrameReader::new(stream.1, CONTROL_BYTES_MAX), writer: FrameWriter::new(stream.0) };
     let greeted = greet(link, &identity.name, &mut control).await;
     let (peer, guard) = match greeted {
         Ok(greeted) => greeted,
         Err(refused) => {
             if let RefusedError::Hello { reason, message, leader } = &refused {
-                let goodbye =
-                    pb::Goodbye { reason: (*reason).into(), message: message.clone(), leader: *leader, ..Default::default() };
+                let goodbye = pb::Goodbye {
+                    reason: (*reason).into(),
+                    message: message.clone(),
+                    leader: *leader,
+                    ..Default::default()
+                };
                 leave(&mut control, goodbye).await;
             }
             return Err(refused);
@@ -136,7 +137,11 @@ async fn greet_and_run(
 }
 
 /// Hello to Welcome.
-async fn greet(link: &Arc<Link>, name: &str, control: &mut ControlStream) -> Result<(Peer, ControlGuard), RefusedError> {
+async fn greet(
+    link: &Arc<Link>,
+    name: &str,
+    control: &mut ControlStream,
+) -> Result<(Peer, ControlGuard), RefusedError> {
     let hello = match timeout(HELLO_TIMEOUT, control.reader.next()).await {
         Ok(Ok(Some(Frame::Hello(hello)))) => hello,
         Ok(Ok(Some(_))) => return Err(invalid("the first frame is not Hello")),
@@ -171,11 +176,8 @@ async fn grant(link: &Link, edge: &str, nonce: &bytes::Bytes) -> Result<u64, Ref
     let Some(partition) = link.node.partition(PartitionId(0)) else { return Ok(0) };
     let mut role = partition.role.clone();
     let known = role.wait_for(|role| !matches!(role, Role::Follower { leader: None }));
-    let unhealthy = |message: &str| RefusedError::Hello {
-        reason: pb::Reason::Unhealthy,
-        message: message.to_owned(),
-        leader: 0,
-    };
+    let unhealthy =
+        |message: &str| RefusedError::Hello { reason: pb::Reason::Unhealthy, message: message.to_owned(), leader: 0 };
     match timeout(LEADER_TIMEOUT, known).await {
         Ok(Ok(role)) if matches!(*role, Role::Leader { .. }) => {}
         Ok(Ok(role)) if matches!(*role, Role::Follower { .. }) => return Ok(0),

@@ -196,7 +196,13 @@ impl Sessions {
     }
 
     /// A partition's stream is attached. Ends an older one; `None` if a higher incarnation is attached already.
-    pub fn attach(self: &Arc<Self>, partition: PartitionId, edge: &str, incarnation: u64, after: Offset) -> Option<(StreamGuard, StreamInputs)> {
+    pub fn attach(
+        self: &Arc<Self>,
+        partition: PartitionId,
+        edge: &str,
+        incarnation: u64,
+        after: Offset,
+    ) -> Option<(StreamGuard, StreamInputs)> {
         let mut inner = self.inner.lock();
         let key = (partition, edge.to_owned());
         if inner.streams.get(&key).is_some_and(|stream| stream.incarnation > incarnation) {
@@ -249,9 +255,12 @@ impl Sessions {
         let size = u32::try_from(record.bytes().len()).unwrap_or(u32::MAX);
         let streams = inner.streams.range((partition, String::new())..).take_while(|((id, _), _)| *id == partition);
         for ((_, edge), stream) in streams.filter(|((_, edge), _)| wants(edge)) {
-            let sent = stream.unlogged_bytes.clone().try_acquire_many_owned(size).ok().is_some_and(|permit| {
-                stream.unlogged.try_send((record.clone(), permit)).is_ok()
-            });
+            let sent = stream
+                .unlogged_bytes
+                .clone()
+                .try_acquire_many_owned(size)
+                .ok()
+                .is_some_and(|permit| stream.unlogged.try_send((record.clone(), permit)).is_ok());
             if !sent {
                 counter!(names::UNLOGGED_DROPPED_TOTAL, "edge" => edge.clone()).increment(1);
             }
@@ -269,9 +278,7 @@ impl Sessions {
         let inner = self.inner.lock();
         let streams = inner.streams.iter();
         streams
-            .map(|((partition, edge), stream)| {
-                (*partition, edge.clone(), Offset(stream.given.load(Ordering::Relaxed)))
-            })
+            .map(|((partition, edge), stream)| (*partition, edge.clone(), Offset(stream.given.load(Ordering::Relaxed))))
             .collect()
     }
 

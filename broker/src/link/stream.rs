@@ -9,8 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use trunkline_proto::{
-    Batch, ConnectionId, LogIndex, Offset, PartitionId, Record, RecordKind, Source,
-    limits,
+    Batch, ConnectionId, LogIndex, Offset, PartitionId, Record, RecordKind, Source, limits,
     link::Frame,
     v1::{self, link as pb},
 };
@@ -41,7 +40,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a stream has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum End {
+pub(super) enum End {
     /// The edge finished it.
     Finished,
     /// The stream or the connection broke, or a newer stream has taken its place: nobody listens.
@@ -84,7 +83,7 @@ impl End {
     }
 
     /// A batch was fenced: by whom?
-    pub fn fenced(current: u64, incarnation: u64) -> Self {
+    pub(super) fn fenced(current: u64, incarnation: u64) -> Self {
         if current > incarnation { Self::Replaced } else { Self::Lost }
     }
 }
@@ -122,7 +121,7 @@ impl From<Kick> for End {
 }
 
 /// Serves one stream from its first frame to its end.
-pub async fn serve(
+pub(super) async fn serve(
     link: Arc<Link>,
     peer: Arc<Peer>,
     connection: quinn::Connection,
@@ -241,13 +240,7 @@ async fn admit(partition: &PartitionHandle, peer: &Peer, incarnation: u64) -> Re
     }
 }
 
-async fn run(
-    link: &Link,
-    peer: &Peer,
-    attached: Attached,
-    reader: &mut FrameReader,
-    writer: &mut FrameWriter,
-) -> End {
+async fn run(link: &Link, peer: &Peer, attached: Attached, reader: &mut FrameReader, writer: &mut FrameWriter) -> End {
     let welcome = pb::Attached { last_sequence: attached.edge.last_sequence, start: attached.start.0 };
     writer.queue(&Frame::Attached(welcome));
     let mut kick = attached.inputs.kick.clone();

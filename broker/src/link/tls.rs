@@ -195,10 +195,7 @@ mod tests {
             Ok(Identity { role: Role::Broker, name: "3".to_owned() })
         );
         assert_eq!(identity(&["example.com"]), Err(IdentityError::Name));
-        assert_eq!(
-            identity(&["edge.a.trunkline.internal", "edge.b.trunkline.internal"]),
-            Err(IdentityError::Name)
-        );
+        assert_eq!(identity(&["edge.a.trunkline.internal", "edge.b.trunkline.internal"]), Err(IdentityError::Name));
         assert_eq!(identity(&["edge.trunkline.internal"]), Err(IdentityError::Name));
         assert_eq!(certificate_identity(&CertificateDer::from(vec![1, 2, 3])), Err(IdentityError::Parse));
     }

@@ -9,21 +9,21 @@ use crate::core::{EdgeIndex, Partition};
 
 /// An edge as a partition knows it, taken out from under the lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct EdgeView {
+pub(super) struct EdgeView {
     /// Its number here.
-    pub index: EdgeIndex,
+    pub(super) index: EdgeIndex,
     /// Its newest incarnation.
-    pub incarnation: u64,
+    pub(super) incarnation: u64,
     /// Whether that one is lost.
-    pub lost: bool,
+    pub(super) lost: bool,
     /// The last batch of that incarnation that is applied.
-    pub last_sequence: u64,
+    pub(super) last_sequence: u64,
     /// Where it attached: no earlier delivery concerns it.
-    pub attached: Offset,
+    pub(super) attached: Offset,
 }
 
 /// The edge of that name, if it has ever attached.
-pub fn edge(state: &Partition, name: &str) -> Option<EdgeView> {
+pub(super) fn edge(state: &Partition, name: &str) -> Option<EdgeView> {
     let (index, edge) = (state.edge_index(name)?, state.edge(name)?);
     (edge.incarnation > 0).then_some(EdgeView {
         index,
@@ -35,18 +35,18 @@ pub fn edge(state: &Partition, name: &str) -> Option<EdgeView> {
 }
 
 /// Every incarnation that is not lost.
-pub fn live_edges(state: &Partition) -> Vec<Incarnation> {
+pub(super) fn live_edges(state: &Partition) -> Vec<Incarnation> {
     let live = state.edges().filter(|(_, edge)| edge.incarnation > 0 && !edge.lost);
     live.map(|(_, edge)| Incarnation { edge: edge.name.to_owned(), number: edge.incarnation }).collect()
 }
 
 /// Events the group is behind; `None`: no such group.
-pub fn group_lag(state: &Partition, group: &str) -> Option<u64> {
+pub(super) fn group_lag(state: &Partition, group: &str) -> Option<u64> {
     state.group(group).map(|group| group.lag)
 }
 
 /// The edges with members of a publish's channel; `None`, all of them, for an API-wide publish.
-pub fn wanting(state: &Partition, publish: &v1::Published) -> Option<BTreeSet<String>> {
+pub(super) fn wanting(state: &Partition, publish: &v1::Published) -> Option<BTreeSet<String>> {
     if publish.channel.is_empty() {
         return None;
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ::metrics::{counter, gauge};
 use tokio::time::Instant;
 use trunkline_proto::{
-    Batch, CloseCode, ConnectionId, Record, RecordKind, Source,
+    Batch, CloseCode, ConnectionId, LogIndex, Record, RecordKind, Source,
     v1::{self, CloseCause},
 };
 
@@ -21,12 +21,15 @@ use crate::{
     core::Verdict,
     metrics::link as names,
     node::{PartitionHandle, Role},
+    tail::{self, TailRead},
 };
 
 /// Connections closed by one batch.
 const CHUNK: usize = 1000;
 /// Silence is judged so often, or four times a grace if that is more often.
 const PERIOD_MAX: Duration = Duration::from_millis(250);
+/// Bytes of the tail that are counted for a lag; beyond them it is estimated.
+const LAG_BYTES: usize = 256 << 10;
 /// Lags are published so often.
 const LAG_PERIOD: Duration = Duration::from_secs(1);
 
@@ -139,14 +142,27 @@ async fn publish_lags(link: Arc<Link>) {
     }
 }
 
-/// By edge, how many entries its slowest cursor has to go.
+/// By edge, how many records its slowest cursor has to go.
 pub(super) fn lags(link: &Link) -> BTreeMap<String, u64> {
     let mut lags = BTreeMap::new();
     for (partition, edge, given) in link.sessions.cursors() {
-        let applied = link.node.partition(partition).map_or(given.index(), |partition| partition.tail.applied());
-        let lag = applied.0.saturating_sub(given.index().0);
+        let lag = link.node.partition(partition).map_or(0, |partition| lag(&partition.tail, given.index()));
         let slowest: &mut u64 = lags.entry(edge).or_default();
         *slowest = lag.max(*slowest);
     }
     lags
+}
+
+/// Records after an entry: exact where few remain, else estimated by those that come next; behind the tail at least one an entry.
+fn lag(tail: &tail::Handle, after: LogIndex) -> u64 {
+    let entries_left = tail.applied().0.saturating_sub(after.0);
+    match tail.read(after, LAG_BYTES) {
+        TailRead::End => 0,
+        TailRead::Behind => entries_left,
+        TailRead::Entries(entries) => {
+            let records: u64 = entries.iter().map(|entry| entry.logged.entry.records() as u64).sum();
+            let (seen, last) = (entries.len() as u64, entries.last().map_or(after, |entry| entry.logged.index));
+            if last >= tail.applied() { records } else { (records * entries_left).div_ceil(seen.max(1)) }
+        }
+    }
 }

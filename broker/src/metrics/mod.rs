@@ -20,8 +20,7 @@ const SECONDS: [f64; 16] =
 /// Bounds of every `*_records` histogram.
 const RECORDS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
 /// Bounds of every `*_bytes` histogram.
-const BYTES: [f64; 9] =
-    [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+const BYTES: [f64; 9] = [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
 /// Why there are no metrics.
 #[derive(Debug, thiserror::Error)]

@@ -2,5 +2,5 @@
 
 mod delivery;
 mod hostile;
-pub mod support;
+pub(crate) mod support;
 mod uplink;

@@ -9,45 +9,48 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{
-    Batch, ConnectionId, Offset, PartitionCount, PartitionId, Record, RecordKind, Source,
-    limits,
+    Batch, ConnectionId, Offset, PartitionCount, PartitionId, Record, RecordKind, Source, limits,
     link::{ALPN, Delivery, Frame, LINK_VERSION, UplinkBatch},
     v1::{self, MessageKind, link as pb},
 };
 
-use super::super::{Link, Sessions, Settings, endpoint, frames::{FrameReader, FrameWriter}, tls, watch};
+use super::super::{
+    Link, Sessions, Settings, endpoint,
+    frames::{FrameReader, FrameWriter},
+    tls, watch,
+};
 use crate::{
     append::Appended,
     node::{Node, NodeConfig},
 };
 
 /// Longer than anything takes here; a test that waits so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An authority and what it signs.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A node's certificate and key.
-pub struct Signed {
+pub(crate) struct Signed {
     pub certificate: CertificateDer<'static>,
     pub key: KeyPair,
 }
 
 impl Authority {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test authority");
         Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
     }
 
-    pub fn sign(&self, dns_name: &str) -> Signed {
+    pub(crate) fn sign(&self, dns_name: &str) -> Signed {
         self.sign_with(dns_name, |_| ())
     }
 
-    pub fn sign_with(&self, dns_name: &str, change: impl FnOnce(&mut CertificateParams)) -> Signed {
+    pub(crate) fn sign_with(&self, dns_name: &str, change: impl FnOnce(&mut CertificateParams)) -> Signed {
         let mut params = CertificateParams::new(vec![dns_name.to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -56,7 +59,7 @@ impl Authority {
     }
 
     /// Writes the PKI folder of broker 1.
-    pub fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path) {
         let broker = self.sign("broker.1.trunkline.internal");
         std::fs::write(folder.join("ca.pem"), self.issuer.pem()).unwrap();
         let pem = pem("CERTIFICATE", &broker.certificate);
@@ -71,7 +74,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 /// A node with its link.
-pub struct Broker {
+pub(crate) struct Broker {
     pub node: Node,
     pub link: Arc<Link>,
     pub address: SocketAddr,
@@ -82,7 +85,7 @@ pub struct Broker {
 
 /// What tests vary.
 #[derive(Clone, Copy)]
-pub struct Options {
+pub(crate) struct Options {
     pub partitions: u16,
     pub grace: Duration,
     pub tail_bytes: usize,
@@ -95,7 +98,7 @@ impl Default for Options {
 }
 
 impl Broker {
-    pub async fn start(options: Options) -> Self {
+    pub(crate) async fn start(options: Options) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), Authority::new(), options).await
     }
 
@@ -128,7 +131,7 @@ impl Broker {
         Self { node, link, address, authority, folder, tasks }
     }
 
-    pub async fn stop(self) -> (tempfile::TempDir, Authority) {
+    pub(crate) async fn stop(self) -> (tempfile::TempDir, Authority) {
         self.link.shutdown.cancel();
         for task in self.tasks {
             timeout(PATIENCE, task).await.unwrap().unwrap();
@@ -137,29 +140,29 @@ impl Broker {
         (self.folder, self.authority)
     }
 
-    pub async fn restart(self, options: Options) -> Self {
+    pub(crate) async fn restart(self, options: Options) -> Self {
         let (folder, authority) = self.stop().await;
         Self::start_in(folder, authority, options).await
     }
 
     /// Appends one record as a submitted command.
-    pub async fn submit(&self, partition: u16, record: Record) -> Appended {
+    pub(crate) async fn submit(&self, partition: u16, record: Record) -> Appended {
         let partition = self.node.partition(PartitionId(partition)).unwrap();
         partition.append.append(Batch::new(Source::Submit(v1::SubmitSource::default()), &[record])).await.unwrap()
     }
 
     /// Publishes to a channel of a broker with one partition.
-    pub async fn publish(&self, channel: &str, text: &str) -> Offset {
+    pub(crate) async fn publish(&self, channel: &str, text: &str) -> Offset {
         self.submit(0, published(channel, text)).await.offset(0)
     }
 
-    pub async fn push(&self, connection: ConnectionId, text: &str) -> Offset {
+    pub(crate) async fn push(&self, connection: ConnectionId, text: &str) -> Offset {
         let body = v1::Pushed { kind: MessageKind::Text.into(), payload: Bytes::copy_from_slice(text.as_bytes()) };
         self.submit(0, Record::new(RecordKind::Pushed, connection, "", &body)).await.offset(0)
     }
 }
 
-pub fn published(channel: &str, text: &str) -> Record {
+pub(crate) fn published(channel: &str, text: &str) -> Record {
     let body = v1::Published {
         channel: channel.to_owned(),
         kind: MessageKind::Text.into(),
@@ -170,7 +173,7 @@ pub fn published(channel: &str, text: &str) -> Record {
 }
 
 /// A client's TLS, as an edge of that certificate has it.
-pub fn client_config(authority: &Authority, signed: Option<&Signed>, alpn: &[u8]) -> quinn::ClientConfig {
+pub(crate) fn client_config(authority: &Authority, signed: Option<&Signed>, alpn: &[u8]) -> quinn::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(authority.issuer.der().clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -189,33 +192,33 @@ pub fn client_config(authority: &Authority, signed: Option<&Signed>, alpn: &[u8]
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
 }
 
-pub fn client_endpoint() -> quinn::Endpoint {
+pub(crate) fn client_endpoint() -> quinn::Endpoint {
     quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap()
 }
 
 /// A bidirectional stream of frames.
-pub struct Stream {
-    pub reader: FrameReader,
-    pub writer: FrameWriter,
+pub(crate) struct Stream {
+    pub(in crate::link) reader: FrameReader,
+    pub(in crate::link) writer: FrameWriter,
 }
 
 impl Stream {
-    pub async fn open(connection: &quinn::Connection) -> Self {
+    pub(crate) async fn open(connection: &quinn::Connection) -> Self {
         let (send, receive) = connection.open_bi().await.unwrap();
         Self { reader: FrameReader::new(receive, limits::FRAME_BYTES_MAX), writer: FrameWriter::new(send) }
     }
 
-    pub async fn send(&mut self, frame: Frame) {
+    pub(crate) async fn send(&mut self, frame: Frame) {
         timeout(PATIENCE, self.writer.send(&frame)).await.unwrap().unwrap();
     }
 
     /// The next frame; `None` at the stream's end, however it ended.
-    pub async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         timeout(PATIENCE, self.reader.next()).await.expect("a frame in time").ok().flatten()
     }
 
     /// The next frame that `want` takes; others are skipped.
-    pub async fn wait<T>(&mut self, mut want: impl FnMut(&Frame) -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&mut self, mut want: impl FnMut(&Frame) -> Option<T>) -> T {
         loop {
             let frame = self.next().await.expect("the stream goes on");
             if let Some(found) = want(&frame) {
@@ -224,7 +227,7 @@ impl Stream {
         }
     }
 
-    pub async fn goodbye(&mut self) -> pb::Reason {
+    pub(crate) async fn goodbye(&mut self) -> pb::Reason {
         self.wait(|frame| match frame {
             Frame::Goodbye(goodbye) => Some(goodbye.reason()),
             _ => None,
@@ -232,7 +235,7 @@ impl Stream {
         .await
     }
 
-    pub async fn applied(&mut self, sequence: u64) {
+    pub(crate) async fn applied(&mut self, sequence: u64) {
         self.wait(|frame| match frame {
             Frame::Applied { sequence: applied } if *applied >= sequence => Some(()),
             _ => None,
@@ -242,7 +245,7 @@ impl Stream {
 }
 
 /// A QUIC connection of an edge, after Welcome.
-pub struct Edge {
+pub(crate) struct Edge {
     pub connection: quinn::Connection,
     pub control: Stream,
     pub welcome: pb::Welcome,
@@ -251,7 +254,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub async fn connect(broker: &Broker, name: &str, nonce: u8, incarnation: u64) -> Self {
+    pub(crate) async fn connect(broker: &Broker, name: &str, nonce: u8, incarnation: u64) -> Self {
         let (connection, endpoint) = Self::dial(broker, name).await;
         let mut control = Stream::open(&connection).await;
         control.send(hello(name, nonce, incarnation)).await;
@@ -259,7 +262,7 @@ impl Edge {
         Self { connection, control, welcome, name: name.to_owned(), _endpoint: endpoint }
     }
 
-    pub async fn dial(broker: &Broker, name: &str) -> (quinn::Connection, quinn::Endpoint) {
+    pub(crate) async fn dial(broker: &Broker, name: &str) -> (quinn::Connection, quinn::Endpoint) {
         let signed = broker.authority.sign(&format!("edge.{name}.trunkline.internal"));
         let endpoint = client_endpoint();
         let config = client_config(&broker.authority, Some(&signed), ALPN);
@@ -268,11 +271,11 @@ impl Edge {
     }
 
     /// Opens a partition's stream; gives what it was told.
-    pub async fn attach(&self, partition: u32, after: u64) -> (Stream, pb::Attached) {
+    pub(crate) async fn attach(&self, partition: u32, after: u64) -> (Stream, pb::Attached) {
         self.attach_with(partition, after, Vec::new()).await
     }
 
-    pub async fn attach_with(&self, partition: u32, after: u64, apis: Vec<pb::Api>) -> (Stream, pb::Attached) {
+    pub(crate) async fn attach_with(&self, partition: u32, after: u64, apis: Vec<pb::Api>) -> (Stream, pb::Attached) {
         let mut stream = Stream::open(&self.connection).await;
         stream.send(self.attach_frame(partition, after, apis)).await;
         match stream.next().await {
@@ -281,12 +284,12 @@ impl Edge {
         }
     }
 
-    pub fn attach_frame(&self, partition: u32, after: u64, apis: Vec<pb::Api>) -> Frame {
+    pub(crate) fn attach_frame(&self, partition: u32, after: u64, apis: Vec<pb::Api>) -> Frame {
         let (edge, incarnation) = (self.name.clone(), self.welcome.incarnation);
         Frame::Attach(pb::Attach { partition, edge, incarnation, after, apis })
     }
 
-    pub fn opened(&self, connection: ConnectionId, channels: &[&str]) -> Record {
+    pub(crate) fn opened(&self, connection: ConnectionId, channels: &[&str]) -> Record {
         let body = v1::ConnectionOpened {
             edge: self.name.clone(),
             incarnation: self.welcome.incarnation,
@@ -297,27 +300,27 @@ impl Edge {
     }
 }
 
-pub fn hello(name: &str, nonce: u8, incarnation: u64) -> Frame {
+pub(crate) fn hello(name: &str, nonce: u8, incarnation: u64) -> Frame {
     let nonce = Bytes::copy_from_slice(&[nonce; 16]);
     Frame::Hello(pb::Hello { version: LINK_VERSION, edge: name.to_owned(), nonce, incarnation })
 }
 
-pub fn message(connection: ConnectionId, text: &str) -> Record {
+pub(crate) fn message(connection: ConnectionId, text: &str) -> Record {
     let body = v1::MessageReceived { kind: MessageKind::Text.into(), payload: Bytes::copy_from_slice(text.as_bytes()) };
     Record::new(RecordKind::MessageReceived, connection, "chat", &body)
 }
 
-pub fn batch(sequence: u64, records: &[Record]) -> Frame {
+pub(crate) fn batch(sequence: u64, records: &[Record]) -> Frame {
     let Batch { count, records, .. } = Batch::new(Source::Leader, records);
     Frame::Batch(UplinkBatch { sequence, count, records })
 }
 
-pub fn connection(n: u8) -> ConnectionId {
+pub(crate) fn connection(n: u8) -> ConnectionId {
     ConnectionId([n; 16])
 }
 
 /// What a delivery is, for comparing.
-pub fn text_of(delivery: &Delivery) -> String {
+pub(crate) fn text_of(delivery: &Delivery) -> String {
     let record = &delivery.record;
     match record.kind {
         RecordKind::Published => {
@@ -334,7 +337,7 @@ pub fn text_of(delivery: &Delivery) -> String {
 }
 
 /// Polls until `done`.
-pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let waited = timeout(PATIENCE, async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(10)).await;
