@@ -16,8 +16,8 @@ use crate::{
     downlink::Downlink,
     inbox::ShardInbox,
     link::{Granted, Link, LinkError, Settings, Status},
-    shard::{self, ShardOptions},
-    uplink,
+    shard::ShardOptions,
+    uplink, worker,
 };
 
 /// Most upgrade requests under way in the whole edge; beyond it 503 is answered at once. Each may cost 16 KiB of headers.
@@ -108,7 +108,7 @@ impl Threads {
     pub(super) fn start_others(&mut self, uplink: &uplink::Handle) -> Result<(), ServeError> {
         while let Some(Waiting { options, listener, inbox }) = self.waiting.pop() {
             let uplink = uplink.clone();
-            self.spawn(options.index, move || shard::run(options, listener, uplink, inbox))?;
+            self.spawn(options.index, move || worker::run(options, listener, uplink, inbox))?;
         }
         Ok(())
     }
@@ -168,7 +168,7 @@ impl First {
         if self.linked.send(Ok(Linked { uplink: uplink.clone(), status: link.status() })).is_err() {
             return;
         }
-        let mut shard = tokio::task::spawn_local(shard::run(options, listener, uplink.clone(), inbox));
+        let mut shard = tokio::task::spawn_local(worker::run(options, listener, uplink.clone(), inbox));
         let mut link = pin!(link.run(granted, uplink, self.downlink, self.stop));
         let (ended, shard) = tokio::select! {
             ended = &mut link => (ended, shard.await),
