@@ -5,6 +5,8 @@ pub mod connections;
 pub mod log;
 mod services;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
