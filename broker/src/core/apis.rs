@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use trunkline_proto::{Offset, RecordKind};
 
 use super::{
-    groups::Filter,
+    filter::Filter,
     names::Names,
     snapshot::{Reader, SnapshotError, Writer},
 };

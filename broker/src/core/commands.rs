@@ -148,14 +148,14 @@ impl Partition {
             Command::Reject => self.reject(origin, logged, out)?,
             Command::Push => {
                 let edge = self.commandable(&logged.record.connection)?.edge;
-                out.deliver(logged.position(), edge, logged.to_record()?);
+                out.deliver(logged.position(), edge, logged.shared()?);
             }
             Command::Publish(body) => self.publish(&body, logged, out)?,
             Command::Close => {
                 let connection = self.commandable(&logged.record.connection)?;
                 connection.phase = Phase::Closing;
                 let edge = connection.edge;
-                out.deliver(logged.position(), edge, logged.to_record()?);
+                out.deliver(logged.position(), edge, logged.shared()?);
             }
             Command::Join(body) => self.join_by_command(&body, logged, out)?,
             Command::Leave(body) => self.leave_by_command(&body, logged, out)?,
@@ -200,7 +200,7 @@ impl Partition {
         connection.set_attributes(attributes);
         connection.set_subprotocol(&body.subprotocol);
         connection.phase = Phase::Open;
-        out.deliver(logged.position(), edge, logged.to_record()?);
+        out.deliver(logged.position(), edge, logged.shared()?);
         self.join_all(&id, edge, &body.channels, logged.offset, None, out);
         Ok(())
     }
@@ -211,7 +211,7 @@ impl Partition {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.phase = Phase::Closing;
         }
-        out.deliver(logged.position(), edge, logged.to_record()?);
+        out.deliver(logged.position(), edge, logged.shared()?);
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl Partition {
             if body.channel.is_empty() { Targets::All } else { Targets::Edges(self.channels.edges(&body.channel)) };
         // a channel without members: applied, and nobody hears it
         if !matches!(&targets, Targets::Edges(edges) if edges.is_empty()) {
-            out.deliver_to(logged.position(), targets, logged.to_record()?);
+            out.deliver_to(logged.position(), targets, logged.shared()?);
         }
         Ok(())
     }
@@ -238,7 +238,7 @@ impl Partition {
         let edge = self.commandable(&id)?.edge;
         let channels = std::slice::from_ref(&body.channel);
         self.room_in_channels(&id, channels)?;
-        self.join_all(&id, edge, channels, logged.offset, Some(logged.to_record()?), out);
+        self.join_all(&id, edge, channels, logged.offset, Some(logged.shared()?), out);
         Ok(())
     }
 
@@ -261,7 +261,7 @@ impl Partition {
             self.outbox.push(owner, logged.offset, OutboxItem::Made(Box::new([left])));
         } else {
             self.channels.leave(&body.channel, id);
-            out.deliver(logged.position(), edge, logged.to_record()?);
+            out.deliver(logged.position(), edge, logged.shared()?);
         }
         self.connections.leave(&id, &body.channel);
         Ok(())
@@ -328,12 +328,12 @@ impl Partition {
             Command::Join(body) if self.count.of_name(&body.channel) == self.id && limits::is_name(&body.edge) => {
                 let edge = self.edges.intern(&body.edge)?;
                 if self.channels.join(&body.channel, edge, id) {
-                    out.deliver(logged.position(), edge, logged.to_record()?);
+                    out.deliver(logged.position(), edge, logged.shared()?);
                 }
             }
             Command::Leave(body) if self.count.of_name(&body.channel) == self.id => {
                 if let Some(edge) = self.channels.leave(&body.channel, id) {
-                    out.deliver(logged.position(), edge, logged.to_record()?);
+                    out.deliver(logged.position(), edge, logged.shared()?);
                 }
             }
             _ => return Err(Refusal::Malformed),

@@ -11,6 +11,8 @@ mod edges;
 pub mod effects;
 mod events;
 pub mod expand;
+mod filter;
+mod group;
 mod groups;
 mod invariants;
 mod names;
@@ -27,7 +29,7 @@ pub use dedup::{DEDUP_MAX, DEDUP_WINDOW};
 pub use effects::{
     Applied, AppliedEntry, BatchOutcome, EdgeDelivery, EdgeIndex, LoggedEntry, Refusal, Reply, Targets, Verdict,
 };
-pub use groups::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent};
+pub use group::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent};
 pub use outbox::{OUTBOX_MAX, OutboxEntry, OutboxItem};
 pub use partition::{APPLY_VERSION, Partition};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};

@@ -45,7 +45,7 @@ impl Logged<'_> {
     }
 
     /// The whole record, sharing the entry's buffer.
-    pub(super) fn to_record(&self) -> Result<Record, Refusal> {
+    pub(super) fn shared(&self) -> Result<Record, Refusal> {
         Record::split_from(&mut self.whole()).map_err(|_| Refusal::Malformed)
     }
 

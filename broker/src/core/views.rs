@@ -9,7 +9,7 @@ use super::{
     connections::{Attribute, Connection, Phase},
     edges::Edge,
     effects::EdgeIndex,
-    groups::{Group, Hole, ParkedEvent},
+    group::{Group, Hole, ParkedEvent},
     outbox::OutboxEntry,
     partition::Partition,
 };
