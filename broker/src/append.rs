@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use openraft::errors::ClientWriteError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use trunkline_proto::{Batch, EntryBuilder, Offset, Timestamp, limits};
 
@@ -21,7 +20,10 @@ use crate::{
     clock,
     core::{AppliedEntry, BatchOutcome, Verdict},
     metrics::store::{LOG_APPEND_SECONDS, LOG_BATCH_RECORDS},
-    raft::{Group, Role, group::Proposed},
+    raft::{
+        Group, Role,
+        group::{Outcome, Proposed},
+    },
     store::Health,
 };
 
@@ -170,6 +172,7 @@ impl Handle {
         if bytes > limits::FRAME_BYTES_MAX {
             return Err(AppendError::TooLarge { bytes, limit: limits::FRAME_BYTES_MAX });
         }
+        // in records; no sender that keeps to its limits comes here
         if usize::from(batch.count) > limits::ENTRY_RECORDS_MAX {
             return Err(AppendError::TooLarge { bytes: usize::from(batch.count), limit: limits::ENTRY_RECORDS_MAX });
         }
@@ -246,7 +249,7 @@ struct Appender {
 
 enum Event {
     Batch(Option<Waiting>),
-    Outcome(Result<openraft::raft::ClientWriteResult<crate::raft::types::Types>, oneshot::error::RecvError>),
+    Outcome(Outcome),
     Closed,
 }
 
@@ -327,30 +330,18 @@ impl Appender {
         let _ = waiting.answer.send(Err(error.clone()));
     }
 
-    fn answer_first(
-        &mut self,
-        outcome: Result<openraft::raft::ClientWriteResult<crate::raft::types::Types>, oneshot::error::RecvError>,
-    ) {
+    fn answer_first(&mut self, outcome: Outcome) {
         let Some(first) = self.in_flight.pop_front() else { return };
         self.bytes_in_flight -= first.bytes;
-        let entry = match outcome {
-            Ok(Ok(response)) => Ok(response.data.0),
-            // never appended: another term, or no leader any more
-            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(AppendError::NotLeader { leader: forward.leader_id })
-            }
-            // appended and discarded, or the group stopped: another replica may have it, and commit it
-            Ok(Err(_)) | Err(_) => Ok(None),
-        };
         let latency = metrics::histogram!(LOG_APPEND_SECONDS);
         for (batch, (answer, since)) in first.answers.into_iter().enumerate() {
             let waited = since.elapsed();
             latency.record(waited.as_secs_f64());
             // whoever stopped waiting needs no answer
-            let _ = answer.send(match &entry {
-                Ok(Some(entry)) => Ok(Appended { entry: Arc::clone(entry), batch }),
-                Ok(None) => Err(AppendError::Unknown { waited }),
-                Err(error) => Err(error.clone()),
+            let _ = answer.send(match &outcome {
+                Outcome::Applied(entry) => Ok(Appended { entry: Arc::clone(entry), batch }),
+                Outcome::NotLeader { leader } => Err(AppendError::NotLeader { leader: *leader }),
+                Outcome::Unknown => Err(AppendError::Unknown { waited }),
             });
         }
     }
@@ -359,14 +350,8 @@ impl Appender {
     fn close(mut self) {
         self.batches.close();
         while let Some(first) = self.in_flight.front_mut() {
-            match first.outcome.try_recv() {
-                Ok(outcome) => self.answer_first(Ok(outcome)),
-                Err(_) => {
-                    for (answer, since) in self.in_flight.pop_front().into_iter().flat_map(|entry| entry.answers) {
-                        let _ = answer.send(Err(AppendError::Unknown { waited: since.elapsed() }));
-                    }
-                }
-            }
+            let outcome = first.outcome.try_outcome().unwrap_or(Outcome::Unknown);
+            self.answer_first(outcome);
         }
         let error = closed(&self.shared.health);
         if let Some(held) = self.held.take() {

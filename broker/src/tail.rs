@@ -132,8 +132,7 @@ impl AppliedSink for Handle {
 
 fn weight(entry: &AppliedEntry) -> usize {
     let batches = entry.logged.entry.batches.iter();
-    ENTRY_OVERHEAD
-        + batches.map(|batch| batch.weight() + usize::from(batch.count) * RECORD_OVERHEAD).sum::<usize>()
+    ENTRY_OVERHEAD + batches.map(|batch| batch.weight() + usize::from(batch.count) * RECORD_OVERHEAD).sum::<usize>()
 }
 
 #[cfg(test)]

@@ -23,7 +23,11 @@ pub const STORAGE_HEALTHY: &str = "trunkline_storage_healthy";
 
 /// Tells the exporter what they mean. Call once, after the recorder is installed.
 pub fn describe_store() {
-    describe_histogram!(LOG_APPEND_SECONDS, Unit::Seconds, "from a batch entering the appender's queue until it is applied");
+    describe_histogram!(
+        LOG_APPEND_SECONDS,
+        Unit::Seconds,
+        "from a batch entering the appender's queue until it is applied"
+    );
     describe_histogram!(LOG_SYNC_SECONDS, Unit::Seconds, "one synced write of the log");
     describe_histogram!(LOG_BATCH_RECORDS, Unit::Count, "records in one log entry");
     describe_counter!(LOG_BYTES_TOTAL, Unit::Bytes, "bytes of log entries written");

@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     append::AppendError,
     core::{LoggedEntry, Refusal, Reply, Verdict},
+    raft::group::Outcome,
     store,
     tail::TailRead,
     testing::{attach, connection, count, edge, message, opened},
@@ -58,6 +59,19 @@ fn digests(node: &Node) -> Vec<(LogIndex, u64, u64)> {
 /// Digests without positions: a restart appends a blank entry.
 fn contents(node: &Node) -> Vec<u64> {
     digests(node).into_iter().map(|(_, digest, _)| digest).collect()
+}
+
+/// Until every partition has as many as are kept.
+async fn wait_for_snapshots(node: &Node) {
+    let open = node.inner.open.read().clone().unwrap();
+    let waiting = async {
+        for (reader, _) in &open.readers {
+            while store::snapshot::list(reader).unwrap().len() < crate::raft::snapshotter::SNAPSHOTS_KEPT {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap();
 }
 
 async fn whole_log(node: &Node, id: u16, bytes: usize) -> Vec<LoggedEntry> {
@@ -155,6 +169,7 @@ async fn snapshots_and_a_full_replay_agree() {
             partition(&node, id.0).append.append(edge(n + 1, &[opened(id.1), message(id.1, b"x")])).await.unwrap();
         }
     }
+    wait_for_snapshots(&node).await;
     let before = contents(&node);
     // history at each entry is what applying the log up to it gives
     let mut model = core::Partition::new(PartitionId(1), count(2));
@@ -175,9 +190,11 @@ async fn snapshots_and_a_full_replay_agree() {
     let (empty, _) = node.state_at(PartitionId(1), Moment::Time(Timestamp(5))).await.unwrap();
     assert_eq!(empty.digest(), core::Partition::new(PartitionId(1), count(2)).digest());
     node.shutdown().await;
-    let report = store::verify(dir.path(), |_| {}).unwrap();
+    let mut told = Vec::new();
+    let report = store::verify(dir.path(), |progress| told.push((progress.partition.0, progress.index))).unwrap();
+    assert_eq!(told.last().unwrap().0, 1, "progress is told");
     assert!(report.is_sound(), "{report:?}");
-    assert!(report.partitions.iter().all(|partition| partition.snapshots == 2), "{report:?}");
+    assert!(report.partitions.iter().all(|partition| partition.snapshots >= 2), "{report:?}");
     let digests: Vec<_> = report.partitions.iter().map(|partition| partition.digest).collect();
     assert_eq!(digests, before, "a replay of everything");
     let node = open(config(dir.path(), 2)).await;
@@ -263,4 +280,57 @@ async fn after_a_shutdown_everything_says_so() {
     let again = open(config(dir.path(), 1)).await;
     assert!(matches!(Node::open(config(dir.path(), 1)).await, Err(OpenError::Locked { .. })));
     again.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_broker_alone_leads_on_after_a_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path(), 1)).await;
+    talk(&node, 0, 3).await;
+    let role = *partition(&node, 0).role.borrow();
+    // longer than any election timeout and lease: there is no other condition to wait for than that nothing happens
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert_eq!(*partition(&node, 0).role.borrow(), role);
+    let appended = partition(&node, 0).append.append(edge(5, &[message(connection(0, 1), b"awake")])).await.unwrap();
+    assert_eq!(appended.verdict(0), Verdict::Applied);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_entry_proposed_in_another_term_never_happened() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path(), 1)).await;
+    let group = node.inner.running.lock().as_ref().unwrap().groups[0].clone();
+    let Role::Leader { term } = *group.role().borrow() else { panic!("no leader") };
+    let mut builder = trunkline_proto::EntryBuilder::new(Timestamp(1), 64);
+    builder.push(&attach(0));
+    let entry = builder.finish();
+    let outcome = group.propose(term + 1, entry.clone()).await.unwrap().await;
+    assert!(matches!(outcome, Outcome::NotLeader { .. }), "{outcome:?}");
+    assert!(whole_log(&node, 0, 1).await.is_empty());
+    let outcome = group.propose(term, entry).await.unwrap().await;
+    assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
+    drop(group);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_entry_that_does_not_parse_stops_its_partition_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path(), 2)).await;
+    talk(&node, 1, 1).await;
+    let group = node.inner.running.lock().as_ref().unwrap().groups[0].clone();
+    let Role::Leader { term } = *group.role().borrow() else { panic!("no leader") };
+    let outcome = group.propose(term, bytes::Bytes::from_static(b"no entry")).await.unwrap().await;
+    assert!(matches!(outcome, Outcome::Unknown), "{outcome:?}");
+    let mut role = partition(&node, 0).role.clone();
+    tokio::time::timeout(Duration::from_secs(5), role.wait_for(|role| *role == Role::Closed)).await.unwrap().unwrap();
+    let reason = node.health().unwrap_err();
+    assert!(reason.contains("partition 0 index"), "{reason}");
+    let appended = partition(&node, 1).append.append(edge(3, &[message(connection(1, 1), b"on")])).await.unwrap();
+    assert_eq!(appended.verdict(0), Verdict::Applied);
+    drop(group);
+    node.shutdown().await;
+    let damage = store::verify(dir.path(), |_| {}).unwrap().partitions[0].damage.clone().unwrap();
+    assert!(damage.contains("partition 0 index"), "{damage}");
 }

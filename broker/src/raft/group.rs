@@ -1,10 +1,20 @@
 //! Step 6 of the walk, between `append.rs` and `raft/log_store.rs`: one partition's Raft group, and who leads it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
-use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy, impls::ProgressResponder, raft::ClientWriteResult};
-use openraft::type_config::async_runtime::watch::WatchReceiver as _;
+use openraft::{
+    BasicNode, Config, Raft, ServerState, SnapshotPolicy,
+    errors::{ClientWriteError, Fatal},
+    impls::ProgressResponder,
+    raft::ClientWriteResult,
+    type_config::async_runtime::watch::WatchReceiver as _,
+};
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 use trunkline_proto::PartitionId;
@@ -16,7 +26,7 @@ use super::{
     types::{CommittedLeader, EntryBytes, Types},
 };
 use crate::{
-    core::Partition,
+    core::{AppliedEntry, Partition},
     metrics::store::{PARTITION_ROLE, RAFT_ELECTIONS_TOTAL},
     store::{Health, OpenError},
 };
@@ -51,12 +61,55 @@ pub struct GroupConfig {
     pub initial: Initial,
     /// What its state machine works with.
     pub parts: Parts,
+    /// Whom a group that was never started begins with: raft ids and addresses. Empty: it waits to be added by a leader.
+    pub founders: BTreeMap<u64, BasicNode>,
     /// Is told when the group stops.
     pub health: Health,
 }
 
-/// Answers an entry once it is applied, or cannot be any more.
-pub type Proposed = oneshot::Receiver<ClientWriteResult<Types>>;
+/// What became of a proposed entry.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is committed and applied.
+    Applied(Arc<AppliedEntry>),
+    /// It was never appended: this broker does not lead in that term. Nothing happened.
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<u64>,
+    },
+    /// It was appended and then discarded, or the group stopped: another replica may have it, and commit it.
+    Unknown,
+}
+
+/// A proposed entry; resolves once it is applied, or cannot be any more. Cancel safe.
+#[derive(Debug)]
+pub struct Proposed(oneshot::Receiver<ClientWriteResult<Types>>);
+
+impl Proposed {
+    /// The outcome if there is one already.
+    pub fn try_outcome(&mut self) -> Option<Outcome> {
+        match self.0.try_recv() {
+            Ok(result) => Some(outcome(result)),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Future for Proposed {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        Pin::new(&mut self.0).poll(context).map(|result| result.map_or(Outcome::Unknown, outcome))
+    }
+}
+
+fn outcome(result: ClientWriteResult<Types>) -> Outcome {
+    match result {
+        Ok(response) => response.data.0.map_or(Outcome::Unknown, Outcome::Applied),
+        Err(ClientWriteError::ForwardToLeader(forward)) => Outcome::NotLeader { leader: forward.leader_id },
+        Err(_) => Outcome::Unknown,
+    }
+}
 
 /// The group has stopped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +132,8 @@ impl std::fmt::Debug for Group {
 }
 
 impl Group {
-    /// Starts the group. One that was never started begins as a cluster of this broker alone, and a broker that is alone asks
-    /// for its election at once, so that a restart is ready at once.
+    /// Starts the group. One that was never started begins with its founders, and a broker that is alone asks for its election
+    /// at once, so that a restart is ready at once.
     pub async fn start(config: GroupConfig) -> Result<Self, OpenError> {
         let partition = config.parts.reader.partition();
         let failed = |reason: String| OpenError::Raft { partition, reason };
@@ -89,18 +142,18 @@ impl Group {
         let applied_term = config.parts.term.subscribe();
         let machine = StateMachine::new(config.initial, config.parts);
         let state = machine.state();
-        let node = config.node_id;
+        let (node, voted) = (config.node_id, config.log.log().term());
         let raft = Raft::new(node, Arc::new(settings), Network, config.log, machine).await;
         let raft = raft.map_err(|error| failed(error.to_string()))?;
         if !raft.is_initialized().await.map_err(|error| failed(error.to_string()))? {
-            let alone = BTreeMap::from([(node, BasicNode::default())]);
-            raft.initialize(alone).await.map_err(|error| failed(error.to_string()))?;
-        }
-        if raft.voter_ids().eq([node]) {
+            if !config.founders.is_empty() {
+                raft.initialize(config.founders).await.map_err(|error| failed(error.to_string()))?;
+            }
+        } else if raft.voter_ids().eq([node]) {
             raft.trigger().elect(false).await.map_err(|error| failed(error.to_string()))?;
         }
         let (roles, role) = watch::channel(Role::Follower { leader: None });
-        tokio::spawn(watch_role(partition, raft.clone(), applied_term, roles, config.health));
+        tokio::spawn(watch_role(partition, raft.clone(), voted, applied_term, roles, config.health));
         Ok(Self { partition, raft, state, role })
     }
 
@@ -124,7 +177,7 @@ impl Group {
         let (responder, outcome) = ProgressResponder::complete_only();
         let write = self.raft.write(EntryBytes(entry)).with_leader(CommittedLeader::new(term)).responder(responder);
         match write.await {
-            Ok(()) => Ok(outcome),
+            Ok(()) => Ok(Proposed(outcome)),
             Err(error) => Err(Stopped(error.to_string())),
         }
     }
@@ -161,6 +214,7 @@ fn settings(cluster: String) -> Config {
 async fn watch_role(
     partition: PartitionId,
     raft: Raft<Types, StateMachine>,
+    mut term: u64,
     mut applied_term: watch::Receiver<u64>,
     roles: watch::Sender<Role>,
     health: Health,
@@ -171,7 +225,6 @@ async fn watch_role(
     let node = *raft.node_id();
     drop(raft);
     let gauge = metrics::gauge!(PARTITION_ROLE, "partition" => partition.to_string());
-    let mut term = 0;
     loop {
         let applied = *applied_term.borrow_and_update();
         let (vote, state, leader) = {
@@ -202,7 +255,7 @@ async fn watch_role(
     roles.send_replace(Role::Closed);
     let running = metrics.borrow_watched().running_state.clone();
     match running {
-        Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
+        Err(Fatal::Stopped) | Ok(()) => {}
         Err(error) => health.fail(&format!("partition {partition}: {error}")),
     }
 }

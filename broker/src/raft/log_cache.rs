@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 
 use super::types::{Entry, LogId, Vote};
 
-/// Written and applied entries kept for peers, in bytes.
-const KEPT_BYTES: usize = 2 << 20;
+/// Written and applied entries kept for peers, in bytes of each partition.
+const KEPT_BYTES: usize = 512 << 10;
 /// Bytes an entry counts for besides its payload.
 const ENTRY_OVERHEAD: usize = 96;
 
@@ -63,7 +63,8 @@ pub(super) struct Opened {
 impl LogCache {
     pub(super) fn new(opened: Opened) -> Self {
         let written = opened.last.map_or(0, |last| last.index + 1);
-        let first = opened.purged.map(|purged| purged.index + 1).max(opened.first.map(|first| first.index)).unwrap_or(0);
+        let first =
+            opened.purged.map(|purged| purged.index + 1).max(opened.first.map(|first| first.index)).unwrap_or(0);
         let log = Log {
             first,
             last: opened.last.max(opened.purged),

@@ -15,10 +15,9 @@ use std::{
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     errors::LeaderChanged,
-    storage::{IOFlushed, RaftLogStorage},
+    storage::{IOFlushed, LeaderBoundedStreamError, RaftLogStorage},
     type_config::alias::LeaderIdOf,
 };
-use openraft::storage::LeaderBoundedStreamError;
 use tokio_stream::Stream;
 use trunkline_proto::{LogIndex, PartitionId};
 
@@ -26,7 +25,7 @@ use super::{
     log_cache::{LogCache, Lookup, Opened},
     types::{self, Entry, LogId, Types, Vote},
 };
-use crate::store::{Reader, StoreError, WriterHandle, writer::Write};
+use crate::store::{Reader, StoreError, Write, WriterHandle};
 
 /// Bytes handed to openraft at once.
 const CHUNK_BYTES: usize = 2 << 20;
@@ -77,6 +76,11 @@ impl Log {
     /// The last entry there is.
     pub fn last(&self) -> Option<LogId> {
         self.cache.last()
+    }
+
+    /// Term of the vote.
+    pub fn term(&self) -> u64 {
+        self.cache.vote().map_or(0, |vote| vote.leader_id.term)
     }
 
     /// The logical purge.
@@ -273,7 +277,10 @@ impl Chunks {
         }
     }
 
-    fn fail(&mut self, error: LeaderBoundedStreamError<Types>) -> Option<Result<Entry, LeaderBoundedStreamError<Types>>> {
+    fn fail(
+        &mut self,
+        error: LeaderBoundedStreamError<Types>,
+    ) -> Option<Result<Entry, LeaderBoundedStreamError<Types>>> {
         self.failed = true;
         Some(Err(error))
     }

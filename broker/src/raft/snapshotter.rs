@@ -11,7 +11,8 @@ use super::types;
 use crate::{
     core::Partition,
     store::{
-        Health, Manifest, Payload, Reader, StoreError, StoredLogId, WriterHandle, reader, snapshot, verify::decode_state,
+        Health, Manifest, Payload, Reader, StoreError, StoredLogId, WriterHandle, reader, snapshot,
+        verify::decode_state,
     },
 };
 
@@ -207,7 +208,11 @@ impl<'a> Replay<'a> {
         match self.reader.first()? {
             // Raft's indexes begin at 0 in openraft; a log that begins later needs a snapshot to begin with
             Some(first) if first.index.0 <= 1 => Ok(first.index),
-            _ => Err(StoreError::at(self.reader.partition(), LogIndex(0), "no snapshot covers what the log no longer holds")),
+            _ => Err(StoreError::at(
+                self.reader.partition(),
+                LogIndex(0),
+                "no snapshot covers what the log no longer holds",
+            )),
         }
     }
 

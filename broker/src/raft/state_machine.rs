@@ -22,7 +22,7 @@ use super::{
 use crate::{
     core::{AppliedEntry, LoggedEntry, Partition, Refusal},
     metrics::store::{PARTITION_APPLIED_OFFSET, PARTITION_COMMIT_LAG},
-    store::{Manifest, Reader, StoreError, WriterHandle, snapshot, writer::Write},
+    store::{Manifest, Reader, StoreError, Write, WriterHandle, snapshot},
 };
 
 /// Who is told what is applied: the tail (step 12). Called on the group's task, in order; must not block.
@@ -35,13 +35,16 @@ pub trait AppliedSink: Send + Sync + fmt::Debug {
     fn installed(&self, index: LogIndex);
 }
 
+/// Positions of an entry's refused records and why, shared between apply, writer and readers.
+pub type SharedRefused = Arc<[(u16, Refusal)]>;
+
 /// Refused sets on their way to disk: readers of the log look here first.
 #[derive(Clone, Debug, Default)]
-pub struct PendingRefused(Arc<Mutex<BTreeMap<LogIndex, Arc<[(u16, Refusal)]>>>>);
+pub struct PendingRefused(Arc<Mutex<BTreeMap<LogIndex, SharedRefused>>>);
 
 impl PendingRefused {
     /// Those of `entries` that are not on disk yet, to be looked up before the disk is read.
-    pub fn between(&self, after: LogIndex, through: LogIndex) -> Vec<(LogIndex, Arc<[(u16, Refusal)]>)> {
+    pub fn between(&self, after: LogIndex, through: LogIndex) -> Vec<(LogIndex, SharedRefused)> {
         if after >= through {
             return Vec::new();
         }
@@ -49,7 +52,7 @@ impl PendingRefused {
         pending.range(LogIndex(after.0 + 1)..=through).map(|(index, refused)| (*index, Arc::clone(refused))).collect()
     }
 
-    fn insert(&self, index: LogIndex, refused: Arc<[(u16, Refusal)]>) {
+    fn insert(&self, index: LogIndex, refused: SharedRefused) {
         self.0.lock().insert(index, refused);
     }
 
@@ -183,7 +186,7 @@ impl StateMachine {
     }
 
     /// Queues an entry's refused set. Not awaited on disk: a replay comes to the same, and a snapshot's manifest is queued later.
-    async fn store_refused(&self, index: LogIndex, refused: Arc<[(u16, Refusal)]>) {
+    async fn store_refused(&self, index: LogIndex, refused: SharedRefused) {
         self.refused.insert(index, Arc::clone(&refused));
         let pending = self.refused.clone();
         // after a failed write it stays: readers go on seeing it

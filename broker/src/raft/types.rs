@@ -168,3 +168,25 @@ pub fn to_stored_members(members: &Members) -> (Option<StoredLogId>, Vec<u8>) {
 pub fn from_stored_members(stored: &(Option<StoredLogId>, Vec<u8>)) -> io::Result<Members> {
     Ok(StoredMembership::new(stored.0.as_ref().map(from_stored), decode_membership(&stored.1)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memberships_keep_their_bytes_and_read_back() {
+        let nodes = [(1, "a:1"), (2, "b:2"), (5, "")].map(|(id, address)| (id, BasicNode::new(address)));
+        let configs = vec![BTreeSet::from([1, 2]), BTreeSet::from([1])];
+        let members = Membership::new(configs, BTreeMap::from(nodes)).unwrap();
+        let bytes = encode_membership(&members);
+        let golden = b"\x01\x02\0\x02\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0\0\
+            \x03\0\x01\0\0\0\0\0\0\0\x03\0a:1\x02\0\0\0\0\0\0\0\x03\0b:2\x05\0\0\0\0\0\0\0\0\0";
+        assert_eq!(bytes, golden);
+        assert_eq!(decode_membership(&bytes).unwrap(), members);
+        for length in 0..bytes.len() {
+            assert!(decode_membership(&bytes[..length]).is_err(), "cut at {length}");
+        }
+        let nobody = Membership::default();
+        assert_eq!(decode_membership(&encode_membership(&nobody)).unwrap(), nobody);
+    }
+}

@@ -44,7 +44,16 @@ impl Db {
         // a crash while it was made leaves some out; they hold nothing then, and the marks know
         options.create_missing_column_families(true);
         let logs: Vec<String> = partitions.iter().map(keys::log_cf).collect();
-        let rocks = DB::open_cf_descriptors(&options, &path, descriptors(&logs)).map_err(|error| failed(&path, &error))?;
+        let mut rocks = DB::open_cf_descriptors(&options, &path, descriptors(&logs));
+        // what RocksDB answers where the file system has no direct IO, among other things
+        if rocks.as_ref().is_err_and(|error| error.kind() == rocksdb::ErrorKind::InvalidArgument) {
+            options.set_use_direct_io_for_flush_and_compaction(false);
+            if let Ok(buffered) = DB::open_cf_descriptors(&options, &path, descriptors(&logs)) {
+                tracing::warn!(path = %path.display(), "no direct IO on this file system: expect longer stalls");
+                rocks = Ok(buffered);
+            }
+        }
+        let rocks = rocks.map_err(|error| failed(&path, &error))?;
         Ok(Self { rocks, logs })
     }
 
@@ -52,7 +61,9 @@ impl Db {
     pub fn open_read_only(dir: &Path, partitions: PartitionCount) -> Result<Self, OpenError> {
         let path = dir.join(identity::DB);
         let logs: Vec<String> = partitions.iter().map(keys::log_cf).collect();
-        let rocks = DB::open_cf_descriptors_read_only(&database_options(), &path, descriptors(&logs), false)
+        let mut options = database_options();
+        options.set_use_direct_io_for_flush_and_compaction(false);
+        let rocks = DB::open_cf_descriptors_read_only(&options, &path, descriptors(&logs), false)
             .map_err(|error| failed(&path, &error))?;
         Ok(Self { rocks, logs })
     }

@@ -57,6 +57,8 @@ pub enum OpenError {
     },
 }
 
+const ROCKSDB: &str = "RocksDB";
+
 /// Why reading the store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -81,14 +83,22 @@ impl StoreError {
     pub fn at(partition: PartitionId, index: LogIndex, reason: impl Into<String>) -> Self {
         Self::Damaged { place: format!("partition {partition} index {index}"), reason: reason.into() }
     }
+
+    /// Says where RocksDB found damage, which it tells by file only.
+    pub(super) fn near(self, partition: PartitionId, index: LogIndex) -> Self {
+        match self {
+            Self::Damaged { place, reason } if place == ROCKSDB => {
+                Self::Damaged { place: format!("partition {partition} at or after index {index}"), reason }
+            }
+            other => other,
+        }
+    }
 }
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> Self {
         match error.kind() {
-            rocksdb::ErrorKind::Corruption => {
-                Self::Damaged { place: "RocksDB".into(), reason: error.into_string() }
-            }
+            rocksdb::ErrorKind::Corruption => Self::Damaged { place: ROCKSDB.into(), reason: error.into_string() },
             _ => Self::Rocks(error.into_string()),
         }
     }

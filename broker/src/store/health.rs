@@ -1,4 +1,5 @@
-//! Whether the store may be trusted. The first failure is final: a failed sync is never retried into success.
+//! Whether the store may be trusted. The first failure is final. A failed write or sync closes the writer, and with it every
+//! partition; damage found in one partition stops that one, and is told here all the same.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ impl Health {
     pub fn fail(&self, reason: &str) {
         let mut failure = self.failure.write();
         if failure.is_none() {
-            tracing::error!(reason, "store failed: nothing more is acknowledged here");
+            tracing::error!(reason, "the store has failed");
             metrics::gauge!(STORAGE_HEALTHY).set(0.0);
             *failure = Some(reason.to_owned());
         }

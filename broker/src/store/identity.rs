@@ -120,6 +120,10 @@ fn create(dir: &Path, identity: &Identity) -> Result<Identity, OpenError> {
     marks::write(dir, &vec![marks::Mark::default(); usize::from(identity.partitions.get())], true)
         .map_err(|error| io_error(dir, &error))?;
     files::replace(&path, identity.encode().as_bytes(), true).map_err(|error| io_error(&path, &error))?;
+    // the folder's own name must survive as well
+    if let Some(parent) = fs::canonicalize(dir).ok().as_deref().and_then(Path::parent) {
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| io_error(parent, &error))?;
+    }
     Ok(identity.clone())
 }
 
@@ -131,9 +135,8 @@ fn read(dir: &Path) -> Result<Option<Identity>, OpenError> {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.ok_or_else(|| damaged(&path, format!("it has no line {name:?}")))
     };
-    let number = |name: &str| {
-        field(name)?.parse::<u64>().map_err(|_| damaged(&path, format!("line {name:?} holds no number")))
-    };
+    let number =
+        |name: &str| field(name)?.parse::<u64>().map_err(|_| damaged(&path, format!("line {name:?} holds no number")));
     // the format comes first: what follows, the checksum too, may differ in another one
     let format = u32::try_from(number("format")?).unwrap_or(u32::MAX);
     if format != FORMAT {

@@ -20,6 +20,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod verify;
+pub mod write;
 pub mod writer;
 
 pub use db::Db;
@@ -30,6 +31,7 @@ pub use reader::Reader;
 pub use record::{Payload, StoredEntry, StoredLogId, StoredVote};
 pub use snapshot::Manifest;
 pub use verify::{Report, verify};
+pub use write::Write;
 pub use writer::{Handle as WriterHandle, Writer};
 
 /// Copies a folder while it is open: what a kill would leave.

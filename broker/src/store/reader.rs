@@ -10,9 +10,9 @@ use super::{
     db::Db,
     error::StoreError,
     keys::{self, MetaTag},
-    record::{self, Payload, StoredEntry, StoredLogId, StoredVote},
+    record::{self, Payload, RefusedRecords, StoredEntry, StoredLogId, StoredVote},
 };
-use crate::core::{LoggedEntry, Refusal};
+use crate::core::LoggedEntry;
 
 /// Bytes read ahead of a scan.
 const READAHEAD_BYTES: usize = 1 << 20;
@@ -44,14 +44,16 @@ impl Reader {
     pub fn last(&self) -> Result<Option<StoredLogId>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_last();
-        Ok(self.current(&iterator)?.map(|entry| entry.id))
+        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, LogIndex(0)))?;
+        Ok(entry.map(|entry| entry.id))
     }
 
     /// The first entry's place.
     pub fn first(&self) -> Result<Option<StoredLogId>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_first();
-        Ok(self.current(&iterator)?.map(|entry| entry.id))
+        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, LogIndex(0)))?;
+        Ok(entry.map(|entry| entry.id))
     }
 
     /// The entry at `index`.
@@ -89,7 +91,7 @@ impl Reader {
     }
 
     /// Refused records of the entries from `first` up to and with `last`.
-    pub fn refused(&self, first: LogIndex, last: LogIndex) -> Result<Vec<(LogIndex, Vec<(u16, Refusal)>)>, StoreError> {
+    pub fn refused(&self, first: LogIndex, last: LogIndex) -> Result<Vec<(LogIndex, RefusedRecords)>, StoreError> {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(keys::refused_key(self.partition, first));
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.refused()?, options);
@@ -243,7 +245,10 @@ pub struct Scan<'a> {
 impl Scan<'_> {
     /// The next entry, `None` at the end. A gap is damage.
     pub fn next_entry(&mut self) -> Result<Option<StoredEntry>, StoreError> {
-        let Some(entry) = self.reader.current(&self.iterator)? else { return Ok(None) };
+        let entry = self.reader.current(&self.iterator);
+        let Some(entry) = entry.map_err(|error| error.near(self.reader.partition, self.expected))? else {
+            return Ok(None);
+        };
         if entry.id.index != self.expected {
             let reason = format!("it is missing: the next entry there is has index {}", entry.id.index);
             return Err(StoreError::at(self.reader.partition, self.expected, reason));

@@ -67,6 +67,9 @@ pub struct StoredVote {
     pub committed: bool,
 }
 
+/// Positions of an entry's refused records and why, ascending.
+pub type RefusedRecords = Vec<(u16, Refusal)>;
+
 /// What a log entry holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Payload {
@@ -168,11 +171,7 @@ pub fn encode_refused(partition: PartitionId, index: LogIndex, refused: &[(u16, 
 }
 
 /// Decodes the refused records of an entry.
-pub fn decode_refused(
-    partition: PartitionId,
-    index: LogIndex,
-    value: &[u8],
-) -> Result<Vec<(u16, Refusal)>, ValueError> {
+pub fn decode_refused(partition: PartitionId, index: LogIndex, value: &[u8]) -> Result<RefusedRecords, ValueError> {
     let mut body = Body(open_kind(Kind::Refused, &context(partition, index), value)?);
     let count = body.u16()?;
     (0..count).map(|_| Ok((body.u16()?, decode_refusal(&mut body)?))).collect()

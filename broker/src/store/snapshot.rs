@@ -7,7 +7,8 @@ use super::{
     keys::{self, MANIFEST_CHUNK},
     reader::Reader,
     record::{self, Body, StoredLogId, ValueError},
-    writer::{Closed, Handle, Write},
+    write::Write,
+    writer::{Closed, Handle},
 };
 
 /// Bytes of state in one chunk: small enough not to delay appends that share its sync.
@@ -81,7 +82,7 @@ pub fn write(writer: &Handle, partition: PartitionId, manifest: &Manifest, state
 
 /// Deletes all but the newest `keep` snapshots, and what is left of unfinished ones before them. Blocks.
 pub fn retain(writer: &Handle, reader: &Reader, keep: usize) -> Result<(), StoreError> {
-    let Some(oldest) = list(reader)?.into_iter().take(keep).last() else { return Ok(()) };
+    let Some(oldest) = list(reader)?.into_iter().take(keep).next_back() else { return Ok(()) };
     // a closed writer deletes nothing, and nothing is lost by that
     let _ = writer.write_blocking(reader.partition(), Write::SnapshotsBefore(oldest.last.index));
     Ok(())

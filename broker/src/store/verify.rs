@@ -139,7 +139,11 @@ impl<'a> Walk<'a> {
             if let Some(parsed) = &parsed {
                 self.report.records += parsed.records() as u64;
                 if parsed.time < time {
-                    return Err(StoreError::at(self.reader.partition(), index, "its time is before that of the entry before"));
+                    return Err(StoreError::at(
+                        self.reader.partition(),
+                        index,
+                        "its time is before that of the entry before",
+                    ));
                 }
                 time = parsed.time;
             }
@@ -159,7 +163,11 @@ impl<'a> Walk<'a> {
     /// Where retention has taken the beginning, the replay begins at the oldest snapshot.
     fn begin_at_snapshot(&mut self, first: LogIndex, snapshots: &mut Vec<Manifest>) -> Result<(), StoreError> {
         let Some(manifest) = snapshots.pop() else {
-            return Err(StoreError::at(self.reader.partition(), first, "the log begins here, and no snapshot covers what is before"));
+            return Err(StoreError::at(
+                self.reader.partition(),
+                first,
+                "the log begins here, and no snapshot covers what is before",
+            ));
         };
         self.state = decode_state(self.reader, &manifest)?;
         self.report.snapshots += 1;
@@ -194,7 +202,11 @@ impl<'a> Walk<'a> {
         let snapshot = decode_state(self.reader, &manifest)?;
         let digests = [snapshot.state_digest(), self.state.state_digest()];
         if snapshot.digest() != self.state.digest() || digests.iter().any(|digest| *digest != manifest.state_digest) {
-            return Err(StoreError::at(self.reader.partition(), index, "the snapshot here is not what a replay comes to"));
+            return Err(StoreError::at(
+                self.reader.partition(),
+                index,
+                "the snapshot here is not what a replay comes to",
+            ));
         }
         self.report.snapshots += 1;
         Ok(())

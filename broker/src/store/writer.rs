@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     path::PathBuf,
-    sync::{Arc, atomic::{AtomicBool, AtomicU64, Ordering}},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -13,20 +13,15 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use rocksdb::{WriteBatch, WriteOptions};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use trunkline_proto::{LogIndex, PartitionId};
+use trunkline_proto::PartitionId;
 
 use super::{
     db::Db,
-    error::StoreError,
     health::Health,
-    keys::{self, MetaTag},
     marks::{self, Mark},
-    record::{self, StoredEntry, StoredLogId, StoredVote},
+    write::{self, Write},
 };
-use crate::{
-    core::Refusal,
-    metrics::store::{LOG_BYTES_TOTAL, LOG_SYNC_SECONDS},
-};
+use crate::metrics::store::{LOG_BYTES_TOTAL, LOG_SYNC_SECONDS};
 
 /// Bytes gathered into one sync, if a single write is not larger (a sync costs 0.2 ms + 2.2 ms per MB, costs A2).
 const SYNC_BYTES_MAX: usize = 1 << 20;
@@ -36,8 +31,6 @@ const QUEUE_BYTES_MAX: usize = 256 << 20;
 const PERMIT_BYTES: usize = 1 << 10;
 /// How often marks are rewritten at most, and how long writes that need no sync may wait for one that does.
 const LAZY: Duration = Duration::from_secs(1);
-/// Truncations of more entries than this use one range tombstone in place of point deletes.
-const POINT_DELETES_MAX: u64 = 100;
 /// Environment variable that leaves out every sync, as a negative control of the power-cut test.
 pub const NO_SYNC_VARIABLE: &str = "TRUNKLINE_TEST_NO_SYNC";
 
@@ -55,71 +48,6 @@ impl From<Closed> for io::Error {
 /// Called from the writer's thread when a write is on disk (or written, where it needs no sync), or never will be.
 pub type Done = Box<dyn FnOnce(Result<(), Closed>) + Send>;
 
-/// One change of the store.
-#[derive(Debug)]
-pub enum Write {
-    /// Appends log entries. Synced.
-    Entries(Vec<StoredEntry>),
-    /// Deletes the log after `keep` (`None`: all of it) up to `last`. Synced.
-    Truncate {
-        /// Last entry that stays.
-        keep: Option<LogIndex>,
-        /// Last entry there is.
-        last: LogIndex,
-    },
-    /// Raft's vote. Synced.
-    Vote(StoredVote),
-    /// The committed position. Not synced.
-    Committed(StoredLogId),
-    /// Raft's logical purge. Synced.
-    Purged(StoredLogId),
-    /// Refused records of an applied entry. Not synced, but before whatever is queued later.
-    Refused {
-        /// The entry.
-        index: LogIndex,
-        /// Positions and reasons.
-        refused: Arc<[(u16, Refusal)]>,
-    },
-    /// A sealed value of a snapshot. Synced where it is the manifest.
-    Snapshot {
-        /// Last index the snapshot covers.
-        index: LogIndex,
-        /// Chunk number, [`keys::MANIFEST_CHUNK`] for the manifest.
-        chunk: u32,
-        /// As stored.
-        value: Vec<u8>,
-    },
-    /// Deletes every snapshot value before this index. Not synced.
-    SnapshotsBefore(LogIndex),
-}
-
-impl Write {
-    fn needs_sync(&self) -> bool {
-        match self {
-            Self::Entries(_) | Self::Truncate { .. } | Self::Vote(_) | Self::Purged(_) => true,
-            Self::Snapshot { chunk, .. } => *chunk == keys::MANIFEST_CHUNK,
-            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBefore(_) => false,
-        }
-    }
-
-    /// Whether it may wait for a later write rather than wake the writer (a wake costs 27 µs of CPU, costs E).
-    fn is_lazy(&self) -> bool {
-        matches!(self, Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBefore(_))
-    }
-
-    fn bytes(&self) -> usize {
-        let payload = match self {
-            Self::Entries(entries) => {
-                entries.iter().map(|entry| entry.payload.len() + record::ENTRY_OVERHEAD_BYTES + 16).sum()
-            }
-            Self::Refused { refused, .. } => refused.len() * 3,
-            Self::Snapshot { value, .. } => value.len(),
-            _ => 0,
-        };
-        payload + 64
-    }
-}
-
 struct Job {
     partition: PartitionId,
     write: Write,
@@ -135,6 +63,8 @@ struct Queue {
     /// Whether something waits that is not lazy.
     urgent: bool,
     stopping: bool,
+    /// The writer waits without a deadline: a lazy write must tell it to begin one.
+    asleep: bool,
     /// In tests of what gathers meanwhile.
     paused: bool,
 }
@@ -144,10 +74,16 @@ struct Shared {
     wake: Condvar,
     budget: Arc<Semaphore>,
     health: Health,
-    /// Makes the next write fail, in tests of what follows.
-    fail_next: AtomicBool,
-    /// Synced writes so far.
-    syncs: AtomicU64,
+    #[cfg(test)]
+    hooks: Hooks,
+}
+
+/// What tests look at and break.
+#[cfg(test)]
+#[derive(Default)]
+struct Hooks {
+    fail_next: std::sync::atomic::AtomicBool,
+    syncs: std::sync::atomic::AtomicU64,
 }
 
 /// Queues writes. Cheap to clone.
@@ -207,7 +143,7 @@ impl Handle {
             return;
         }
         queue.jobs.push_back(job);
-        let wake = !lazy && !queue.urgent;
+        let wake = (!lazy && !queue.urgent) || queue.asleep;
         queue.urgent |= !lazy;
         drop(queue);
         if wake {
@@ -225,13 +161,13 @@ impl Handle {
     /// Synced writes so far.
     #[cfg(test)]
     pub(crate) fn syncs(&self) -> u64 {
-        self.shared.syncs.load(Ordering::Relaxed)
+        self.shared.hooks.syncs.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Makes the next write fail as a full disk would.
     #[cfg(test)]
     pub(crate) fn fail_next(&self) {
-        self.shared.fail_next.store(true, Ordering::SeqCst);
+        self.shared.hooks.fail_next.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
@@ -264,15 +200,17 @@ impl Writer {
     pub fn start(db: Arc<Db>, dir: PathBuf, marks: Vec<Mark>, health: Health) -> io::Result<Self> {
         let sync = std::env::var_os(NO_SYNC_VARIABLE).is_none_or(|value| value != "1");
         if !sync {
-            tracing::error!("{NO_SYNC_VARIABLE} is set: NOTHING IS SYNCED, acknowledged data will be lost with the power");
+            tracing::error!(
+                "{NO_SYNC_VARIABLE} is set: NOTHING IS SYNCED, acknowledged data will be lost with the power"
+            );
         }
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
             budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES)),
             health,
-            fail_next: AtomicBool::new(false),
-            syncs: AtomicU64::new(0),
+            #[cfg(test)]
+            hooks: Hooks::default(),
         });
         let state = Thread {
             shared: Arc::clone(&shared),
@@ -282,6 +220,7 @@ impl Writer {
             written: marks.clone(),
             marks,
             marked_at: Instant::now(),
+            closed: None,
         };
         let thread = thread::Builder::new().name("log-writer".into()).spawn(move || state.run())?;
         Ok(Self { handle: Handle { shared }, thread: Some(thread) })
@@ -320,6 +259,8 @@ struct Thread {
     /// As synced.
     marks: Vec<Mark>,
     marked_at: Instant,
+    /// What failed first: nothing is written after it.
+    closed: Option<String>,
 }
 
 impl Thread {
@@ -341,13 +282,17 @@ impl Thread {
     /// Waits for work, at most [`LAZY`], and takes about [`SYNC_BYTES_MAX`] of it.
     fn take(&self) -> (Vec<Job>, bool) {
         let mut queue = self.shared.queue.lock();
-        while queue.paused {
-            self.shared.wake.wait(&mut queue);
-        }
-        if !queue.urgent && !queue.stopping {
-            match queue.jobs.is_empty() && self.written == self.marks {
-                true => self.shared.wake.wait(&mut queue),
-                false => drop(self.shared.wake.wait_for(&mut queue, LAZY)),
+        let mut deadline = None;
+        while queue.paused || !(queue.urgent || queue.stopping) {
+            if queue.paused || (queue.jobs.is_empty() && self.written == self.marks) {
+                queue.asleep = true;
+                self.shared.wake.wait(&mut queue);
+                queue.asleep = false;
+                continue;
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + LAZY);
+            if self.shared.wake.wait_until(&mut queue, deadline).timed_out() {
+                break;
             }
         }
         let (mut jobs, mut bytes) = (Vec::new(), 0);
@@ -363,12 +308,12 @@ impl Thread {
     }
 
     fn carry_out(&mut self, jobs: Vec<Job>) {
-        let outcome = match self.shared.health.check() {
-            Ok(()) => self.write(&jobs),
-            Err(reason) => Err(reason),
+        let outcome = match self.closed.clone() {
+            None => self.write(&jobs),
+            Some(reason) => Err(reason),
         };
         let outcome = outcome.map_err(|reason| {
-            self.shared.health.fail(&reason);
+            self.close(&reason);
             Closed(reason)
         });
         for job in jobs {
@@ -383,9 +328,9 @@ impl Thread {
         let mut batch = WriteBatch::with_capacity_bytes(bytes);
         let mut marks = self.marks.clone();
         for job in jobs {
-            add(&self.db, &mut batch, job.partition, &job.write).map_err(|error| error.to_string())?;
+            write::add(&self.db, &mut batch, job.partition, &job.write).map_err(|error| error.to_string())?;
             if let Some(mark) = marks.get_mut(usize::from(job.partition.0)) {
-                advance(mark, &job.write);
+                write::advance(mark, &job.write);
             }
         }
         self.lower_marks(jobs)?;
@@ -393,12 +338,14 @@ impl Thread {
         let sync = self.sync && jobs.iter().any(|job| job.write.needs_sync());
         options.set_sync(sync);
         let begun = Instant::now();
-        if self.shared.fail_next.swap(false, Ordering::SeqCst) {
+        #[cfg(test)]
+        if self.shared.hooks.fail_next.swap(false, std::sync::atomic::Ordering::SeqCst) {
             return Err("injected failure".into());
         }
         self.db.rocks().write_opt(batch, &options).map_err(rocksdb::Error::into_string)?;
         if sync {
-            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+            #[cfg(test)]
+            self.shared.hooks.syncs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             metrics::histogram!(LOG_SYNC_SECONDS).record(begun.elapsed().as_secs_f64());
         }
         metrics::counter!(LOG_BYTES_TOTAL).increment(entry_bytes(jobs));
@@ -430,26 +377,18 @@ impl Thread {
 
     fn save_marks(&mut self) {
         self.marked_at = Instant::now();
-        if self.written == self.marks || self.shared.health.check().is_err() {
+        if self.written == self.marks || self.closed.is_some() {
             return;
         }
         match marks::write(&self.dir, &self.marks, self.sync) {
             Ok(()) => self.written.clone_from(&self.marks),
-            Err(error) => self.shared.health.fail(&format!("writing marks: {error}")),
+            Err(error) => self.close(&format!("writing marks: {error}")),
         }
     }
-}
 
-fn advance(mark: &mut Mark, write: &Write) {
-    match write {
-        Write::Entries(entries) => {
-            if let Some(last) = entries.last() {
-                mark.end = last.id.index.0 + 1;
-            }
-        }
-        Write::Truncate { keep, .. } => mark.end = mark.end.min(keep.map_or(0, |keep| keep.0 + 1)),
-        Write::Vote(vote) => mark.term = vote.term,
-        _ => {}
+    fn close(&mut self, reason: &str) {
+        self.shared.health.fail(reason);
+        self.closed.get_or_insert_with(|| reason.to_owned());
     }
 }
 
@@ -459,46 +398,4 @@ fn entry_bytes(jobs: &[Job]) -> u64 {
         _ => 0,
     });
     bytes.sum()
-}
-
-fn add(db: &Db, batch: &mut WriteBatch, partition: PartitionId, write: &Write) -> Result<(), StoreError> {
-    match write {
-        Write::Entries(entries) => {
-            let log = db.log(partition)?;
-            for entry in entries {
-                batch.put_cf(log, keys::log_key(entry.id.index), record::encode_entry(partition, entry));
-            }
-        }
-        Write::Truncate { keep, last } => {
-            let (log, first) = (db.log(partition)?, keep.map_or(0, |keep| keep.0 + 1));
-            if last.0.saturating_sub(first) < POINT_DELETES_MAX {
-                (first..=last.0).for_each(|index| batch.delete_cf(log, keys::log_key(LogIndex(index))));
-            } else {
-                batch.delete_range_cf(log, keys::log_key(LogIndex(first)), keys::log_key(LogIndex(last.0 + 1)));
-            }
-        }
-        Write::Vote(vote) => {
-            batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Vote, partition), record::encode_vote(partition, vote));
-        }
-        Write::Committed(id) => {
-            let value = record::encode_log_id(partition, id);
-            batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Committed, partition), value);
-        }
-        Write::Purged(id) => {
-            let value = record::encode_log_id(partition, id);
-            batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Purged, partition), value);
-        }
-        Write::Refused { index, refused } => {
-            let value = record::encode_refused(partition, *index, refused);
-            batch.put_cf(db.refused()?, keys::refused_key(partition, *index), value);
-        }
-        Write::Snapshot { index, chunk, value } => {
-            batch.put_cf(db.snapshots()?, keys::snapshot_key(partition, *index, *chunk), value);
-        }
-        Write::SnapshotsBefore(index) => {
-            let first = keys::snapshot_key(partition, LogIndex(0), 0);
-            batch.delete_range_cf(db.snapshots()?, first, keys::snapshot_key(partition, *index, 0));
-        }
-    }
-    Ok(())
 }

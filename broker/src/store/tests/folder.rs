@@ -23,7 +23,11 @@ fn a_log_survives_being_reopened() {
     assert_eq!(store.reader(0).vote().unwrap(), None);
     assert_eq!(store.reader(1).vote().unwrap(), Some(StoredVote { term: 4, node: 1, committed: true }));
     assert_eq!(store.reader(1).committed().unwrap(), Some(StoredLogId { term: 1, index: LogIndex(2) }));
-    assert_eq!(store.reader(1).entries(LogIndex(0), LogIndex(9), 1).unwrap().len(), 1, "at least one, whatever the bound");
+    assert_eq!(
+        store.reader(1).entries(LogIndex(0), LogIndex(9), 1).unwrap().len(),
+        1,
+        "at least one, whatever the bound"
+    );
 }
 
 #[test]
@@ -153,7 +157,8 @@ fn an_entry_is_found_by_its_time() {
     let store = open(dir.path(), 1).unwrap();
     let blank = |index| StoredEntry { id: StoredLogId { term: 1, index: LogIndex(index) }, payload: Payload::Blank };
     // 0 and 1, 5 to 8 and the last carry no stamp
-    let entries = (0..20).map(|index| if index < 2 || (5..9).contains(&index) || index == 19 { blank(index) } else { entry(index) });
+    let entries = (0..20)
+        .map(|index| if index < 2 || (5..9).contains(&index) || index == 19 { blank(index) } else { entry(index) });
     let entries: Vec<_> = entries.collect();
     store.writer.handle().write_blocking(PartitionId(0), Write::Entries(entries.clone())).unwrap();
     for time in 990..1030 {

@@ -71,7 +71,8 @@ fn stored_values_round_trip_and_belong_to_their_place() {
 
 #[test]
 fn every_flipped_bit_of_a_value_is_found() {
-    let entry = StoredEntry { id: StoredLogId { term: 5, index: LogIndex(9) }, payload: Payload::Entry(vec![7; 20].into()) };
+    let entry =
+        StoredEntry { id: StoredLogId { term: 5, index: LogIndex(9) }, payload: Payload::Entry(vec![7; 20].into()) };
     let value = record::encode_entry(P, &entry);
     for bit in 0..value.len() * 8 {
         let mut flipped = value.clone();

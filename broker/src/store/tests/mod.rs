@@ -11,7 +11,7 @@ use super::{
     Db, Health, Identity, Payload, Reader, StoredEntry, StoredLogId, Writer,
     identity::{self, Folder},
     marks::{self, Mark},
-    writer::Write,
+    write::Write,
 };
 use crate::testing;
 

@@ -30,6 +30,17 @@ fn a_killed_broker_has_everything_it_synced() {
     with_mark(image.path(), 20);
     let store = open(image.path(), 1).unwrap();
     assert_eq!(store.reader(0).last().unwrap().unwrap().index, LogIndex(19));
+    // what a kill left in the page cache only counts as acknowledged from now on: opening must have written it down
+    assert_eq!(
+        store
+            .db
+            .rocks()
+            .property_int_value_cf(store.db.log(PartitionId(0)).unwrap(), "rocksdb.num-entries-active-mem-table")
+            .unwrap(),
+        Some(0)
+    );
+    let files = fs::read_dir(image.path().join("db")).unwrap().map(|file| file.unwrap().path());
+    assert!(files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).count() > 0);
 }
 
 #[test]
@@ -89,6 +100,7 @@ fn a_flipped_bit_in_a_flushed_file_is_found_by_readers_and_verify() {
     let report = super::super::verify(dir.path(), |_| {}).unwrap();
     assert!(!report.is_sound());
     let damage = report.partitions[0].damage.clone().unwrap();
+    assert!(damage.contains("partition 0") && damage.contains("index 0"), "{damage}");
     assert!(damage.to_lowercase().contains("checksum") || damage.contains("Corruption"), "{damage}");
 }
 
