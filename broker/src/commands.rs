@@ -101,7 +101,9 @@ pub fn kind_name(command: &v1::Command) -> &'static str {
 /// Checks a command and makes its record.
 pub fn encode(command: &v1::Command, caller: Caller, count: PartitionCount) -> Result<Encoded, CommandError> {
     use v1::command::Command as Body;
-    let Some(body) = &command.command else { return Err(invalid("no command is set, or one this version does not know")) };
+    let Some(body) = &command.command else {
+        return Err(invalid("no command is set, or one this version does not know"));
+    };
     if let Body::Publish(publish) = body {
         return published(command, publish, caller, count);
     }
@@ -375,8 +377,16 @@ mod tests {
             ("empty channel", to(&id, join("")), v1::Code::Invalid),
             ("control character", to(&id, join("a\nb")), v1::Code::Invalid),
             ("long channel", to(&id, join(&"c".repeat(256))), v1::Code::Invalid),
-            ("status 200", to(&id, Body::Reject(v1::ConnectionRejected { status: 200, ..Default::default() })), v1::Code::Invalid),
-            ("status 600", to(&id, Body::Reject(v1::ConnectionRejected { status: 600, ..Default::default() })), v1::Code::Invalid),
+            (
+                "status 200",
+                to(&id, Body::Reject(v1::ConnectionRejected { status: 200, ..Default::default() })),
+                v1::Code::Invalid,
+            ),
+            (
+                "status 600",
+                to(&id, Body::Reject(v1::ConnectionRejected { status: 600, ..Default::default() })),
+                v1::Code::Invalid,
+            ),
             ("header injection", to(&id, accept(header("x", "a\r\nSet-Cookie: b"))), v1::Code::Invalid),
             ("header name", to(&id, accept(header("x y", "a"))), v1::Code::Invalid),
             ("edge's header", to(&id, accept(header("Upgrade", "h2c"))), v1::Code::Invalid),
@@ -387,7 +397,10 @@ mod tests {
             ),
             (
                 "channel twice",
-                to(&id, accept(v1::ConnectionAccepted { channels: vec!["a".into(), "a".into()], ..Default::default() })),
+                to(
+                    &id,
+                    accept(v1::ConnectionAccepted { channels: vec!["a".into(), "a".into()], ..Default::default() }),
+                ),
                 v1::Code::Invalid,
             ),
             ("attributes", to(&id, Body::Attributes(attributes(limits::ATTRIBUTES_BYTES_MAX))), v1::Code::TooLarge),

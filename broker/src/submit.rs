@@ -215,7 +215,9 @@ pub fn refusal_status(refusal: &Refusal) -> v1::Status {
         Refusal::NotPending => (Code::Refused, "the connection does not wait for this group's decision"),
         Refusal::KeyReused => (Code::KeyReused, "the idempotency key was used with another command"),
         Refusal::Repeated { code, .. } => (*code, "submitted before under this key"),
-        Refusal::Limit => (Code::Throttled, "a limit is reached: attributes, channels of a connection, or forwards that wait"),
+        Refusal::Limit => {
+            (Code::Throttled, "a limit is reached: attributes, channels of a connection, or forwards that wait")
+        }
         Refusal::Malformed => (Code::Invalid, "the command is malformed"),
         Refusal::OutOfSequence
         | Refusal::Fenced

@@ -64,7 +64,8 @@ pub fn describe(node: &Node, about: &About) -> v1::DescribeResponse {
             });
             // the highest incarnation any partition knows is the one there is
             if view.incarnation >= edge.incarnation {
-                edge.attached = !view.lost && (view.incarnation > edge.incarnation || edge.attached || edge.incarnation == 0);
+                edge.attached =
+                    !view.lost && (view.incarnation > edge.incarnation || edge.attached || edge.incarnation == 0);
                 edge.incarnation = view.incarnation;
             }
             edge.connections += view.connections as u64;

@@ -58,7 +58,8 @@ pub fn list(node: &Node, query: &Query) -> (Vec<v1::Connection>, bool) {
         0 => LIMIT_DEFAULT,
         limit => limit.min(LIMIT_MAX),
     };
-    let mut found = if query.channel.is_empty() { all(node, query, limit + 1) } else { members(node, query, limit + 1) };
+    let mut found =
+        if query.channel.is_empty() { all(node, query, limit + 1) } else { members(node, query, limit + 1) };
     let more = found.len() > limit;
     found.truncate(limit);
     (found, more)
@@ -146,8 +147,7 @@ fn chunks(state: Partition, through: Offset, digest: u64) -> impl Iterator<Item 
                         members.insert((name, ids.into_iter()))
                     }
                 };
-                let some: Vec<_> =
-                    ids.by_ref().take(room).map(|id| bytes::Bytes::copy_from_slice(&id.0)).collect();
+                let some: Vec<_> = ids.by_ref().take(room).map(|id| bytes::Bytes::copy_from_slice(&id.0)).collect();
                 room -= some.len().max(1).min(room);
                 if !some.is_empty() {
                     response.channels.push(v1::Channel { channel: name.clone(), connections: some });

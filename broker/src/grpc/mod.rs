@@ -5,6 +5,8 @@ pub mod connections;
 pub mod log;
 mod services;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -38,7 +40,10 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The services behind limits, with health and reflection.
-pub fn router(services: Services, health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>) -> Router {
+pub fn router(
+    services: Services,
+    health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
+) -> Router {
     let sized = limits::FRAME_BYTES_MAX;
     let handlers = v1::handlers_server::HandlersServer::new(services.clone()).max_decoding_message_size(sized);
     let log = v1::log_server::LogServer::new(services.clone());
@@ -97,7 +102,9 @@ async fn watch_health(node: Node, reporter: HealthReporter, shutdown: Cancellati
             Ok(()) => tonic_health::ServingStatus::Serving,
             Err(_) => tonic_health::ServingStatus::NotServing,
         };
-        for service in ["", "trunkline.v1.Handlers", "trunkline.v1.Log", "trunkline.v1.Connections", "trunkline.v1.Cluster"] {
+        for service in
+            ["", "trunkline.v1.Handlers", "trunkline.v1.Log", "trunkline.v1.Connections", "trunkline.v1.Cluster"]
+        {
             reporter.set_service_status(service, serving).await;
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(HEALTH_INTERVAL)).await.is_none() {

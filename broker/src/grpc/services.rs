@@ -165,10 +165,7 @@ impl v1::connections_server::Connections for Services {
 
     type StateAtStream = Responses<v1::StateAtResponse>;
 
-    async fn state_at(
-        &self,
-        request: Request<v1::StateAtRequest>,
-    ) -> Result<Response<Self::StateAtStream>, Status> {
+    async fn state_at(&self, request: Request<v1::StateAtRequest>) -> Result<Response<Self::StateAtStream>, Status> {
         let request = request.into_inner();
         let partition = self.partition(request.partition)?;
         let moment = match request.at {
@@ -176,7 +173,8 @@ impl v1::connections_server::Connections for Services {
             Some(v1::state_at_request::At::Time(time)) => Moment::Time(Timestamp(time)),
             None => return Err(status::invalid("a moment is missing: an offset or a time")),
         };
-        let busy = |_| status::of_code(v1::Code::Throttled, "other states of the past are being rebuilt: try again later");
+        let busy =
+            |_| status::of_code(v1::Code::Throttled, "other states of the past are being rebuilt: try again later");
         let permit = Arc::clone(&self.states_at).try_acquire_owned().map_err(busy)?;
         let chunks = connections::state_at(&self.node, partition, moment).await;
         let chunks = chunks.map_err(|error| status::of_read(&error))?;

@@ -46,7 +46,9 @@ pub fn check(commit: &v1::Commit, count: PartitionCount) -> Result<Checked, v1::
         return Err(invalid(format!("{sent} commands; a commit has at most {limit}")));
     }
     if commit.outcomes.is_empty() {
-        return Err(invalid("a commit settles at least one event: commands that settle none go through Submit".to_owned()));
+        return Err(invalid(
+            "a commit settles at least one event: commands that settle none go through Submit".to_owned(),
+        ));
     }
     let outcomes = commit.outcomes.iter().map(|outcome| check_outcome(outcome).map_err(&invalid));
     let outcomes = outcomes.collect::<Result<_, _>>()?;
@@ -60,7 +62,10 @@ pub fn check(commit: &v1::Commit, count: PartitionCount) -> Result<Checked, v1::
     }
     if bytes > limits::RECORD_BYTES_MAX {
         let limit = limits::RECORD_BYTES_MAX;
-        return Err(status(v1::Code::TooLarge, format!("the commands have {bytes} bytes; at most {limit} are allowed")));
+        return Err(status(
+            v1::Code::TooLarge,
+            format!("the commands have {bytes} bytes; at most {limit} are allowed"),
+        ));
     }
     let kinds = commit.commands.iter().map(commands::kind_name).collect();
     Ok(Checked { outcomes, commands: records, kinds })

@@ -132,7 +132,7 @@ impl Cursor {
     }
 
     /// Takes the next step.
-    pub fn next(&mut self) -> Option<Step> {
+    pub fn take_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
 

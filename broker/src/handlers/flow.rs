@@ -256,7 +256,8 @@ impl Flow {
             self.block(connection, offset);
             return Offer::Held;
         }
-        self.open.insert(offset, Open { connection, attempt: 1, state: State::Waiting { not_before: now }, given: false });
+        self.open
+            .insert(offset, Open { connection, attempt: 1, state: State::Waiting { not_before: now }, given: false });
         self.give(now, offset);
         Offer::Deliver { attempt: 1 }
     }

@@ -299,12 +299,15 @@ impl World {
                 let mut outcomes = BTreeMap::new();
                 for (pick, kind) in picks.into_iter().filter(|_| !in_flight.is_empty()) {
                     let delay = Duration::from_secs(u64::from(seconds));
-                    outcomes.insert(in_flight[usize::from(pick) % in_flight.len()], match kind {
-                        0 => Outcome::Refused { delay, released: false },
-                        1 => Outcome::Refused { delay, released: true },
-                        2 => Outcome::Parked { reason: String::new(), attempt: 0 },
-                        _ => Outcome::Acknowledged,
-                    });
+                    outcomes.insert(
+                        in_flight[usize::from(pick) % in_flight.len()],
+                        match kind {
+                            0 => Outcome::Refused { delay, released: false },
+                            1 => Outcome::Refused { delay, released: true },
+                            2 => Outcome::Parked { reason: String::new(), attempt: 0 },
+                            _ => Outcome::Acknowledged,
+                        },
+                    );
                 }
                 let proposal = self.flow.commit(outcomes.into_iter().collect()).expect("all are in flight");
                 self.send(proposal);

@@ -67,6 +67,11 @@ impl Registry {
         &self.node
     }
 
+    /// Cancelled when the broker stops.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
     /// The members of a group that have a stream to this broker.
     pub fn members(&self, group: &str) -> Vec<String> {
         let groups = self.groups.lock();
@@ -77,10 +82,9 @@ impl Registry {
     /// A member has come. One of the same name is replaced.
     pub fn join(self: &Arc<Self>, member: &Arc<Member>) {
         let mut groups = self.groups.lock();
-        let group = groups.entry(member.terms.group.clone()).or_insert_with(|| Group {
-            members: watch::Sender::new(Members::default()),
-            workers: BTreeSet::new(),
-        });
+        let group = groups
+            .entry(member.terms.group.clone())
+            .or_insert_with(|| Group { members: watch::Sender::new(Members::default()), workers: BTreeSet::new() });
         group.members.send_modify(|members| {
             let mut list: Vec<_> = members.iter().cloned().collect();
             list.retain(|other| {
@@ -252,9 +256,8 @@ impl Worker {
         let (mut members, group, partition) = (self.members.clone(), self.group.clone(), self.partition.id);
         let serial = member.serial;
         async move {
-            let elsewhere = |members: &Members| {
-                pick(members, &group, partition).is_some_and(|picked| picked.serial != serial)
-            };
+            let elsewhere =
+                |members: &Members| pick(members, &group, partition).is_some_and(|picked| picked.serial != serial);
             if members.wait_for(elsewhere).await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -284,11 +287,8 @@ impl Worker {
             };
             start_holes.push(StartHole { offset, connection, attempt: hole.attempt, not_before: hole.not_before });
         }
-        let settings = Settings {
-            deadline: self.registry.deadline,
-            max_attempts: terms.max_attempts,
-            ..Settings::default()
-        };
+        let settings =
+            Settings { deadline: self.registry.deadline, max_attempts: terms.max_attempts, ..Settings::default() };
         let node = self.registry.node.clone();
         let filter = Filter { apis: terms.apis.clone(), kinds: terms.kinds.clone() };
         let cursor = Cursor::new(node.clone(), self.partition.clone(), &self.group, filter, through, known);

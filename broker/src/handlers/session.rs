@@ -20,7 +20,14 @@ where
     S: Stream<Item = Result<v1::SubscribeRequest, E>> + Send,
 {
     tokio::pin!(requests);
-    let terms = match tokio::time::timeout(JOIN_TIMEOUT, requests.next()).await {
+    let first = tokio::select! {
+        first = tokio::time::timeout(JOIN_TIMEOUT, requests.next()) => first,
+        () = registry.shutdown().cancelled() => {
+            let _ = outgoing.try_send(Err(SessionEnd::Shutdown));
+            return;
+        }
+    };
+    let terms = match first {
         Ok(Some(Ok(v1::SubscribeRequest { request: Some(Asked::Join(join)) }))) => Terms::check(join),
         Ok(Some(Ok(_))) => Err("the first request of a stream is `join`".to_owned()),
         Ok(Some(Err(_)) | None) => return,
@@ -40,7 +47,7 @@ where
     }
     registry.join(&member);
     tracing::info!(group = member.terms.group, member = member.terms.member, "member joined");
-    let end = read(&member, requests).await;
+    let end = read(&registry, &member, requests).await;
     match end {
         Some(end) => {
             tracing::warn!(group = member.terms.group, member = member.terms.member, reason = %end, "stream ended");
@@ -52,7 +59,11 @@ where
     tracing::info!(group = member.terms.group, member = member.terms.member, "member left");
 }
 
-async fn read<S, E>(member: &Arc<Member>, mut requests: std::pin::Pin<&mut S>) -> Option<SessionEnd>
+async fn read<S, E>(
+    registry: &Registry,
+    member: &Arc<Member>,
+    mut requests: std::pin::Pin<&mut S>,
+) -> Option<SessionEnd>
 where
     S: Stream<Item = Result<v1::SubscribeRequest, E>>,
 {
@@ -60,6 +71,7 @@ where
         let request = tokio::select! {
             () = member.gone.cancelled() => return None,
             () = member.outgoing().closed() => return None,
+            () = registry.shutdown().cancelled() => return Some(SessionEnd::Shutdown),
             request = requests.next() => request,
         };
         let Some(Ok(request)) = request else { return None };

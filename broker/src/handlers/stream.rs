@@ -273,7 +273,7 @@ impl Stream {
                 }
                 Step::Event(_) | Step::Reset => return,
             }
-            self.cursor.next();
+            self.cursor.take_step();
         }
     }
 
@@ -340,7 +340,7 @@ impl Stream {
                     return None;
                 }
             } else if matches!(step, Some(Step::Event(_))) && self.flow.has_room() {
-                let Some(Step::Event(event)) = self.cursor.next() else { return None };
+                let Some(Step::Event(event)) = self.cursor.take_step() else { return None };
                 if let Offer::Deliver { attempt } = self.flow.offer(now, event.offset, event.connection()) {
                     return Some((event, attempt));
                 }

@@ -81,8 +81,7 @@ impl Broker {
     async fn attach(&mut self) {
         let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         for id in self.node.partition_count().iter() {
-            let body =
-                v1::EdgeAttached { edge: "edge".into(), incarnation: self.incarnation, nonce: nonce.clone() };
+            let body = v1::EdgeAttached { edge: "edge".into(), incarnation: self.incarnation, nonce: nonce.clone() };
             let appended = self.lead(id, RecordKind::EdgeAttached, &body).await;
             let Reply::Attached { incarnation, .. } = appended.outcome().reply else { panic!("not attached") };
             self.incarnation = incarnation;
@@ -109,8 +108,7 @@ impl Broker {
             let mut sequences = self.sequences.lock();
             let sequence = sequences.entry(id).or_default();
             *sequence += 1;
-            let source =
-                v1::EdgeSource { edge: "edge".into(), incarnation: self.incarnation, sequence: *sequence };
+            let source = v1::EdgeSource { edge: "edge".into(), incarnation: self.incarnation, sequence: *sequence };
             self.node.partition(id).unwrap().append.try_enqueue(Batch::new(Source::Edge(source), &[record])).unwrap()
         };
         let appended = pending.await.unwrap().unwrap();
@@ -149,7 +147,8 @@ impl Broker {
 
     /// Every record of a partition's log that was not refused.
     pub(crate) async fn log(&self, id: PartitionId) -> Vec<(Offset, Record)> {
-        let (mut records, mut after) = (Vec::new(), trunkline_proto::LogIndex(self.node.earliest(id).index().0.max(1) - 1));
+        let (mut records, mut after) =
+            (Vec::new(), trunkline_proto::LogIndex(self.node.earliest(id).index().0.max(1) - 1));
         loop {
             let entries = self.node.read_log(id, after, 1 << 20).await.unwrap();
             let Some(last) = entries.last() else { return records };

@@ -49,9 +49,9 @@ async fn commands_reach_other_partitions_once_and_in_order() {
     forwarded(&broker).await;
     for partition in 0..8u16 {
         let log = broker.log(PartitionId(partition)).await;
-        let pushed = log.iter().filter(|(_, record)| {
-            record.kind == RecordKind::Pushed && record.connection == connection(partition, 1)
-        });
+        let pushed = log
+            .iter()
+            .filter(|(_, record)| record.kind == RecordKind::Pushed && record.connection == connection(partition, 1));
         let texts: Vec<_> = pushed.map(|(_, record)| record.decode::<v1::Pushed>().unwrap().payload).collect();
         let expected: Vec<_> = (0..100).map(|n: u32| n.to_string()).collect();
         assert_eq!(texts, expected, "partition {partition}");
