@@ -89,11 +89,12 @@ pub(crate) struct Options {
     pub partitions: u16,
     pub grace: Duration,
     pub tail_bytes: usize,
+    pub in_flight_bytes: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 1, grace: Duration::from_secs(30), tail_bytes: 16 << 20 }
+        Self { partitions: 1, grace: Duration::from_secs(30), tail_bytes: 16 << 20, in_flight_bytes: 8 << 20 }
     }
 }
 
@@ -119,7 +120,7 @@ impl Broker {
             cluster: "test".to_owned(),
             grace: options.grace,
             edges_max: 16,
-            in_flight_bytes: 8 << 20,
+            in_flight_bytes: options.in_flight_bytes,
         };
         let link = Arc::new(Link {
             node: node.clone(),

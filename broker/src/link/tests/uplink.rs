@@ -183,3 +183,37 @@ async fn a_shutdown_says_so_on_every_stream() {
     assert_eq!(edge.control.goodbye().await, pb::Reason::Shutdown);
     stopping.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_full_window_stops_reading_and_nothing_is_lost() {
+    // each batch alone is larger than the window
+    let broker = Broker::start(Options { in_flight_bytes: 1000, ..Options::default() }).await;
+    let edge = Edge::connect(&broker, "a", 1, 0).await;
+    let (mut stream, _) = edge.attach(0, 0).await;
+    stream.send(batch(1, &[edge.opened(connection(1), &[])])).await;
+    let text = "z".repeat(5000);
+    for sequence in 2..=100 {
+        stream.send(batch(sequence, &[message(connection(1), &text)])).await;
+    }
+    stream.applied(100).await;
+    assert_eq!(kinds(&broker).await.iter().filter(|kind| **kind == RecordKind::MessageReceived).count(), 99);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn the_largest_message_passes() {
+    let broker = Broker::start(Options::default()).await;
+    let edge = Edge::connect(&broker, "a", 1, 0).await;
+    let (mut stream, _) = edge.attach(0, 0).await;
+    let text = "m".repeat(trunkline_proto::limits::MESSAGE_BYTES_MAX);
+    stream.send(batch(1, &[edge.opened(connection(1), &[])])).await;
+    stream.send(batch(2, &[message(connection(1), &text)])).await;
+    stream.applied(2).await;
+    broker.push(connection(1), &text).await;
+    let pushed = stream.wait(|frame| match frame {
+        Frame::Deliveries(deliveries) => Some(deliveries.deliveries[0].record.bytes().len()),
+        _ => None,
+    });
+    assert!(pushed.await > text.len());
+    broker.stop().await;
+}
