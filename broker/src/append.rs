@@ -1,11 +1,43 @@
 //! Step 5 of the walk. Admit, coalesce, stamp time, propose: one task per partition builds entries out of whatever batches
 //! wait, pipelines them into Raft, and answers each batch when it has been applied.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::{Duration, Instant},
+};
 
-use trunkline_proto::{Batch, Offset};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use trunkline_proto::{Batch, EntryBuilder, Offset, Timestamp, limits};
 
-use crate::core::{AppliedEntry, BatchOutcome, Verdict};
+use crate::{
+    clock,
+    core::{AppliedEntry, BatchOutcome, Verdict},
+    metrics::store::{LOG_APPEND_SECONDS, LOG_BATCH_RECORDS},
+    raft::{
+        Group, Role,
+        group::{Outcome, Proposed},
+    },
+    store::Health,
+};
+
+/// Bytes that may wait in one partition's queue.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Batches that may wait in one partition's queue.
+pub const QUEUE_BATCHES_MAX: usize = 16 << 10;
+/// Entries proposed and not applied yet. What comes meanwhile waits together and becomes the next entry: more in flight would
+/// make entries smaller, not faster (costs A2).
+const ENTRIES_IN_FLIGHT: usize = 8;
+/// Bytes of entries proposed and not applied yet, if there is more than one.
+const BYTES_IN_FLIGHT: usize = 8 << 20;
+/// Unit of the queue's budget.
+const PERMIT_BYTES: usize = 1 << 10;
 
 /// Why a batch is not in the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,26 +102,263 @@ impl Appended {
     }
 }
 
+/// A batch on its way; resolves when it is applied or cannot be any more. A sender dropped without an answer means unknown.
+pub type Pending = oneshot::Receiver<Result<Appended, AppendError>>;
+
+struct Waiting {
+    batch: Batch,
+    answer: oneshot::Sender<Result<Appended, AppendError>>,
+    since: Instant,
+    /// Held while it waits to be proposed: the queue's bound in bytes.
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Shared {
+    budget: Arc<Semaphore>,
+    queued: AtomicUsize,
+    health: Health,
+}
+
 /// Appends to one partition. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Handle {}
+pub struct Handle {
+    queue: mpsc::Sender<Waiting>,
+    shared: Arc<Shared>,
+    role: watch::Receiver<Role>,
+}
 
-/// A batch on its way; resolves when it is applied or cannot be any more.
-pub type Pending = tokio::sync::oneshot::Receiver<Result<Appended, AppendError>>;
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").field("records", &self.batch.count).finish_non_exhaustive()
+    }
+}
 
 impl Handle {
     /// Queues a batch; waits while the queue is full. The order of completed calls is the order in the log.
     pub async fn enqueue(&self, batch: Batch) -> Result<Pending, AppendError> {
-        unimplemented!()
+        let permits = self.admit(&batch)?;
+        let slot = self.queue.reserve().await.map_err(|_| self.closed())?;
+        // the semaphore is never closed
+        let permit = Arc::clone(&self.shared.budget).acquire_many_owned(permits).await.map_err(|_| self.closed())?;
+        let (waiting, pending) = self.waiting(batch, permit);
+        slot.send(waiting);
+        Ok(pending)
     }
 
     /// As [`Handle::enqueue`], but a full queue refuses with [`AppendError::Busy`].
     pub fn try_enqueue(&self, batch: Batch) -> Result<Pending, AppendError> {
-        unimplemented!()
+        let permits = self.admit(&batch)?;
+        let slot = self.queue.try_reserve().map_err(|error| match error {
+            mpsc::error::TrySendError::Full(()) => self.busy(),
+            mpsc::error::TrySendError::Closed(()) => self.closed(),
+        })?;
+        let permit = Arc::clone(&self.shared.budget).try_acquire_many_owned(permits).map_err(|_| self.busy())?;
+        let (waiting, pending) = self.waiting(batch, permit);
+        slot.send(waiting);
+        Ok(pending)
     }
 
     /// Queues a batch and waits until it is applied.
     pub async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
-        unimplemented!()
+        let begun = Instant::now();
+        let pending = self.enqueue(batch).await?;
+        pending.await.unwrap_or_else(|_| Err(AppendError::Unknown { waited: begun.elapsed() }))
+    }
+
+    /// Refuses at once what cannot be appended now or ever; otherwise its share of the queue's budget.
+    fn admit(&self, batch: &Batch) -> Result<u32, AppendError> {
+        let bytes = batch.records.len();
+        if bytes > limits::FRAME_BYTES_MAX {
+            return Err(AppendError::TooLarge { bytes, limit: limits::FRAME_BYTES_MAX });
+        }
+        // in records; no sender that keeps to its limits comes here
+        if usize::from(batch.count) > limits::ENTRY_RECORDS_MAX {
+            return Err(AppendError::TooLarge { bytes: usize::from(batch.count), limit: limits::ENTRY_RECORDS_MAX });
+        }
+        match *self.role.borrow() {
+            Role::Leader { .. } => {}
+            Role::Follower { leader } => return Err(AppendError::NotLeader { leader }),
+            Role::Closed => return Err(self.closed()),
+        }
+        Ok(u32::try_from(batch.weight() / PERMIT_BYTES + 1).unwrap_or(u32::MAX))
+    }
+
+    fn waiting(&self, batch: Batch, permit: OwnedSemaphorePermit) -> (Waiting, Pending) {
+        let (answer, pending) = oneshot::channel();
+        self.shared.queued.fetch_add(batch.weight(), Ordering::Relaxed);
+        (Waiting { batch, answer, since: Instant::now(), _permit: permit }, pending)
+    }
+
+    fn busy(&self) -> AppendError {
+        AppendError::Busy { queued: self.shared.queued.load(Ordering::Relaxed) }
+    }
+
+    fn closed(&self) -> AppendError {
+        closed(&self.shared.health)
+    }
+}
+
+fn closed(health: &Health) -> AppendError {
+    AppendError::Closed { reason: health.check().err().unwrap_or_else(|| "the partition's group has stopped".into()) }
+}
+
+/// Starts a partition's appender. It ends when the group has stopped or every handle is gone.
+pub fn start(group: Group, health: Health) -> (Handle, tokio::task::JoinHandle<()>) {
+    let (queue, batches) = mpsc::channel(QUEUE_BATCHES_MAX);
+    let shared = Arc::new(Shared {
+        budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES)),
+        queued: AtomicUsize::new(0),
+        health,
+    });
+    let role = group.role();
+    let handle = Handle { queue, shared: Arc::clone(&shared), role: role.clone() };
+    let appender = Appender {
+        group,
+        shared,
+        role,
+        batches,
+        held: None,
+        in_flight: VecDeque::new(),
+        bytes_in_flight: 0,
+        stamped: Timestamp(0),
+    };
+    (handle, tokio::spawn(appender.run()))
+}
+
+/// An entry proposed and not applied yet.
+struct InFlight {
+    outcome: Proposed,
+    answers: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Instant)>,
+    bytes: usize,
+}
+
+struct Appender {
+    group: Group,
+    shared: Arc<Shared>,
+    role: watch::Receiver<Role>,
+    batches: mpsc::Receiver<Waiting>,
+    /// Taken from the queue, but too large for the entry before.
+    held: Option<Waiting>,
+    /// In the order of the log.
+    in_flight: VecDeque<InFlight>,
+    bytes_in_flight: usize,
+    /// Time of the last entry.
+    stamped: Timestamp,
+}
+
+enum Event {
+    Batch(Option<Waiting>),
+    Outcome(Outcome),
+    Closed,
+}
+
+impl Appender {
+    async fn run(mut self) {
+        loop {
+            match self.next().await {
+                Event::Batch(Some(waiting)) => self.propose(waiting).await,
+                Event::Outcome(outcome) => self.answer_first(outcome),
+                Event::Batch(None) | Event::Closed => break,
+            }
+        }
+        self.close();
+    }
+
+    async fn next(&mut self) -> Event {
+        let room = self.in_flight.is_empty()
+            || (self.in_flight.len() < ENTRIES_IN_FLIGHT && self.bytes_in_flight < BYTES_IN_FLIGHT);
+        if room && let Some(held) = self.held.take() {
+            return Event::Batch(Some(held));
+        }
+        let (in_flight, batches, role) = (&mut self.in_flight, &mut self.batches, &mut self.role);
+        // outcomes first: they make room, and whoever is answered sends the next batch
+        let outcome = poll_fn(|context| match in_flight.front_mut() {
+            Some(first) => Pin::new(&mut first.outcome).poll(context),
+            None => Poll::Pending,
+        });
+        tokio::select! {
+            biased;
+            outcome = outcome => Event::Outcome(outcome),
+            _ = role.wait_for(|role| *role == Role::Closed) => Event::Closed,
+            batch = batches.recv(), if room => Event::Batch(batch),
+        }
+    }
+
+    /// Makes one entry of `first` and what else waits, and proposes it.
+    async fn propose(&mut self, first: Waiting) {
+        let role = *self.role.borrow();
+        let term = match role {
+            Role::Leader { term } => term,
+            Role::Follower { leader } => return self.refuse(first, &AppendError::NotLeader { leader }),
+            Role::Closed => return self.refuse(first, &closed(&self.shared.health)),
+        };
+        // every entry before this term is applied, and every one of this term was stamped here: time never goes back
+        self.stamped = self.stamped.max(self.group.state().read().time()).max(clock::now());
+        let mut builder = EntryBuilder::new(self.stamped, first.batch.weight());
+        let (mut answers, mut records, mut bytes) = (Vec::new(), 0, 0);
+        let mut next = Some(first);
+        while let Some(waiting) = next.take() {
+            if !builder.fits(&waiting.batch) {
+                self.held = Some(waiting);
+                break;
+            }
+            builder.push(&waiting.batch);
+            records += u32::from(waiting.batch.count);
+            bytes += waiting.batch.weight();
+            answers.push((waiting.answer, waiting.since));
+            next = self.batches.try_recv().ok();
+        }
+        self.shared.queued.fetch_sub(bytes, Ordering::Relaxed);
+        metrics::histogram!(LOG_BATCH_RECORDS).record(f64::from(records));
+        match self.group.propose(term, builder.finish()).await {
+            Ok(outcome) => {
+                self.bytes_in_flight += bytes;
+                self.in_flight.push_back(InFlight { outcome, answers, bytes });
+            }
+            // the group did not take the message: nothing happened
+            Err(_) => {
+                for (answer, _) in answers {
+                    let _ = answer.send(Err(closed(&self.shared.health)));
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, waiting: Waiting, error: &AppendError) {
+        self.shared.queued.fetch_sub(waiting.batch.weight(), Ordering::Relaxed);
+        let _ = waiting.answer.send(Err(error.clone()));
+    }
+
+    fn answer_first(&mut self, outcome: Outcome) {
+        let Some(first) = self.in_flight.pop_front() else { return };
+        self.bytes_in_flight -= first.bytes;
+        let latency = metrics::histogram!(LOG_APPEND_SECONDS);
+        for (batch, (answer, since)) in first.answers.into_iter().enumerate() {
+            let waited = since.elapsed();
+            latency.record(waited.as_secs_f64());
+            // whoever stopped waiting needs no answer
+            let _ = answer.send(match &outcome {
+                Outcome::Applied(entry) => Ok(Appended { entry: Arc::clone(entry), batch }),
+                Outcome::NotLeader { leader } => Err(AppendError::NotLeader { leader: *leader }),
+                Outcome::Unknown => Err(AppendError::Unknown { waited }),
+            });
+        }
+    }
+
+    /// The group has stopped: what was proposed is unknown unless it is answered already, what waits never happened.
+    fn close(mut self) {
+        self.batches.close();
+        while let Some(first) = self.in_flight.front_mut() {
+            let outcome = first.outcome.try_outcome().unwrap_or(Outcome::Unknown);
+            self.answer_first(outcome);
+        }
+        let error = closed(&self.shared.health);
+        if let Some(held) = self.held.take() {
+            self.refuse(held, &error);
+        }
+        while let Ok(waiting) = self.batches.try_recv() {
+            self.refuse(waiting, &error);
+        }
     }
 }

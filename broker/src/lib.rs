@@ -11,3 +11,14 @@ pub mod raft;
 pub mod tail;
 pub mod append;
 pub mod node;
+pub mod commands;
+pub mod submit;
+pub mod forward;
+pub mod delivery;
+pub mod handlers;
+pub mod link;
+pub mod grpc;
+pub mod http;
+pub mod server;
+#[cfg(test)]
+mod testing;

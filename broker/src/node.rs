@@ -1,28 +1,61 @@
 //! A broker's partitions put together: store, Raft group, state, appender and tail of each.
 
-use std::sync::Arc;
+mod open;
+#[cfg(test)]
+mod tests;
 
-use parking_lot::RwLock;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
-use crate::{append, core, tail};
+use crate::{
+    append, core,
+    raft::{Group, Snapshotter, snapshotter::Replay, state_machine::PendingRefused},
+    store::{Db, Health, Reader, StoreError, Writer, identity::Folder},
+    tail,
+};
+pub use crate::{
+    raft::{Role, SnapshotEvery},
+    store::OpenError,
+};
 
-/// Who leads a partition, as this broker sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
-    /// This broker, and everything committed before its term is applied: effects are this broker's to carry out.
-    Leader {
-        /// Raft term.
-        term: u64,
-    },
-    /// Another broker, or nobody.
-    Follower {
-        /// Who.
-        leader: Option<u64>,
-    },
-    /// The group has stopped: the store failed or is damaged.
-    Closed,
+/// Bytes of applied entries kept in memory by default, over all partitions.
+pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
+/// How long a shutdown waits for readers that still hold the database.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to open a broker's partitions.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Data folder; made if there is none.
+    pub dir: PathBuf,
+    /// Raft id of this broker; never reused for another folder.
+    pub node_id: u64,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// How many partitions the cluster has, fixed when it is made.
+    pub partitions: PartitionCount,
+    /// Bytes of applied entries kept in memory, over all partitions ([`TAIL_BYTES_DEFAULT`]).
+    pub tail_bytes: usize,
+    /// How often a partition's state is snapshotted.
+    pub snapshot_every: SnapshotEvery,
+}
+
+impl NodeConfig {
+    /// A cluster of this broker alone, with defaults.
+    pub fn new(dir: impl Into<PathBuf>, cluster: impl Into<String>, partitions: PartitionCount) -> Self {
+        Self {
+            dir: dir.into(),
+            node_id: 1,
+            cluster: cluster.into(),
+            partitions,
+            tail_bytes: TAIL_BYTES_DEFAULT,
+            snapshot_every: SnapshotEvery::default(),
+        }
+    }
 }
 
 /// Everything about one partition that the layers above use. Cheap to clone.
@@ -68,6 +101,15 @@ pub enum ReadError {
     Store(String),
 }
 
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Damaged { place, reason } => Self::Damaged { place, reason },
+            StoreError::Rocks(reason) | StoreError::Task(reason) => Self::Store(reason),
+        }
+    }
+}
+
 /// Where in the past.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moment {
@@ -77,19 +119,89 @@ pub enum Moment {
     Time(Timestamp),
 }
 
-/// A broker's partitions.
+/// What reads the disk; gone after a shutdown.
+#[derive(Debug)]
+struct Open {
+    db: Arc<Db>,
+    readers: Vec<(Reader, PendingRefused)>,
+}
+
+/// What a shutdown ends, in this order.
+#[derive(Debug)]
+struct Running {
+    appenders: Vec<tokio::task::JoinHandle<()>>,
+    groups: Vec<Group>,
+    snapshotter: Snapshotter,
+    writer: Writer,
+    folder: Folder,
+}
+
+#[derive(Debug)]
+struct Inner {
+    count: PartitionCount,
+    partitions: Vec<PartitionHandle>,
+    /// First index of each log on disk when it was opened. Nothing deletes entries yet.
+    first: Vec<LogIndex>,
+    health: Health,
+    open: RwLock<Option<Arc<Open>>>,
+    running: Mutex<Option<Running>>,
+}
+
+/// A broker's partitions. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Node {}
+pub struct Node {
+    inner: Arc<Inner>,
+}
 
 impl Node {
+    /// Opens a broker's folder and starts its partitions. Refuses what is locked, foreign, of another format, or damaged: a
+    /// log that ends before what was acknowledged from it must be rebuilt, not served.
+    pub async fn open(config: NodeConfig) -> Result<Self, OpenError> {
+        Ok(Self { inner: Arc::new(open::open(config).await?) })
+    }
+
+    /// Stops everything, writes what is queued and closes the database. Call it before the process ends: a thread that still
+    /// holds the database then makes the exit fail. Later calls do nothing.
+    pub async fn shutdown(&self) {
+        let Some(running) = self.inner.running.lock().take() else { return };
+        stop_groups(&running.groups).await;
+        for appender in running.appenders {
+            // a panic was reported when it happened
+            let _ = appender.await;
+        }
+        drop(running.groups);
+        running.snapshotter.stop().await;
+        let mut writer = running.writer;
+        // the writer's last sync may take its time
+        let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
+        let open = self.inner.open.write().take();
+        if let Some(open) = open {
+            release(open).await;
+        }
+        drop(running.folder);
+    }
+
     /// How many partitions the cluster has.
     pub fn partition_count(&self) -> PartitionCount {
-        unimplemented!()
+        self.inner.count
     }
 
     /// The partition, if this broker holds a replica of it.
     pub fn partition(&self, id: PartitionId) -> Option<&PartitionHandle> {
-        unimplemented!()
+        self.inner.partitions.get(usize::from(id.0))
+    }
+
+    /// Waits until this broker leads every partition (a broker alone does within moments), or one of them is closed.
+    pub async fn wait_ready(&self) -> Result<(), String> {
+        for partition in &self.inner.partitions {
+            let mut role = partition.role.clone();
+            let role = role.wait_for(|role| !matches!(role, Role::Follower { .. })).await.map(|role| *role);
+            if !matches!(role, Ok(Role::Leader { .. })) {
+                let reason = self.health().err().unwrap_or_else(|| "its group has stopped".into());
+                return Err(format!("partition {}: {reason}", partition.id));
+            }
+        }
+        Ok(())
     }
 
     /// Reads applied entries from disk: those after `after`, about `bytes_max` bytes of them, at least one unless at the end.
@@ -100,12 +212,33 @@ impl Node {
         after: LogIndex,
         bytes_max: usize,
     ) -> Result<Vec<core::LoggedEntry>, ReadError> {
-        unimplemented!()
+        let applied = self.applied(partition)?;
+        let first = self.first(partition);
+        if after.0 + 1 < first.0 {
+            return Err(ReadError::Trimmed { earliest: self.earliest(partition) });
+        }
+        self.blocking(partition, move |reader, pending| {
+            // before the disk: a set leaves this list only once it is there
+            let refused = pending.between(after, applied);
+            // a leader may have applied what its own disk does not hold yet; the tail does
+            let through = applied.min(reader.last()?.map_or(LogIndex(0), |last| last.index));
+            let (mut entries, _) = reader.logged(after, through, bytes_max.max(1))?;
+            for (index, refused) in refused {
+                if let Ok(at) = entries.binary_search_by_key(&index, |entry| entry.index)
+                    && let Some(entry) = entries.get_mut(at)
+                {
+                    entry.refused = refused.to_vec();
+                }
+            }
+            Ok(entries)
+        })
+        .await
     }
 
     /// The last entry stamped at or before `time` ([`LogIndex`] 0: none), by binary search.
     pub async fn index_at(&self, partition: PartitionId, time: Timestamp) -> Result<LogIndex, ReadError> {
-        unimplemented!()
+        let (first, applied) = (self.first(partition), self.applied(partition)?);
+        self.blocking(partition, move |reader, _| Ok(reader.index_at(first, applied, time)?.unwrap_or_default())).await
     }
 
     /// The state at a moment of the past: newest snapshot before it, and replay. Gives the offset folded in last.
@@ -114,16 +247,90 @@ impl Node {
         partition: PartitionId,
         moment: Moment,
     ) -> Result<(core::Partition, Offset), ReadError> {
-        unimplemented!()
+        let applied = self.applied(partition)?;
+        let index = match moment {
+            Moment::Offset(offset) => offset.index(),
+            Moment::Time(time) => self.index_at(partition, time).await?,
+        };
+        if index > applied {
+            return Err(ReadError::Future { end: Offset::end_of(applied) });
+        }
+        let count = self.inner.count;
+        self.blocking(partition, move |reader, _| {
+            let mut replay = Replay::from_newest(reader, count, index)?;
+            replay.run(index, &CancellationToken::new())?;
+            Ok((replay.state, Offset::end_of(index)))
+        })
+        .await
     }
 
     /// First offset that can still be read.
     pub fn earliest(&self, partition: PartitionId) -> Offset {
-        unimplemented!()
+        Offset::new(self.first(partition), 0)
     }
 
     /// Whether the store takes writes; otherwise why not.
     pub fn health(&self) -> Result<(), String> {
-        unimplemented!()
+        self.inner.health.check()
+    }
+
+    fn first(&self, partition: PartitionId) -> LogIndex {
+        self.inner.first.get(usize::from(partition.0)).copied().unwrap_or_default()
+    }
+
+    fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
+        let handle = self.partition(partition).ok_or_else(|| no_replica(partition))?;
+        Ok(handle.tail.applied())
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        partition: PartitionId,
+        work: impl FnOnce(&Reader, &PendingRefused) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let open = self.inner.open.read().clone();
+        let open = open.ok_or_else(|| ReadError::Store("the broker is shutting down".into()))?;
+        let work = tokio::task::spawn_blocking(move || match open.readers.get(usize::from(partition.0)) {
+            Some((reader, pending)) => work(reader, pending).map_err(ReadError::from),
+            None => Err(no_replica(partition)),
+        });
+        work.await.unwrap_or_else(|error| Err(ReadError::Store(error.to_string())))
+    }
+}
+
+fn no_replica(partition: PartitionId) -> ReadError {
+    ReadError::Store(format!("this broker holds no replica of partition {partition}"))
+}
+
+async fn stop_groups(groups: &[Group]) {
+    for group in groups {
+        group.shutdown().await;
+    }
+}
+
+/// Waits for the last reader to let go of the database and closes it.
+async fn release(open: Arc<Open>) {
+    let db = Arc::clone(&open.db);
+    drop(open);
+    let closed = tokio::task::spawn_blocking(move || {
+        let begun = std::time::Instant::now();
+        let mut db = db;
+        loop {
+            match Arc::try_unwrap(db) {
+                Ok(last) => {
+                    drop(last);
+                    return true;
+                }
+                Err(shared) if begun.elapsed() >= RELEASE_TIMEOUT => {
+                    drop(shared);
+                    return false;
+                }
+                Err(shared) => db = shared,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    if !closed.await.unwrap_or(false) {
+        tracing::error!("the database is still being read after {RELEASE_TIMEOUT:?}");
     }
 }

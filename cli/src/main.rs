@@ -1,2 +1,73 @@
-//! Placeholder.
-fn main() {}
+//! The one binary of Trunkline: every role, and the operator's verbs. Arguments → configuration → logging → runtime → run.
+
+mod args;
+mod config;
+mod dev;
+mod exit;
+mod logging;
+mod moment;
+mod pages;
+mod pki;
+mod render;
+mod roles;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::{
+    args::{Cli, Command},
+    exit::{Failure, USAGE},
+};
+
+fn main() -> ExitCode {
+    // before anything else: rustls panics at its first use otherwise. An error means it is installed already
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // nothing can be done about a closed terminal
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let code = failure.code();
+            if code != 0 {
+                eprintln!("{failure}");
+            }
+            code.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let is_role = matches!(cli.command, Command::Dev(_) | Command::Broker(_) | Command::Edge(_));
+    logging::init(cli.log_json, if is_role { "info" } else { "warn" })?;
+    match cli.command {
+        Command::Dev(args) => dev::run(&args),
+        Command::Broker(args) => roles::broker(&args),
+        Command::Edge(args) => roles::edge(&args),
+        Command::Verify(args) => verbs::verify::run(args),
+        Command::Certs(args) => verbs::certs::run(args),
+        verb => roles::runtime()?.block_on(run_verb(verb)),
+    }
+}
+
+async fn run_verb(verb: Command) -> Result<(), Failure> {
+    match verb {
+        Command::Connections(args) => verbs::connections::run(args).await,
+        Command::Push(args) => verbs::submit::push(args).await,
+        Command::Publish(args) => verbs::submit::publish(args).await,
+        Command::Close(args) => verbs::submit::close(args).await,
+        Command::Tail(args) => verbs::tail::run(args).await,
+        Command::State(args) => verbs::state::run(args).await,
+        Command::Groups(args) => verbs::groups::run(args).await,
+        Command::Cluster(args) => verbs::cluster::run(args).await,
+        Command::Dev(_) | Command::Broker(_) | Command::Edge(_) | Command::Verify(_) | Command::Certs(_) => Ok(()),
+    }
+}

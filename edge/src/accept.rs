@@ -25,7 +25,7 @@ use crate::{
     },
     inbox::shard_of,
     metrics::HandshakeOutcome,
-    shard::Shard,
+    shard::{Shard, ShardOptions},
     sink::RecordSink,
     socket::Socket,
 };
@@ -235,11 +235,41 @@ fn open<S: RecordSink>(
 }
 
 /// An id of this shard, unguessable: from the operating system's generator by way of a cryptographic one.
-fn draw_id(options: &crate::shard::ShardOptions) -> ConnectionId {
+fn draw_id(options: &ShardOptions) -> ConnectionId {
     loop {
         let id = ConnectionId(rand::random());
         if shard_of(id, options.shards) == options.index && !id.is_none() {
             return id;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ApiConfig;
+
+    #[test]
+    fn ids_belong_to_the_shard_and_never_repeat() {
+        let mut seen = std::collections::BTreeSet::new();
+        for index in 0..3 {
+            let options = ShardOptions { edge: "e".into(), index, shards: 3, apis: Arc::new([]), handshakes_max: 1 };
+            for _ in 0..10_000 {
+                let id = draw_id(&options);
+                assert_eq!(shard_of(id, 3), index);
+                assert!(seen.insert(id));
+            }
+        }
+    }
+
+    #[test]
+    fn most_literal_path_wins() {
+        let api = |name: &str, path: &str| Arc::new(Api::new(ApiConfig::new(name, path.parse().unwrap())));
+        let apis = [api("any", "/rooms/{room}"), api("lobby", "/rooms/lobby"), api("deep", "/{a}/{b}")];
+        let routed = |path| route(&apis, path).map(|(api, parameters)| (api.name().to_owned(), parameters.len()));
+        assert_eq!(routed("/rooms/lobby"), Some(("lobby".to_owned(), 0)));
+        assert_eq!(routed("/rooms/42"), Some(("any".to_owned(), 1)));
+        assert_eq!(routed("/x/y"), Some(("deep".to_owned(), 2)));
+        assert_eq!(routed("/x"), None);
     }
 }

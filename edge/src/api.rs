@@ -27,6 +27,7 @@ impl Api {
     pub fn new(config: ApiConfig) -> Self {
         let limits = Limits {
             max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
+            max_fragments: config.max_fragments,
             max_queue: usize::try_from(config.max_queue.get()).unwrap_or(usize::MAX),
             registration_timeout: config.registration_timeout.0.into(),
             idle_timeout: config.idle_timeout.0.into(),

@@ -1,4 +1,4 @@
-//! Step 19 of the walk. A shard owns its sockets and its part of the channel index on one thread: a publish is encoded once and
+//! Step 19 of the walk, after `downlink.rs` and before `core/connection.rs`. A shard owns its sockets and its part of the channel index on one thread: a publish is encoded once and
 //! written to each member. What came in one turn for a socket goes out in one write.
 
 use std::{
@@ -20,11 +20,11 @@ use trunkline_proto::{
     v1::{self, CloseCause, MessageKind},
 };
 
-pub use crate::inbox::{SHARD_INBOX_MAX, ShardGone, ShardHandle, ShardInbox, ShardInput, inbox, shard_of};
 use crate::{
     api::Api,
     channels::{ChannelIndex, Members, Memberships},
     core::{Millis, connection::Offer, frame::Frame, timers::TimerWheel},
+    inbox::{ShardInput, shard_of},
     metrics::{ApiMetrics, SocketMetrics},
     sink::RecordSink,
     socket::{Polled, Socket, Surroundings},
@@ -36,9 +36,6 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Most sockets written to before others have their turn: at 7 µs a write, about 2 ms.
 const FLUSHES_MAX: usize = 256;
-
-/// A fit value of [`ShardOptions::handshakes_max`]: an idle stranger costs about 1 KiB and a file descriptor for ten seconds.
-pub const HANDSHAKES_MAX: usize = 8192;
 
 /// What a shard is made of, besides its sockets.
 #[derive(Clone, Debug)]
@@ -342,6 +339,7 @@ impl State {
     fn flush<S: RecordSink>(&mut self, slot: u32, around: &Surroundings<'_, S>) {
         let Some(socket) = self.sockets.get(slot).filter(|socket| socket.is_dirty) else { return };
         socket.is_dirty = false;
+        // a blocked socket has bytes waiting, so its task waits for room and sends these too
         if !socket.core.is_blocked() {
             socket.flush_now(around);
         }
@@ -472,9 +470,9 @@ mod tests {
     #[test]
     fn idle_connection_is_small() {
         // DESIGN 9: at most 1.1 KiB with tokio's own parts (a task of 256 bytes, an IO registration of 256)
-        assert!(size_of::<Socket>() <= 512, "{}", size_of::<Socket>());
+        assert!(size_of::<Socket>() <= 480, "{}", size_of::<Socket>());
         let apis: Arc<[Arc<Api>]> = Arc::new([Arc::new(Api::new(ApiConfig::new("a", "/a".parse().unwrap())))]);
-        let options = ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, handshakes_max: HANDSHAKES_MAX };
+        let options = ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, handshakes_max: 1 };
         let count = trunkline_proto::PartitionCount::new(1).unwrap();
         let shard = Rc::new(Shard::new(options, uplink::Handle::new(count, 1, 1 << 20)));
         assert!(size_of_val(&shard.serve(0, 0)) <= 32);

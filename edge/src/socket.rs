@@ -1,5 +1,5 @@
-//! Steps 1 and 21 of the walk: bytes off a socket into the core, and the core's bytes to the socket. Neither waits: what is not
-//! ready has the socket's task woken.
+//! Steps 1 and 21 of the walk, before and after `core/connection.rs`: bytes off a socket into the core, and the core's bytes to
+//! the socket. Neither waits: what is not ready has the socket's task woken.
 
 use std::{
     future::Future,
@@ -204,7 +204,9 @@ impl Socket {
                     self.core.handle_blocked();
                     return;
                 }
-                Poll::Ready(_) => self.flush(around),
+                Poll::Ready(Ok(())) => self.flush(around),
+                // the runtime ends
+                Poll::Ready(Err(_)) => self.gone(around),
             }
         }
         self.shut(around);

@@ -66,8 +66,8 @@ impl PartitionCount {
     pub const MAX: u16 = 1024;
 
     /// `None` unless 1 ≤ `count` ≤ [`PartitionCount::MAX`].
-    pub fn new(count: u16) -> Option<Self> {
-        (1..=Self::MAX).contains(&count).then_some(Self(count))
+    pub const fn new(count: u16) -> Option<Self> {
+        if count >= 1 && count <= Self::MAX { Some(Self(count)) } else { None }
     }
 
     /// The number.

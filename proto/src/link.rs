@@ -193,7 +193,8 @@ impl Frame {
             GOODBYE => Self::Goodbye(control(bytes)?),
             BATCH => {
                 let sequence = take_u64(&mut bytes)?;
-                let count = bytes.first_chunk::<2>().map(|count| u16::from_le_bytes(*count)).ok_or(FrameError::Short)?;
+                let count =
+                    bytes.first_chunk::<2>().map(|count| u16::from_le_bytes(*count)).ok_or(FrameError::Short)?;
                 Self::Batch(UplinkBatch { sequence, count, records: bytes.slice(2..) })
             }
             APPLIED => Self::Applied { sequence: take_u64(&mut bytes)? },

@@ -191,13 +191,7 @@ fn api_length(api: &str) -> u8 {
 }
 
 /// Appends an encoded record to `out`: the edge's and the leader's only encoder.
-pub fn encode_record(
-    out: &mut BytesMut,
-    kind: RecordKind,
-    connection: ConnectionId,
-    api: &str,
-    body: &impl Message,
-) {
+pub fn encode_record(out: &mut BytesMut, kind: RecordKind, connection: ConnectionId, api: &str, body: &impl Message) {
     let length = HEADER_BYTES - 4 + api.len() + body.encoded_len();
     out.reserve(4 + length);
     out.put_u32_le(length as u32);
@@ -256,7 +250,7 @@ impl<'a> RecordRef<'a> {
             return Err(RecordError::Short { missing: 4 - bytes.len() });
         };
         let declared = u32::from_le_bytes(*length) as usize;
-        if declared < HEADER_BYTES - 4 || declared > limits::RECORD_BYTES_MAX {
+        if !(HEADER_BYTES - 4..=limits::RECORD_BYTES_MAX).contains(&declared) {
             return Err(RecordError::Length { bytes: declared });
         }
         let length = 4 + declared;

@@ -31,7 +31,8 @@ pub enum Refusal {
     ConnectionExists,
     /// A commit or assignment of an epoch that is not current.
     StaleEpoch,
-    /// A commit computed on another `base`, or an offset in it that is not open.
+    /// A commit computed on another `base`, or an offset in it that is not open. A leader's close of a connection whose edge
+    /// is well. A trim past what is still needed.
     NotOpen,
     /// A registration decision by a group that does not decide, or a second one, or one where none is asked for.
     NotPending,
@@ -46,12 +47,42 @@ pub enum Refusal {
     KeyReused,
     /// A forward that does not follow its source's last one.
     ForwardGap,
-    /// A limit of the state: attributes, channels of a connection, parked events, edges.
+    /// A limit of the state: attributes, channels of a connection, holes, parked events, forwards that wait, names.
     Limit,
     /// The body does not decode or breaks a rule that holds for every state.
     Malformed,
     /// Part of a batch that was refused as a whole.
     WithBatch,
+}
+
+impl Refusal {
+    /// What the sender of the record is told.
+    pub fn code(&self) -> v1::Code {
+        match self {
+            Self::Gone => v1::Code::Gone,
+            Self::StaleEpoch => v1::Code::StaleEpoch,
+            Self::NotOpen => v1::Code::NotOpen,
+            Self::Repeated { code, .. } => *code,
+            Self::KeyReused => v1::Code::KeyReused,
+            Self::Limit => v1::Code::Throttled,
+            Self::Malformed => v1::Code::Invalid,
+            Self::NotPending
+            | Self::OutOfSequence
+            | Self::Fenced
+            | Self::ConnectionExists
+            | Self::ForwardGap
+            | Self::WithBatch => v1::Code::Refused,
+        }
+    }
+}
+
+/// What an accepted record came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Done {
+    /// It took effect.
+    Here,
+    /// It waits in the outbox for that partition.
+    Forwarded(PartitionId),
 }
 
 /// What one applied entry did.
@@ -70,6 +101,44 @@ pub struct Applied {
 }
 
 impl Applied {
+    /// Nothing done yet.
+    pub(super) fn new(time: Timestamp, batches: usize) -> Self {
+        Self {
+            time,
+            outcomes: Vec::with_capacity(batches),
+            refused: Vec::new(),
+            forwarded: Vec::new(),
+            deliveries: Vec::new(),
+        }
+    }
+
+    /// Notes the verdict on the record at `position`; positions come in ascending order.
+    pub(super) fn note(&mut self, position: u16, verdict: Result<Done, Refusal>) {
+        match verdict {
+            Ok(Done::Here) => {}
+            Ok(Done::Forwarded(target)) => self.forwarded.push((position, target)),
+            Err(refusal) => self.refused.push((position, refusal)),
+        }
+    }
+
+    /// Refuses `count` records from `first` on: the first for `refusal`, the others with it.
+    pub(super) fn refuse_batch(&mut self, first: u16, count: u16, refusal: &Refusal) {
+        for n in 0..count {
+            let reason = if n == 0 { refusal.clone() } else { Refusal::WithBatch };
+            self.refused.push((first.saturating_add(n), reason));
+        }
+    }
+
+    /// Sends `record` to one edge.
+    pub(super) fn deliver(&mut self, position: u16, edge: EdgeIndex, record: Record) {
+        self.deliver_to(position, Targets::Edges(SmallVec::from_slice(&[edge])), record);
+    }
+
+    /// Sends `record` to `targets`.
+    pub(super) fn deliver_to(&mut self, position: u16, targets: Targets, record: Record) {
+        self.deliveries.push(EdgeDelivery { position, targets, record });
+    }
+
     /// The verdict on the record at `position`.
     pub fn verdict(&self, position: u16) -> Verdict {
         if let Ok(at) = self.refused.binary_search_by_key(&position, |(position, _)| *position) {
@@ -174,15 +243,20 @@ pub struct LoggedEntry {
 impl LoggedEntry {
     /// Its records that were not refused, with their offsets.
     pub fn records(&self) -> impl Iterator<Item = (Offset, Record)> {
-        self.raw_records().filter(|(offset, _, _)| !self.is_refused(offset.position())).map(|(offset, record, _)| (offset, record))
+        self.raw_records()
+            .filter(|(offset, _, _)| !self.is_refused(offset.position()))
+            .map(|(offset, record, _)| (offset, record))
     }
 
     /// All its records with their offsets and the number of their batch.
     pub fn raw_records(&self) -> impl Iterator<Item = (Offset, Record, usize)> {
         // parsed entries hold well-formed records only
-        let records = self.entry.batches.iter().enumerate().flat_map(|(batch, records)| {
-            records.iter().map_while(Result::ok).map(move |record| (record, batch))
-        });
+        let records = self
+            .entry
+            .batches
+            .iter()
+            .enumerate()
+            .flat_map(|(batch, records)| records.iter().map_while(Result::ok).map(move |record| (record, batch)));
         records.enumerate().map(|(position, (record, batch))| (Offset::new(self.index, position as u16), record, batch))
     }
 

@@ -2,8 +2,35 @@
 //! computes the same state from the same entries (DESIGN.md 4).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod apis;
+mod channels;
+mod commands;
+mod connections;
+mod dedup;
+mod edges;
 pub mod effects;
+mod events;
+pub mod expand;
+mod filter;
+mod group;
+mod groups;
+mod invariants;
+mod names;
+mod outbox;
 pub mod partition;
+mod records;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod views;
 
-pub use effects::{Applied, AppliedEntry, BatchOutcome, EdgeDelivery, EdgeIndex, LoggedEntry, Refusal, Reply, Targets, Verdict};
-pub use partition::Partition;
+pub use connections::{Attribute, Phase};
+pub use dedup::{DEDUP_MAX, DEDUP_WINDOW};
+pub use effects::{
+    Applied, AppliedEntry, BatchOutcome, EdgeDelivery, EdgeIndex, LoggedEntry, Refusal, Reply, Targets, Verdict,
+};
+pub use group::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent};
+pub use outbox::{OUTBOX_MAX, OutboxEntry, OutboxItem};
+pub use partition::{APPLY_VERSION, Partition};
+pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
+pub use views::{ConnectionView, EdgeView, GroupView};

@@ -49,6 +49,10 @@ pub struct ApiConfig {
     /// Largest message from a client (1009). 1 B to 16 MiB. Default 1 MiB.
     #[serde(default = "defaults::max_message")]
     pub max_message: HumanSize,
+    /// Frames one message may consist of (1008). At least 1. Each costs little, but a message of empty ones never ends.
+    /// Default 256.
+    #[serde(default = "defaults::max_fragments")]
+    pub max_fragments: u32,
     /// Connections of this API on this edge; more get 503. At least 1. Default 100,000.
     #[serde(default = "defaults::max_connections")]
     pub max_connections: u64,
@@ -186,6 +190,9 @@ mod defaults {
     pub(super) fn max_message() -> HumanSize {
         HumanSize::mib(1)
     }
+    pub(super) fn max_fragments() -> u32 {
+        256
+    }
     pub(super) fn max_connections() -> u64 {
         100_000
     }
@@ -215,6 +222,7 @@ impl ApiConfig {
             max_queue: defaults::max_queue(),
             handler_group: None,
             max_message: defaults::max_message(),
+            max_fragments: defaults::max_fragments(),
             max_connections: defaults::max_connections(),
             subprotocols: Vec::new(),
             max_handler_lag: 0,
@@ -295,6 +303,7 @@ impl Check<'_> {
                 "{queue} is less than max_message, {message}: sending one such message back would close the connection"
             )
         });
+        self.require(api.max_fragments > 0, "max_fragments", || "0 would let no message in".to_owned());
         self.require(api.max_connections > 0, "max_connections", || "0 would let nobody in".to_owned());
     }
 

@@ -125,7 +125,7 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        ..500 => "Refused",
+        _ if status < 500 => "Refused",
         _ => "Error",
     }
 }

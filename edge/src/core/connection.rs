@@ -1,4 +1,5 @@
-//! Steps 2 and 20 of the walk, pure: one connection's life from its complete request to its end. Bytes, deliveries and time go
+//! Steps 2 and 20 of the walk, between `socket.rs` and `uplink.rs` on the way up, `shard.rs` and `socket.rs` on the way down.
+//! Pure: one connection's life from its complete request to its end. Bytes, deliveries and time go
 //! in; records to append come out, and bytes to send wait in [`Connection::outbound`].
 //!
 //! Whatever happens, `Closed` comes out exactly once, and no `Message` after it.
@@ -160,7 +161,7 @@ impl Connection {
         self.phase == Phase::Lingering && self.outbound.is_empty()
     }
 
-    /// What waits to be sent.
+    /// What may be sent now: nothing before the request has its answer.
     pub fn outbound(&self) -> &Outbound {
         &self.outbound
     }
@@ -192,7 +193,7 @@ impl Connection {
         self.pinged = None;
         let (mut at, mut messages) = (0, 0u32);
         let stop = loop {
-            match self.reader.next(bytes, &mut at, limits.max_message) {
+            match self.reader.next(bytes, &mut at, limits.message_bounds()) {
                 Ok(None) => break None,
                 Ok(Some(Received::Message(kind, payload))) => {
                     if !self.messages.take(now, limits.messages) {
@@ -241,7 +242,7 @@ impl Connection {
     fn await_close(&mut self, limits: &Limits, bytes: &mut [u8]) {
         let mut at = 0;
         loop {
-            match self.reader.next(bytes, &mut at, limits.max_message) {
+            match self.reader.next(bytes, &mut at, limits.message_bounds()) {
                 Ok(None) => return,
                 Ok(Some(Received::Close(..))) | Err(_) => break,
                 Ok(Some(_)) => {}
@@ -297,23 +298,25 @@ impl Connection {
         let Some(pending) = &mut self.pending else { return };
         step(pending);
         let Some(answer) = pending.answer() else { return };
+        self.outbound = std::mem::take(&mut pending.deliveries);
         self.pending = None;
         self.phase = Phase::Open;
         (self.opened, self.heard, self.messaged) = (now, now, now);
-        // deliveries that came meanwhile follow it
         self.outbound.push_answer(answer);
         out(Output::Answered(HandshakeOutcome::Accepted));
     }
 
     /// Takes a delivery if there is room.
     pub fn offer(&mut self, limits: &Limits, frame: &Frame) -> Offer {
-        if !matches!(self.phase, Phase::Pending | Phase::Open) {
-            return Offer::Ignored;
-        }
-        if !self.outbound.is_empty() && self.outbound.bytes() + frame.len() > limits.max_queue {
+        let queue = match (&self.phase, &mut self.pending) {
+            (Phase::Pending, Some(pending)) => &mut pending.deliveries,
+            (Phase::Open, _) => &mut self.outbound,
+            _ => return Offer::Ignored,
+        };
+        if !queue.is_empty() && queue.bytes() + frame.len() > limits.max_queue {
             return Offer::Full;
         }
-        self.outbound.push(frame);
+        queue.push(frame);
         Offer::Taken
     }
 
@@ -429,7 +432,6 @@ impl Connection {
         (code, reason, cause): (CloseCode, &str, CloseCause),
         out: &mut impl FnMut(Output<'_>),
     ) {
-        self.outbound = Outbound::default();
         self.outbound.push_answer(answer.to_bytes());
         self.record(code, reason, cause, out);
         self.linger(now);

@@ -7,6 +7,7 @@ use crate::core::Rate;
 fn limits() -> Limits {
     Limits {
         max_message: 1000,
+        max_fragments: 256,
         max_queue: 100,
         registration_timeout: Millis(15_000),
         idle_timeout: Millis(600_000),
@@ -124,6 +125,7 @@ fn switches_protocols_only_when_nothing_is_missing() {
         assert_eq!(rig.deliver("welcome"), Offer::Taken);
         for (number, step) in order.into_iter().enumerate() {
             assert!(!rig.connection.is_open(), "{order:?} after {number}");
+            assert!(rig.connection.outbound().is_empty(), "nothing goes before the answer");
             match step {
                 0 => call!(rig, handle_opened, Millis(1), true),
                 1 => call!(rig, handle_accepted, Millis(1), accepted.clone()),

@@ -8,7 +8,7 @@ use trunkline_proto::{
 };
 
 use super::{
-    limits::FRAGMENTS_MAX,
+    limits::MessageBounds,
     utf8::{InvalidUtf8, Utf8Checker},
 };
 
@@ -154,7 +154,7 @@ pub struct FrameReader {
     head_length: u8,
     spent: Spent,
     /// Frames of the message that is under way.
-    fragments: u16,
+    fragments: u32,
     /// Its kind.
     kind: Option<MessageKind>,
     utf8: Utf8Checker,
@@ -180,12 +180,12 @@ impl FrameReader {
     }
 
     /// The next thing in `input` from `at` on, unmasked in place; `None` when the rest is unfinished, and kept. Nothing may be
-    /// read after a violation or a close. A message larger than `max_message` is refused by its declared length.
+    /// read after a violation or a close. A message larger than its bound is refused by its declared length.
     pub fn next<'a>(
         &'a mut self,
         input: &'a mut [u8],
         at: &mut usize,
-        max_message: usize,
+        bounds: MessageBounds,
     ) -> Result<Option<Received<'a>>, Violation> {
         match std::mem::take(&mut self.spent) {
             Spent::Nothing => {}
@@ -195,7 +195,7 @@ impl FrameReader {
         loop {
             let mut partial = match self.frame.take() {
                 Some(partial) => partial,
-                None => match self.header(input, at, max_message)? {
+                None => match self.header(input, at, bounds)? {
                     Some(header) => Partial { header, remaining: header.length },
                     None => return Ok(None),
                 },
@@ -261,12 +261,12 @@ impl FrameReader {
     }
 
     /// The next frame's header, taken off the input; `None` if it is unfinished, and kept.
-    fn header(&mut self, input: &[u8], at: &mut usize, max_message: usize) -> Result<Option<Header>, Violation> {
+    fn header(&mut self, input: &[u8], at: &mut usize, bounds: MessageBounds) -> Result<Option<Header>, Violation> {
         if self.head_length == 0 {
             let rest = &input[*at..];
             if let Some((header, length)) = parse_header(rest)? {
                 *at += length;
-                return self.admit(header, max_message).map(Some);
+                return self.admit(header, bounds).map(Some);
             }
             // unfinished, so shorter than any header
             self.head[..rest.len()].copy_from_slice(rest);
@@ -281,20 +281,20 @@ impl FrameReader {
             *at += 1;
             if let Some((header, _)) = parse_header(&self.head[..=length])? {
                 self.head_length = 0;
-                return self.admit(header, max_message).map(Some);
+                return self.admit(header, bounds).map(Some);
             }
         }
         Ok(None)
     }
 
     /// Checks a header against what is under way.
-    fn admit(&mut self, header: Header, max_message: usize) -> Result<Header, Violation> {
+    fn admit(&mut self, header: Header, bounds: MessageBounds) -> Result<Header, Violation> {
         if header.is_control() {
             return Ok(header);
         }
         match (header.opcode, self.kind) {
             (CONTINUATION, None) => return Err(Violation::Continuation),
-            (CONTINUATION, Some(_)) if self.fragments >= FRAGMENTS_MAX => return Err(Violation::Fragments),
+            (CONTINUATION, Some(_)) if self.fragments >= bounds.fragments => return Err(Violation::Fragments),
             (CONTINUATION, Some(_)) => self.fragments += 1,
             (_, Some(_)) => return Err(Violation::Interleaved),
             (opcode, None) => {
@@ -302,7 +302,7 @@ impl FrameReader {
                 self.fragments = 1;
             }
         }
-        if header.length > max_message.saturating_sub(self.message.len()) {
+        if header.length > bounds.bytes.saturating_sub(self.message.len()) {
             return Err(Violation::TooLarge);
         }
         Ok(header)

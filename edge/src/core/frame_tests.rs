@@ -4,6 +4,10 @@ use super::*;
 
 const MAX: usize = 1 << 20;
 
+fn bounds(bytes: usize) -> MessageBounds {
+    MessageBounds { bytes, fragments: 256 }
+}
+
 /// A client's frame, masked, its length in the shortest form.
 fn client(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
@@ -25,7 +29,7 @@ fn read(bytes: &[u8], cuts: &[usize], max: usize) -> (Vec<String>, Option<Violat
         rest = &rest[cut..];
         let mut at = 0;
         loop {
-            match reader.next(&mut piece, &mut at, max) {
+            match reader.next(&mut piece, &mut at, bounds(max)) {
                 Ok(Some(received)) => {
                     let is_close = matches!(received, Received::Close(..));
                     seen.push(format!("{received:?}"));
@@ -57,9 +61,9 @@ fn whole_message_is_borrowed_from_the_buffer() {
     let mut reader = FrameReader::default();
     let mut bytes = [client(0x81, b"one"), client(0x82, b"two")].concat();
     let mut at = 0;
-    assert_eq!(reader.next(&mut bytes, &mut at, MAX), Ok(Some(Received::Message(MessageKind::Text, b"one"))));
-    assert_eq!(reader.next(&mut bytes, &mut at, MAX), Ok(Some(Received::Message(MessageKind::Binary, b"two"))));
-    assert_eq!(reader.next(&mut bytes, &mut at, MAX), Ok(None));
+    assert_eq!(reader.next(&mut bytes, &mut at, bounds(MAX)), Ok(Some(Received::Message(MessageKind::Text, b"one"))));
+    assert_eq!(reader.next(&mut bytes, &mut at, bounds(MAX)), Ok(Some(Received::Message(MessageKind::Binary, b"two"))));
+    assert_eq!(reader.next(&mut bytes, &mut at, bounds(MAX)), Ok(None));
     assert!(!reader.is_mid_message());
     assert_eq!(reader.kept_bytes(), 0);
 }
@@ -84,10 +88,10 @@ fn memory_is_given_back_after_a_message_in_pieces() {
     for piece in bytes.chunks(1000) {
         let mut at = 0;
         let mut piece = piece.to_vec();
-        let _ = reader.next(&mut piece, &mut at, MAX).unwrap();
+        let _ = reader.next(&mut piece, &mut at, bounds(MAX)).unwrap();
     }
     let mut at = 0;
-    assert_eq!(reader.next(&mut [], &mut at, MAX), Ok(None));
+    assert_eq!(reader.next(&mut [], &mut at, bounds(MAX)), Ok(None));
     assert_eq!(reader.kept_bytes(), 0);
 }
 

@@ -2,8 +2,6 @@
 
 use super::Millis;
 
-/// Most frames one message may consist of (1008 beyond).
-pub const FRAGMENTS_MAX: u16 = 256;
 /// Longest time from a message's first byte to its last (1008 beyond), so that nobody keeps half a message here for ever.
 pub const ASSEMBLY_TIMEOUT: Millis = Millis::from_secs(30);
 /// How long a client may take to answer a close frame, and then to close TCP.
@@ -25,11 +23,29 @@ impl Rate {
     pub const UNBOUNDED: Self = Self { per_second: 0, burst: 0 };
 }
 
+/// What bounds a message while it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MessageBounds {
+    /// [`Limits::max_message`].
+    pub bytes: usize,
+    /// [`Limits::max_fragments`].
+    pub fragments: u32,
+}
+
+impl Limits {
+    /// What bounds a message while it is read.
+    pub fn message_bounds(&self) -> MessageBounds {
+        MessageBounds { bytes: self.max_message, fragments: self.max_fragments }
+    }
+}
+
 /// What bounds every connection of an API. Times of 0 mean never.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Largest message from the client, in bytes (1009).
     pub max_message: usize,
+    /// Most frames one message may consist of (1008).
+    pub max_fragments: u32,
     /// Most unsent bytes before the connection is a slow consumer (1013). One frame is taken whatever its size when nothing is unsent.
     pub max_queue: usize,
     /// From the complete request to 101 (504).

@@ -15,6 +15,6 @@ pub mod timers;
 mod utf8;
 
 pub use answer::{Answer, switching_protocols};
-pub use limits::{ASSEMBLY_TIMEOUT, CLOSE_TIMEOUT, CONTROL_RATE, FRAGMENTS_MAX, Limits, Rate};
+pub use limits::{ASSEMBLY_TIMEOUT, CLOSE_TIMEOUT, CONTROL_RATE, Limits, MessageBounds, Rate};
 pub use pending::Registration;
 pub use time::Millis;

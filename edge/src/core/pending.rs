@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use trunkline_proto::{limits::CHANNELS_PER_CONNECTION_MAX, v1};
 
-use super::{Millis, answer::switching_protocols};
+use super::{Millis, answer::switching_protocols, outbound::Outbound};
 
 /// What a connection starts with.
 #[derive(Debug, Clone, Default)]
@@ -30,11 +30,13 @@ pub(crate) struct Pending {
     /// Joins seen. They come from the channels' partitions and so in any order with the decision.
     joined: Vec<String>,
     pub(crate) deadline: Millis,
+    /// Deliveries that came already: they follow the 101.
+    pub(crate) deliveries: Outbound,
 }
 
 impl Pending {
     pub(crate) fn new(registration: Registration, deadline: Millis) -> Self {
-        Self { registration, headers: Vec::new(), is_applied: false, joined: Vec::new(), deadline }
+        Self { registration, headers: Vec::new(), is_applied: false, joined: Vec::new(), deadline, deliveries: Outbound::default() }
     }
 
     /// ConnectionOpened is applied.

@@ -121,6 +121,8 @@ async fn handler_decides_about_a_registration() {
         ..Default::default()
     };
     edge.push(id, "welcome").await;
+    let early = tokio::time::timeout(Duration::from_millis(100), client.stream.readable()).await;
+    assert!(early.is_err(), "a delivery waits for the 101");
     edge.deliver(vec![record(RecordKind::ConnectionAccepted, id, &accepted)]).await;
     edge.deliver(vec![crate::support::joined(id, "room")]).await;
     let head = client.head().await;

@@ -1,0 +1,52 @@
+# Each target is one command or one script. `make help` lists them.
+# Every cargo command works on the whole workspace with one profile: picking packages would pick other features and compile
+# RocksDB again, which takes half an hour.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DATA ?= trunkline-data
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test verify fix bench e2e e2e-short
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install what is missing on this system (Debian packages by apt; says what it does)
+	@tests/setup-system
+
+demo: build ## start `trunkline dev`: a broker, an edge and a chat page to open in a browser
+	$(TARGET)/debug/trunkline dev --data $(DATA)
+
+test: setup-build ## run the tests of every crate
+ifdef NEXTEST
+	cargo nextest run --workspace --locked
+	cargo test --workspace --locked --doc
+else
+	cargo test --workspace --locked
+endif
+
+verify: setup-build ## check without changing anything: format, lints, docs, tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	$(MAKE) test
+
+fix: ## rewrite what can be rewritten: format, lints with a mechanical answer
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+bench: build ## measure one node (minutes; wants a quiet machine)
+	$(TARGET)/debug/trunkline-bench
+
+e2e: setup ## run the end-to-end tests against real processes (about a quarter of an hour; disks need root)
+	tests/e2e/run
+
+e2e-short: setup ## run the quicker part of them
+	tests/e2e/run -m short
+
+.PHONY: build setup-build
+build: setup-build
+	cargo build --workspace --locked
+setup-build:
+	@tests/setup-system --build

@@ -1,0 +1,94 @@
+//! The processes under test: started for real, watched through /proc, stopped by SIGTERM.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+/// A running `trunkline` process.
+pub(crate) struct Server {
+    child: Child,
+    listeners: BTreeMap<String, SocketAddr>,
+}
+
+impl Server {
+    /// Starts `binary` and reads its `listening NAME ADDR` lines until `ready`.
+    pub(crate) fn start(binary: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(binary)
+            .args(arguments)
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        let output = child.stdout.take().context("no standard output")?;
+        let mut listeners = BTreeMap::new();
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            if line == "ready" {
+                return Ok(Self { child, listeners });
+            }
+            if let Some((name, address)) = line.strip_prefix("listening ").and_then(|rest| rest.split_once(' ')) {
+                listeners.insert(name.to_owned(), address.parse()?);
+            }
+        }
+        bail!("`trunkline {}` ended before it was ready: {}", arguments.join(" "), child.wait()?)
+    }
+
+    /// The bound address of a listener: `ws`, `http`, `grpc`, `link`, `edge-http`.
+    pub(crate) fn address(&self, listener: &str) -> anyhow::Result<SocketAddr> {
+        self.listeners.get(listener).copied().with_context(|| format!("no listener {listener}: {:?}", self.listeners))
+    }
+
+    /// User and system time so far.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // the second field is a name in parentheses that may hold spaces; utime and stime are fields 14 and 15
+        let fields = stat.rsplit_once(')').context("odd /proc/PID/stat")?.1;
+        let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse().unwrap_or(0)).sum();
+        Ok(Duration::from_millis(ticks * 10)) // USER_HZ is 100 on Linux
+    }
+
+    /// Resident memory, in bytes.
+    pub(crate) fn resident(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib: u64 = line.split_whitespace().next().context("odd VmRSS")?.parse()?;
+        Ok(kib << 10)
+    }
+
+    /// SIGTERM, then waits for the drain; SIGKILL after 40 s.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        self.terminate();
+        let since = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if since.elapsed() > Duration::from_secs(40) {
+                self.child.kill()?;
+                bail!("the server did not drain within 40 s");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn terminate(&self) {
+        if let Some(id) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            // it fails only if the process is gone, which is what is wanted
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // after `stop` both calls find nothing to do
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,123 @@
+use trunkline_proto::{Batch, Offset, RecordKind, Source, v1};
+
+use super::{
+    super::{Phase, Refusal, Reply, Verdict},
+    log::Log,
+    *,
+};
+
+#[test]
+fn a_connection_lives_from_opened_to_closed() {
+    let mut log = Log::with_edge();
+    assert_eq!(log.edge(&[opened(id(1), "", &[])]).reply(), Reply::Edge { last_sequence: 1 });
+    let view = log.state.connection(&id(1)).unwrap();
+    assert_eq!((view.api, view.edge, view.incarnation, view.phase), ("chat", "e1", 1, Phase::Open));
+    assert_eq!((view.peer, view.opened.to_string().as_str()), ("203.0.113.7:50000", "2.0"));
+    assert_eq!(log.state.api_connection_count("chat"), 1);
+    assert!(log.edge(&[message(id(1)), message(id(1)), closed(id(1))]).refused.is_empty());
+    assert_eq!((log.state.connection_count(), log.state.api_connection_count("chat")), (0, 0));
+}
+
+#[test]
+fn a_connection_closes_once() {
+    let mut log = Log::with_connection(&[]);
+    let applied = log.edge(&[closed(id(1)), closed(id(1)), message(id(1))]);
+    assert_eq!(applied.refused, [(1, Refusal::Gone), (2, Refusal::Gone)]);
+}
+
+#[test]
+fn an_id_in_use_is_not_opened_again() {
+    let mut log = Log::with_connection(&[]);
+    assert_eq!(log.edge(&[opened(id(1), "", &[])]).verdict(0), refused(Refusal::ConnectionExists));
+}
+
+#[test]
+fn messages_of_a_connection_not_open_are_refused_alone() {
+    let mut log = Log::with_connection(&[]);
+    let applied = log.edge(&[message(id(1)), message(id(9)), message(id(1))]);
+    assert_eq!(applied.refused, [(1, Refusal::Gone)]);
+    assert_eq!(applied.reply(), Reply::Edge { last_sequence: 2 });
+}
+
+#[test]
+fn another_edge_cannot_speak_for_a_connection() {
+    let mut log = Log::with_connection(&[]);
+    log.leader(&[attached("e2", 0, "n")]);
+    let applied = log.batch_of("e2", 1, 1, &[message(id(1)), closed(id(1))]);
+    assert_eq!(applied.refused, [(0, Refusal::Gone), (1, Refusal::Gone)]);
+}
+
+#[test]
+fn an_event_names_the_api_of_its_connection() {
+    let mut log = Log::with_connection(&[]);
+    let other = Record::new(RecordKind::MessageReceived, id(1), "other", &v1::MessageReceived::default());
+    assert_eq!(log.edge(&[other]).verdict(0), refused(Refusal::Malformed));
+}
+
+#[test]
+fn opened_is_malformed_when_it_is_not_its_edges_own() {
+    let mut log = Log::of(0, 2);
+    log.leader(&[attached("e1", 0, "n")]);
+    let of_other_edge = v1::ConnectionOpened { edge: "e2".into(), incarnation: 1, ..Default::default() };
+    let of_other_life = v1::ConnectionOpened { edge: "e1".into(), incarnation: 2, ..Default::default() };
+    let records = [
+        opened(id_in(1, 1), "", &[]), // partition 1's
+        opened(ConnectionId::NONE, "", &[]),
+        opened(id(1), "no such name!", &[]),
+        opened(id(1), "", &["line\nbreak"]),
+        Record::new(RecordKind::ConnectionOpened, id(1), "chat", &of_other_edge),
+        Record::new(RecordKind::ConnectionOpened, id(1), "chat", &of_other_life),
+        Record::new(RecordKind::ConnectionOpened, id(1), "", &v1::ConnectionOpened::default()),
+        pushed(id(1)), // no event
+    ];
+    let applied = log.edge(&records);
+    let all: Vec<_> = (0..records.len() as u16).map(|position| (position, Refusal::Malformed)).collect();
+    assert_eq!(applied.refused, all);
+    assert_eq!(log.state.connection_count(), 0);
+}
+
+#[test]
+fn opened_and_its_messages_may_share_a_batch() {
+    let mut log = Log::with_edge();
+    assert!(log.edge(&[opened(id(1), "", &[]), message(id(1)), closed(id(1))]).refused.is_empty());
+}
+
+#[test]
+fn positions_count_over_all_batches() {
+    let mut log = Log::with_connection(&[]);
+    let edge = Source::Edge(v1::EdgeSource { edge: "e1".into(), incarnation: 1, sequence: 2 });
+    let applied = log.put(&[
+        Batch::new(submit(), &[pushed(id(9)), pushed(id(1))]),
+        Batch::new(edge, &[message(id(9)), message(id(1))]),
+    ]);
+    assert_eq!(applied.refused, [(0, Refusal::Gone), (2, Refusal::Gone)]);
+    assert_eq!((applied.outcomes[1].first, applied.outcomes[1].count), (2, 2));
+    assert_eq!(applied.verdict(3), Verdict::Applied);
+}
+
+#[test]
+fn time_never_goes_back() {
+    let mut log = Log::with_edge();
+    log.time = 500;
+    assert_eq!(log.edge(&[opened(id(1), "", &[])]).time.0, 1_000_000);
+    assert_eq!(log.state.connection(&id(1)).unwrap().opened_at.0, 1_000_000);
+}
+
+#[test]
+fn pages_go_by_id() {
+    let mut log = Log::with_edge();
+    log.edge(&[opened(id(3), "", &[]), opened(id(1), "", &[]), opened(id(2), "", &[])]);
+    let after: Vec<_> = log.state.connections_after(Some(id(1))).map(|view| view.id).collect();
+    assert_eq!(after, [id(2), id(3)]);
+    assert_eq!(log.state.connections_after(None).count(), 3);
+}
+
+#[test]
+fn skipped_entries_move_applied_only() {
+    let mut log = Log::with_connection(&[]);
+    let digest = log.state.digest();
+    log.state.skip(trunkline_proto::LogIndex(7));
+    assert_eq!((log.state.applied().0, log.state.digest()), (7, digest));
+    log.edge(&[closed(id(1))]);
+    assert_eq!(log.offset(0), Offset::new(trunkline_proto::LogIndex(8), 0));
+}

@@ -1,0 +1,331 @@
+use trunkline_proto::{Batch, LogIndex, Offset, RecordKind, Source, limits, v1, v1::outcome::Verdict as Outcome};
+
+use super::{
+    super::{PARKED_MAX, Refusal, Reply, Verdict},
+    log::Log,
+    *,
+};
+
+pub(super) fn assigned(group: &str, epoch: u64, base: u64, through: u64) -> Record {
+    assigned_with(group, epoch, base, through, &[])
+}
+
+fn assigned_with(group: &str, epoch: u64, base: u64, through: u64, holes: &[(u64, u32)]) -> Record {
+    let body = v1::HandlerAssigned {
+        group: group.into(),
+        member: "m".into(),
+        epoch,
+        base,
+        through,
+        holes: proto_holes(holes),
+        ..Default::default()
+    };
+    of_leader(RecordKind::HandlerAssigned, &body)
+}
+
+fn started(group: &str, at: v1::start::At) -> Record {
+    let start = Some(v1::Start { at: Some(at) });
+    let body = v1::HandlerAssigned { group: group.into(), member: "m".into(), epoch: 1, start, ..Default::default() };
+    of_leader(RecordKind::HandlerAssigned, &body)
+}
+
+fn proto_holes(holes: &[(u64, u32)]) -> Vec<v1::Hole> {
+    holes.iter().map(|(offset, attempt)| v1::Hole { offset: *offset, attempt: *attempt, not_before: 0 }).collect()
+}
+
+pub(super) fn commit(
+    group: &str,
+    epoch: u64,
+    base: u64,
+    through: u64,
+    outcomes: &[(u64, Outcome)],
+    holes: &[(u64, u32)],
+    commands: &[Record],
+) -> Batch {
+    let outcome = |(offset, verdict): &(u64, Outcome)| v1::Outcome { offset: *offset, verdict: Some(verdict.clone()) };
+    let body = v1::HandlerCommitted {
+        group: group.into(),
+        member: "m".into(),
+        epoch,
+        base,
+        through,
+        outcomes: outcomes.iter().map(outcome).collect(),
+        holes: proto_holes(holes),
+        commands: commands.len() as u32,
+    };
+    let mut records = vec![of_leader(RecordKind::HandlerCommitted, &body)];
+    records.extend_from_slice(commands);
+    Batch::new(Source::Commit, &records)
+}
+
+pub(super) fn ack() -> Outcome {
+    Outcome::Acknowledged(v1::Acknowledged {})
+}
+
+fn again(delay_ms: u32) -> Outcome {
+    Outcome::Refused(v1::Refused { delay_ms, released: false })
+}
+
+fn given_back() -> Outcome {
+    Outcome::Refused(v1::Refused { delay_ms: 0, released: true })
+}
+
+fn parked() -> Outcome {
+    Outcome::Parked(v1::Parked { reason: "broken".into(), record: "bytes".into(), attempt: 3 })
+}
+
+/// Group `g` at epoch 1 before four events: opened and three messages, at the returned offsets.
+fn four_events() -> (Log, u64, [u64; 4]) {
+    let mut log = Log::with_edge();
+    log.leader(&[assigned("g", 1, 0, 0)]);
+    log.edge(&[opened(id(1), "", &[]), message(id(1)), message(id(1)), message(id(1))]);
+    let base = log.state.group("g").unwrap().through.0;
+    let offsets = [0, 1, 2, 3].map(|position| log.offset(position).0);
+    (log, base, offsets)
+}
+
+fn holes(log: &Log) -> Vec<(u64, u32, u64)> {
+    let group = log.state.group("g").unwrap();
+    group.holes().map(|(offset, hole)| (offset.0, hole.attempt, hole.not_before.0)).collect()
+}
+
+#[test]
+fn a_group_starts_where_its_first_assignment_says() {
+    use v1::start::At;
+    let mut log = Log::with_connection(&[]); // 1: attached, 2: opened
+    log.edge(&[message(id(1)), message(id(1))]); // 3
+    let starts = [
+        ("latest", At::Latest(true), Offset::end_of(LogIndex(3)), 0),
+        ("earliest", At::Earliest(true), Offset::ZERO, 3),
+        ("offset", At::Offset(Offset::new(LogIndex(3), 1).0), Offset::new(LogIndex(3), 0), 3),
+        ("future", At::Offset(u64::MAX), Offset::end_of(LogIndex(6)), 0),
+    ];
+    for (group, at, through, lag) in starts {
+        assert_eq!(log.leader(&[started(group, at)]).reply(), Reply::Group { epoch: 1, through });
+        assert_eq!(log.state.group_lag(group), lag, "{group}");
+    }
+    assert_eq!(log.leader(&[started("time", At::Time(5))]).verdict(0), refused(Refusal::Malformed));
+}
+
+#[test]
+fn a_commit_settles_what_it_names_and_lag_falls() {
+    let (mut log, base, [a, b, c, d]) = four_events();
+    assert_eq!(log.state.group_lag("g"), 4);
+    assert!(log.put(&[commit("g", 1, base, c, &[(a, ack()), (c, ack())], &[(b, 1)], &[])]).refused.is_empty());
+    assert_eq!((log.state.group_lag("g"), holes(&log)), (2, vec![(b, 1, 0)]));
+    assert_eq!(log.state.group("g").unwrap().through.0, c);
+    assert!(log.put(&[commit("g", 1, c, d, &[(b, ack()), (d, ack())], &[], &[])]).refused.is_empty());
+    assert_eq!((log.state.group_lag("g"), holes(&log).len()), (0, 0));
+}
+
+#[test]
+fn a_commit_applies_wholly_or_not_at_all() {
+    let (mut log, base, [a, b, c, d]) = four_events();
+    let commands = [pushed(id(1)), pushed(id(1))];
+    let mut expect = |batch: Batch, refusal: Refusal| {
+        let applied = log.put(&[batch]);
+        assert_eq!(applied.refused, [(0, refusal), (1, Refusal::WithBatch), (2, Refusal::WithBatch)]);
+        assert!(applied.deliveries.is_empty());
+    };
+    expect(commit("g", 0, base, a, &[(a, ack())], &[], &commands), Refusal::StaleEpoch);
+    expect(commit("g", 2, base, a, &[(a, ack())], &[], &commands), Refusal::StaleEpoch);
+    expect(commit("none", 1, base, a, &[(a, ack())], &[], &commands), Refusal::StaleEpoch);
+    expect(commit("g", 1, base - 1, a, &[(a, ack())], &[], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, base - 1, &[], &[], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, a, &[(a, ack()), (b, ack())], &[], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, b, &[(a, ack()), (a, ack())], &[(b, 1)], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, b, &[(a, ack()), (b, ack())], &[(b, 1)], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, a, &[(base, ack()), (a, ack())], &[], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, a, &[(a, ack())], &[(b, 1)], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, u64::MAX, &[(a, ack())], &[], &commands), Refusal::NotOpen);
+    expect(commit("g", 1, base, d, &[(a, ack())], &[(c, 1), (b, 1)], &commands), Refusal::Malformed);
+    expect(commit("g", 1, base, d, &[(a, ack())], &[(c, 0)], &commands), Refusal::Malformed);
+    let applied = log.put(&[commit("g", 1, base, a, &[(a, ack())], &[], &[pushed(id(9)), pushed(id(1))])]);
+    assert_eq!((applied.refused, applied.deliveries.len()), (vec![(1, Refusal::Gone)], 1));
+}
+
+#[test]
+fn a_commit_of_the_wrong_shape_is_malformed() {
+    let (mut log, base, [a, ..]) = four_events();
+    let good = commit("g", 1, base, a, &[(a, ack())], &[], &[pushed(id(1))]);
+    let records: Vec<Record> = good.iter().map(Result::unwrap).collect();
+    let shapes: [&[Record]; 4] = [
+        &records[..1],                             // a command too few
+        &records[1..],                             // no outcomes
+        &[records[0].clone(), records[0].clone()], // no command
+        &[records[0].clone(), message(id(1))],     // an event
+    ];
+    for shape in shapes {
+        assert_eq!(log.one(Source::Commit, shape).verdict(0), refused(Refusal::Malformed));
+    }
+    assert!(log.one(Source::Commit, &[]).refused.is_empty());
+    assert!(log.put(&[good]).refused.is_empty());
+}
+
+#[test]
+fn the_same_commit_twice_settles_once() {
+    let (mut log, base, [a, ..]) = four_events();
+    let batch = commit("g", 1, base, a, &[(a, ack())], &[], &[pushed(id(1))]);
+    assert_eq!(log.put(std::slice::from_ref(&batch)).deliveries.len(), 1);
+    let applied = log.put(&[batch]);
+    assert_eq!((applied.verdict(0), applied.deliveries.len()), (refused(Refusal::NotOpen), 0));
+}
+
+#[test]
+fn refused_events_come_again_and_released_ones_keep_their_attempt() {
+    let (mut log, base, [a, b, c, _]) = four_events();
+    let outcomes = [(a, again(0)), (b, again(250)), (c, given_back())];
+    log.put(&[commit("g", 1, base, c, &outcomes, &[], &[])]);
+    assert_eq!(holes(&log), [(a, 2, 0), (b, 2, 1_250_000), (c, 1, 0)]);
+    log.put(&[commit("g", 1, c, c, &[(a, given_back()), (b, again(0))], &[], &[])]);
+    assert_eq!(holes(&log), [(a, 2, 0), (b, 3, 0), (c, 1, 0)]);
+}
+
+#[test]
+fn parked_events_are_kept_with_their_bytes() {
+    let (mut log, base, [a, b, ..]) = four_events();
+    log.put(&[commit("g", 1, base, b, &[(a, parked())], &[(b, 1)], &[])]);
+    log.put(&[commit("g", 1, b, b, &[(b, parked())], &[], &[])]);
+    let group = log.state.group("g").unwrap();
+    let kept: Vec<_> = group.parked().map(|(offset, event)| (offset.0, event.attempt, &event.record[..])).collect();
+    assert_eq!(kept, [(a, 3, &b"bytes"[..]), (b, 3, &b"bytes"[..])]);
+    assert_eq!((group.lag, group.hole_count(), group.settled), (2, 0, 2));
+}
+
+#[test]
+fn too_many_parked_events_or_holes_refuse_the_commit() {
+    let mut log = Log::with_edge();
+    log.leader(&[assigned("g", 1, 0, 0)]);
+    let mut base = log.state.group("g").unwrap().through.0;
+    for _ in 0..4 {
+        log.edge(&vec![message(id(9)); 4000]);
+    }
+    let mut round = |verdict: fn(u64) -> (u64, Outcome), index: u64, count: u16| {
+        let offsets: Vec<u64> = (0..count).map(|n| Offset::new(LogIndex(index), n).0).collect();
+        let through = offsets[offsets.len() - 1];
+        let outcomes: Vec<_> = offsets.into_iter().map(verdict).collect();
+        let verdict = log.put(&[commit("g", 1, base, through, &outcomes, &[], &[])]).verdict(0);
+        if verdict == Verdict::Applied {
+            base = through;
+        }
+        verdict
+    };
+    let park: fn(u64) -> (u64, Outcome) = |offset| (offset, parked());
+    assert_eq!((PARKED_MAX, limits::HOLES_MAX), (10_000, 10_000));
+    assert_eq!([round(park, 3, 4000), round(park, 4, 4000), round(park, 5, 2000)], [const { Verdict::Applied }; 3]);
+    assert_eq!(round(park, 6, 1), refused(Refusal::Limit));
+    let refuse: fn(u64) -> (u64, Outcome) = |offset| (offset, again(0));
+    assert_eq!(
+        [round(refuse, 7, 4000), round(refuse, 8, 4000), round(refuse, 9, 2000)],
+        [const { Verdict::Applied }; 3]
+    );
+    assert_eq!(round(refuse, 10, 1), refused(Refusal::Limit));
+}
+
+#[test]
+fn an_assignment_follows_the_last_epoch_and_hands_over_what_was_given() {
+    let (mut log, base, [a, b, c, d]) = four_events();
+    log.put(&[commit("g", 1, base, b, &[(b, ack())], &[(a, 1)], &[])]);
+    for (record, refusal) in [
+        (assigned("g", 1, b, b), Refusal::StaleEpoch),
+        (assigned("g", 3, b, b), Refusal::StaleEpoch),
+        (assigned("g", 2, base, b), Refusal::NotOpen),
+        (assigned_with("g", 2, b, d, &[(base, 1)]), Refusal::NotOpen),
+        (assigned("new", 2, 0, 0), Refusal::StaleEpoch),
+        (assigned("no name", 1, 0, 0), Refusal::Malformed),
+    ] {
+        assert_eq!(log.leader(&[record]).verdict(0), refused(refusal));
+    }
+    let applied = log.leader(&[assigned_with("g", 2, b, d, &[(a, 2), (c, 2), (d, 2)])]);
+    assert_eq!(applied.reply(), Reply::Group { epoch: 2, through: Offset(d) });
+    assert_eq!(holes(&log), [(a, 2, 0), (c, 2, 0), (d, 2, 0)]);
+    assert_eq!(log.state.group_lag("g"), 3);
+    // the last member's commits are of no use any more
+    assert_eq!(log.put(&[commit("g", 1, d, d, &[(a, ack())], &[], &[])]).verdict(0), refused(Refusal::StaleEpoch));
+    assert_eq!(log.put(&[commit("g", 2, d, d, &[(a, ack())], &[], &[])]).verdict(0), Verdict::Applied);
+}
+
+#[test]
+fn a_reset_moves_a_group_and_clears_its_holes() {
+    let (mut log, base, [a, b, ..]) = four_events();
+    log.put(&[commit("g", 1, base, b, &[(b, ack())], &[(a, 1)], &[])]);
+    let reset = |group: &str, through: u64| {
+        of_leader(RecordKind::GroupReset, &v1::GroupReset { group: group.into(), start: None, through })
+    };
+    assert_eq!(log.leader(&[reset("none", 0)]).verdict(0), refused(Refusal::Gone));
+    assert_eq!(log.leader(&[reset("g", u64::MAX)]).verdict(0), refused(Refusal::Malformed));
+    assert_eq!(log.leader(&[reset("g", 0)]).reply(), Reply::Group { epoch: 1, through: Offset::ZERO });
+    assert_eq!((holes(&log).len(), log.state.group_lag("g")), (0, 4));
+    assert_eq!(log.put(&[commit("g", 1, b, b, &[], &[], &[])]).verdict(0), refused(Refusal::NotOpen));
+    assert_eq!(log.put(&[commit("g", 1, 0, a, &[(a, ack())], &[], &[])]).verdict(0), Verdict::Applied);
+}
+
+#[test]
+fn lag_counts_what_the_filter_takes_only() {
+    let mut log = Log::with_edge();
+    let filtered = |group: &str, apis: &[&str], kinds: &[u32]| {
+        let apis = apis.iter().map(|api| (*api).into()).collect();
+        let (group, member) = (group.into(), "m".into());
+        let body = v1::HandlerAssigned { group, member, epoch: 1, apis, kinds: kinds.into(), ..Default::default() };
+        of_leader(RecordKind::HandlerAssigned, &body)
+    };
+    log.leader(&[filtered("chat", &["chat"], &[]), filtered("other", &["other"], &[]), filtered("opened", &[], &[1])]);
+    assert_eq!(log.leader(&[filtered("bad", &[], &[18])]).verdict(0), refused(Refusal::Malformed));
+    log.edge(&[opened(id(1), "", &[]), message(id(1)), message(id(9)), closed(id(1))]);
+    assert_eq!(["chat", "other", "opened", "none"].map(|group| log.state.group_lag(group)), [3, 0, 1, 0]);
+}
+
+#[test]
+fn a_filter_that_changes_is_counted_anew_and_nobody_keeps_it() {
+    let (mut log, base, _) = four_events();
+    let nobody = v1::HandlerAssigned { group: "g".into(), epoch: 2, base, through: base, ..Default::default() };
+    log.leader(&[of_leader(RecordKind::HandlerAssigned, &nobody)]);
+    let group = log.state.group("g").unwrap();
+    assert_eq!((group.member, group.epoch, group.lag), ("", 2, 4));
+    let messages = v1::HandlerAssigned { member: "m".into(), epoch: 3, kinds: vec![2], ..nobody };
+    log.leader(&[of_leader(RecordKind::HandlerAssigned, &messages)]);
+    assert_eq!(log.state.group_lag("g"), 3);
+}
+
+#[test]
+fn lag_is_right_again_at_the_end_of_a_long_log() {
+    let mut log = Log::with_connection(&[]);
+    for _ in 0..10 {
+        log.edge(&vec![message(id(1)); 4000]);
+    }
+    let middle = Offset::new(LogIndex(7), 0).0;
+    log.leader(&[started("g", v1::start::At::Offset(middle))]);
+    // 24,000 messages are open; counted from the sample before
+    let lag = log.state.group_lag("g");
+    assert!((24_000..=28_096).contains(&lag), "{lag}");
+    let (base, end) = (log.state.group("g").unwrap().through.0, log.offset(0).0);
+    log.put(&[commit("g", 1, base, end, &[], &[(middle, 1)], &[])]);
+    assert_eq!(log.state.group_lag("g"), 1);
+}
+
+#[test]
+fn nothing_a_group_still_needs_is_trimmed() {
+    let (mut log, base, [a, b, c, _]) = four_events();
+    let trim = |log: &mut Log, through: u64| {
+        log.leader(&[of_leader(RecordKind::Trimmed, &v1::Trimmed { through })]).verdict(0)
+    };
+    assert_eq!(trim(&mut log, a), refused(Refusal::NotOpen));
+    log.put(&[commit("g", 1, base, c, &[(a, ack()), (c, ack())], &[(b, 1)], &[])]);
+    assert_eq!(log.state.retention_limit().0, b - 1);
+    assert_eq!(trim(&mut log, b), refused(Refusal::NotOpen));
+    assert_eq!(trim(&mut log, a), Verdict::Applied);
+    assert_eq!(trim(&mut log, a), refused(Refusal::NotOpen));
+    assert_eq!(log.state.trimmed().0, a);
+    log.leader(&[started("late", v1::start::At::Earliest(true))]);
+    assert_eq!(log.state.group("late").unwrap().through.0, a);
+}
+
+#[test]
+fn an_apply_version_nobody_knows_is_refused() {
+    let mut log = Log::new();
+    for version in [0, 1, 2, u32::MAX] {
+        let record = of_leader(RecordKind::ApplyVersion, &v1::ApplyVersion { version });
+        assert_eq!(log.leader(&[record]).verdict(0), refused(Refusal::Malformed));
+    }
+    assert_eq!(log.state.apply_version(), 1);
+}

@@ -1,0 +1,220 @@
+//! The gRPC services: each call checks its request and hands it on.
+
+use std::{pin::Pin, sync::Arc};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use trunkline_proto::{ConnectionId, Offset, PartitionId, Timestamp, limits, v1};
+
+use super::{
+    cluster::{self, About, ResetError},
+    connections, log, status,
+};
+use crate::{
+    handlers::{Registry, member::OUTGOING_MAX, session},
+    node::{Moment, Node},
+    submit::Submitter,
+};
+
+/// States of the past that are being rebuilt at once: each may need as much memory as a partition's state.
+const STATES_AT_MAX: usize = 2;
+/// Messages that wait for a reader of the log.
+const READ_MESSAGES_MAX: usize = 4;
+
+/// Who the caller proved to be; put into a request's extensions by whatever authenticates it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Principal(pub String);
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Everything the services need. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Services {
+    node: Node,
+    registry: Arc<Registry>,
+    submitter: Submitter,
+    about: Arc<About>,
+    states_at: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Services {
+    /// Streams end when `shutdown` is cancelled.
+    pub fn new(
+        node: Node,
+        registry: Arc<Registry>,
+        submitter: Submitter,
+        about: About,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let states_at = Arc::new(Semaphore::new(STATES_AT_MAX));
+        Self { node, registry, submitter, about: Arc::new(about), states_at, shutdown }
+    }
+
+    /// The broker's partitions.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    #[allow(clippy::result_large_err)] // tonic's own error
+    fn partition(&self, number: u32) -> Result<PartitionId, Status> {
+        let partition = u16::try_from(number).ok().filter(|number| *number < self.node.partition_count().get());
+        partition.map(PartitionId).ok_or_else(|| {
+            let count = self.node.partition_count().get();
+            status::invalid(format!("there is no partition {number}: the cluster has {count}"))
+        })
+    }
+}
+
+#[allow(clippy::result_large_err)] // tonic's own error
+fn connection_id(bytes: &[u8]) -> Result<ConnectionId, Status> {
+    ConnectionId::from_slice(bytes).map_err(|error| status::invalid(error.to_string()))
+}
+
+#[allow(clippy::result_large_err)] // tonic's own error
+fn name(what: &str, name: &str) -> Result<(), Status> {
+    if name.is_empty() || limits::is_name(name) {
+        return Ok(());
+    }
+    Err(status::invalid(format!("{what} names are 1 to 64 of [A-Za-z0-9._-]")))
+}
+
+#[tonic::async_trait]
+impl v1::handlers_server::Handlers for Services {
+    type SubscribeStream = Responses<v1::SubscribeResponse>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
+        // not awaited: a client may send its join only after it has seen the response's head
+        tokio::spawn(session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing));
+        let responses = ReceiverStream::new(responses).map(|item| item.map_err(|end| status::of_session(&end)));
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
+        let principal = request.extensions().get::<Principal>().cloned();
+        let principal = principal.map(|principal| principal.0).unwrap_or_default();
+        let request = request.into_inner();
+        let submitted = self.submitter.submit(&principal, &request.idempotency_key, &request.commands).await;
+        let results = submitted.map_err(|error| status::of_submit(&error))?;
+        Ok(Response::new(v1::SubmitResponse { results }))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::log_server::Log for Services {
+    type ReadStream = Responses<v1::ReadResponse>;
+
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let request = request.into_inner();
+        name("API", &request.api)?;
+        let query = log::Query {
+            partition: self.partition(request.partition)?,
+            from: request.from,
+            limit: request.limit as usize,
+            follow: request.follow,
+            raw: request.raw,
+            api: request.api,
+            connection: match request.connection.is_empty() {
+                true => None,
+                false => Some(connection_id(&request.connection)?),
+            },
+            until: if request.until == 0 { Offset::MAX } else { Offset(request.until) },
+        };
+        let reading = log::Reading::open(&self.node, query).await.map_err(|error| status::of_read(&error))?;
+        let (out, responses) = mpsc::channel(READ_MESSAGES_MAX);
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move { shutdown.run_until_cancelled(reading.run(out)).await });
+        let responses = ReceiverStream::new(responses).map(|item| item.map_err(|error| status::of_read(&error)));
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::connections_server::Connections for Services {
+    async fn get(&self, request: Request<v1::GetConnectionRequest>) -> Result<Response<v1::Connection>, Status> {
+        let id = connection_id(&request.into_inner().connection)?;
+        let gone = || status::of_code(v1::Code::Gone, "no such connection, or it is closed");
+        connections::get(&self.node, &id).map(Response::new).ok_or_else(gone)
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListConnectionsRequest>,
+    ) -> Result<Response<v1::ListConnectionsResponse>, Status> {
+        let request = request.into_inner();
+        name("API", &request.api)?;
+        if !request.channel.is_empty() && !limits::is_channel(&request.channel) {
+            return Err(status::invalid("a channel name has 1 to 255 bytes and no control characters"));
+        }
+        let query = connections::Query {
+            api: request.api,
+            channel: request.channel,
+            limit: request.limit as usize,
+            after: if request.after.is_empty() { None } else { Some(connection_id(&request.after)?) },
+        };
+        let (connections, more) = connections::list(&self.node, &query);
+        let next = connections.last().filter(|_| more).map(|last| last.connection.clone()).unwrap_or_default();
+        Ok(Response::new(v1::ListConnectionsResponse { connections, next }))
+    }
+
+    type StateAtStream = Responses<v1::StateAtResponse>;
+
+    async fn state_at(
+        &self,
+        request: Request<v1::StateAtRequest>,
+    ) -> Result<Response<Self::StateAtStream>, Status> {
+        let request = request.into_inner();
+        let partition = self.partition(request.partition)?;
+        let moment = match request.at {
+            Some(v1::state_at_request::At::Offset(offset)) => Moment::Offset(Offset(offset)),
+            Some(v1::state_at_request::At::Time(time)) => Moment::Time(Timestamp(time)),
+            None => return Err(status::invalid("a moment is missing: an offset or a time")),
+        };
+        let busy = |_| status::of_code(v1::Code::Throttled, "other states of the past are being rebuilt: try again later");
+        let permit = Arc::clone(&self.states_at).try_acquire_owned().map_err(busy)?;
+        let chunks = connections::state_at(&self.node, partition, moment).await;
+        let chunks = chunks.map_err(|error| status::of_read(&error))?;
+        let responses = tokio_stream::iter(chunks).map(move |response| {
+            let _held = &permit;
+            Ok(response)
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::cluster_server::Cluster for Services {
+    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
+        Ok(Response::new(cluster::describe(&self.node, &self.about)))
+    }
+
+    async fn groups(&self, request: Request<v1::GroupsRequest>) -> Result<Response<v1::GroupsResponse>, Status> {
+        let request = request.into_inner();
+        name("group", &request.group)?;
+        let groups = cluster::groups(&self.node, &self.registry, &request.group);
+        Ok(Response::new(v1::GroupsResponse { groups }))
+    }
+
+    async fn reset_group(
+        &self,
+        request: Request<v1::ResetGroupRequest>,
+    ) -> Result<Response<v1::ResetGroupResponse>, Status> {
+        let request = request.into_inner();
+        let reset = cluster::reset_group(&self.node, &request.group, request.to).await;
+        reset.map_err(|error| match &error {
+            ResetError::Invalid(_) => status::invalid(error.to_string()),
+            ResetError::NoGroup => status::of_code(v1::Code::Gone, error.to_string()),
+            ResetError::Read(error) => status::of_read(error),
+            ResetError::Append(error) => status::of_append(error),
+            ResetError::Refused(_) => status::of_code(v1::Code::Refused, error.to_string()),
+        })?;
+        let groups = cluster::groups(&self.node, &self.registry, &request.group);
+        Ok(Response::new(v1::ResetGroupResponse { groups }))
+    }
+}

@@ -1,0 +1,221 @@
+//! Reads one partition for one group: the tail where it reaches, the log on disk where it does not, and what matches the filter
+//! of it.
+
+use std::collections::VecDeque;
+
+use trunkline_proto::{ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp, v1};
+
+use crate::{
+    core::LoggedEntry,
+    node::{Node, PartitionHandle, ReadError},
+    tail::TailRead,
+};
+
+/// Read ahead of a stream, about; a single entry may be larger.
+const READ_BYTES: usize = 256 << 10;
+
+/// An event the reader has come to.
+#[derive(Clone, Debug)]
+pub struct Scanned {
+    /// Its place.
+    pub offset: Offset,
+    /// Of its entry.
+    pub time: Timestamp,
+    /// The record, sharing the entry's buffer.
+    pub record: Record,
+}
+
+impl Scanned {
+    /// Whose event it is.
+    pub fn connection(&self) -> ConnectionId {
+        self.record.connection
+    }
+
+    /// As members get it. `None` if the record is no event or its body does not decode: then a newer version wrote it.
+    pub fn event(&self, attempt: u32) -> Option<v1::Event> {
+        use v1::event::Event as Body;
+        let body = match self.record.kind {
+            RecordKind::ConnectionOpened => Body::Opened(self.record.decode().ok()?),
+            RecordKind::MessageReceived => Body::Message(self.record.decode().ok()?),
+            RecordKind::ConnectionClosed => Body::Closed(self.record.decode().ok()?),
+            _ => return None,
+        };
+        Some(v1::Event {
+            offset: self.offset.0,
+            time: self.time.0,
+            attempt,
+            connection: bytes::Bytes::copy_from_slice(&self.record.connection.0),
+            api: self.record.api().to_owned(),
+            event: Some(body),
+        })
+    }
+}
+
+/// Which events a group consumes.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Filter {
+    /// Empty: all.
+    pub apis: Vec<String>,
+    /// Record kinds; empty: all events.
+    pub kinds: Vec<u32>,
+}
+
+impl Filter {
+    fn matches(&self, record: &Record) -> bool {
+        record.kind.is_event()
+            && (self.kinds.is_empty() || self.kinds.contains(&u32::from(record.kind as u8)))
+            && (self.apis.is_empty() || self.apis.iter().any(|api| api == record.api()))
+    }
+}
+
+/// What the reader comes to next.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A matching event.
+    Event(Scanned),
+    /// Nothing that matches up to here.
+    Progress(Offset),
+    /// An operator moved the group.
+    Reset,
+}
+
+/// What reading ahead came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ahead {
+    /// There is more to look at.
+    Some,
+    /// The end of the log.
+    End,
+    /// The tail does not reach back so far.
+    Behind,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Cursor {
+    node: Node,
+    partition: PartitionHandle,
+    group: String,
+    filter: Filter,
+    /// First record wanted is after this one.
+    after: Offset,
+    /// The last entry read.
+    index: LogIndex,
+    /// Moves of the group up to here are in what the reader began with.
+    known: LogIndex,
+    steps: VecDeque<Step>,
+}
+
+impl Cursor {
+    /// Reads what is after `after`, the group's settled prefix as of entry `known`.
+    pub fn new(
+        node: Node,
+        partition: PartitionHandle,
+        group: &str,
+        filter: Filter,
+        after: Offset,
+        known: LogIndex,
+    ) -> Self {
+        // the entry of `after` may hold more records
+        let index = LogIndex(after.index().0.saturating_sub(1));
+        Self { node, partition, group: group.to_owned(), filter, after, index, known, steps: VecDeque::new() }
+    }
+
+    /// The last entry that was read ahead.
+    pub fn index(&self) -> LogIndex {
+        self.index
+    }
+
+    /// The next step, if it was read ahead.
+    pub fn peek(&self) -> Option<&Step> {
+        self.steps.front()
+    }
+
+    /// Takes the next step.
+    pub fn next(&mut self) -> Option<Step> {
+        self.steps.pop_front()
+    }
+
+    /// Reads ahead from the tail.
+    pub fn read_tail(&mut self) -> Ahead {
+        match self.partition.tail.read(self.index, READ_BYTES) {
+            TailRead::Entries(entries) => {
+                for entry in &entries {
+                    self.take(&entry.logged, entry.applied.time);
+                }
+                Ahead::Some
+            }
+            TailRead::End => Ahead::End,
+            TailRead::Behind => Ahead::Behind,
+        }
+    }
+
+    /// Reads ahead from disk. What retention has taken is passed over: those events are gone.
+    pub async fn read_log(&mut self) -> Result<(), ReadError> {
+        match self.node.read_log(self.partition.id, self.index, READ_BYTES).await {
+            Ok(entries) => {
+                for entry in &entries {
+                    self.take(entry, entry.entry.time);
+                }
+                Ok(())
+            }
+            Err(ReadError::Trimmed { earliest }) if earliest.index() > self.index => {
+                tracing::warn!(group = self.group, partition = %self.partition.id, %earliest, "events were trimmed unread");
+                self.index = LogIndex(earliest.index().0.saturating_sub(1));
+                self.steps.push_back(Step::Progress(Offset::end_of(self.index)));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take(&mut self, entry: &LoggedEntry, time: Timestamp) {
+        let mut last = Offset::ZERO;
+        for (offset, record) in entry.records().filter(|(offset, _)| *offset > self.after) {
+            if self.filter.matches(&record) {
+                self.steps.push_back(Step::Event(Scanned { offset, time, record }));
+                last = offset;
+            } else if entry.index > self.known && is_reset_of(&record, &self.group) {
+                self.steps.push_back(Step::Reset);
+            }
+        }
+        self.index = entry.index;
+        let end = Offset::end_of(entry.index);
+        if last < end && end > self.after {
+            match self.steps.back_mut() {
+                Some(Step::Progress(progress)) => *progress = end,
+                _ => self.steps.push_back(Step::Progress(end)),
+            }
+        }
+    }
+
+    /// The record at `offset`, wherever it is.
+    pub async fn record(&self, offset: Offset) -> Result<Option<Scanned>, ReadError> {
+        read_record(&self.node, &self.partition, offset).await
+    }
+}
+
+fn is_reset_of(record: &Record, group: &str) -> bool {
+    record.kind == RecordKind::GroupReset && record.decode::<v1::GroupReset>().is_ok_and(|reset| reset.group == group)
+}
+
+/// The record at `offset` from the tail or from disk; `None` if there is none, or it was refused.
+pub async fn read_record(
+    node: &Node,
+    partition: &PartitionHandle,
+    offset: Offset,
+) -> Result<Option<Scanned>, ReadError> {
+    let before = LogIndex(offset.index().0.saturating_sub(1));
+    let find = |entry: &LoggedEntry, time| {
+        let mut records = entry.records();
+        records.find(|(at, _)| *at == offset).map(|(offset, record)| Scanned { offset, time, record })
+    };
+    if let TailRead::Entries(entries) = partition.tail.read(before, 1)
+        && let Some(entry) = entries.first().filter(|entry| entry.logged.index == offset.index())
+    {
+        return Ok(find(&entry.logged, entry.applied.time));
+    }
+    let entries = node.read_log(partition.id, before, 1).await?;
+    let entry = entries.first().filter(|entry| entry.index == offset.index());
+    Ok(entry.and_then(|entry| find(entry, entry.entry.time)))
+}

@@ -1,0 +1,548 @@
+//! Between steps 12 and 15 of the walk: what one member may be given of one partition, and what a commit of it comes to. Pure.
+//!
+//! One [`Flow`] lives from an assignment to the next (group, partition, epoch). It knows every event that is open: given to
+//! the member, waiting for another try, held back behind an earlier event of the same connection, or part of a commit that
+//! is on its way through the log. It holds offsets, never records, and at most [`Settings::holes_max`] of them: when that many
+//! are open no new event is taken, and only waiting ones are delivered.
+//!
+//! Commits are pipelined: each is computed on what the ones before it will leave ([`Flow::projected`]). The state machine
+//! checks that base, so a commit refused along the way makes the later ones that built on it fail as a whole, and nothing else.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use trunkline_proto::{ConnectionId, Offset, Timestamp, limits};
+
+/// What bounds a flow.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a member may work on an event before it is given again, attempt + 1. [`Flow::extend`] starts it anew.
+    pub deadline: Duration,
+    /// Deliveries after which an event is parked by itself; 0: never.
+    pub max_attempts: u32,
+    /// Most open events.
+    pub holes_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(60), max_attempts: 0, holes_max: limits::HOLES_MAX }
+    }
+}
+
+/// An event that was open when the flow began.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartHole {
+    /// Which.
+    pub offset: Offset,
+    /// Whose; keeps the connection's later events behind it.
+    pub connection: ConnectionId,
+    /// Of its next delivery, from 1.
+    pub attempt: u32,
+    /// Not to be delivered earlier.
+    pub not_before: Timestamp,
+}
+
+/// What becomes of an event in a commit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Done.
+    Acknowledged,
+    /// To be delivered again after `delay`.
+    Refused {
+        /// From the commit's log time.
+        delay: Duration,
+        /// Given back untried: the attempt stays.
+        released: bool,
+    },
+    /// Set aside as a dead letter.
+    Parked {
+        /// Why.
+        reason: String,
+        /// How often it was delivered.
+        attempt: u32,
+    },
+}
+
+/// An event that stays open at or below a commit's or an assignment's `through`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hole {
+    /// Which.
+    pub offset: Offset,
+    /// Of its next delivery.
+    pub attempt: u32,
+    /// Not earlier than this.
+    pub not_before: Timestamp,
+}
+
+/// A commit as it must go into the log: everything a `HandlerCommitted` record says beyond group, member and epoch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Proposal {
+    /// The settled prefix it is computed on.
+    pub base: Offset,
+    /// The settled prefix after it.
+    pub through: Offset,
+    /// In order of offsets.
+    pub outcomes: Vec<(Offset, Outcome)>,
+    /// Events in (base, through] that stay open.
+    pub holes: Vec<Hole>,
+}
+
+/// Why a commit is refused before it reaches the log. Nothing happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NotOpen {
+    /// Never delivered in this epoch, settled already, or part of a commit that is under way.
+    #[error("offset {0} is not in flight to this member")]
+    NotInFlight(Offset),
+    /// Twice in one commit.
+    #[error("offset {0} stands twice in this commit")]
+    Twice(Offset),
+}
+
+/// What to do with an event that the reader has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Offer {
+    /// Give it to the member: it holds one credit now.
+    Deliver {
+        /// Always 1 for a new event.
+        attempt: u32,
+    },
+    /// It waits behind an earlier event of its connection; [`Flow::next_due`] will name it.
+    Held,
+}
+
+/// What the next member must be told when this one is gone: goes into `HandlerAssigned`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leftover {
+    /// The settled prefix it is computed on.
+    pub base: Offset,
+    /// Raised over everything that was given.
+    pub through: Offset,
+    /// What stays open and changed: given and not settled (attempt + 1), or newly at or below `through`.
+    pub holes: Vec<Hole>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// To be delivered, not before this time.
+    Waiting { not_before: Timestamp },
+    /// The member works on it until the deadline. (Not given and in flight: out of attempts, parked at the deadline.)
+    InFlight { deadline: Timestamp },
+    /// In a commit under way.
+    Committing { refused: bool },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    connection: ConnectionId,
+    /// Of the delivery under way, or of the next one.
+    attempt: u32,
+    state: State,
+    /// Holds one of the member's credits.
+    given: bool,
+}
+
+#[derive(Debug)]
+struct Pending {
+    base: Offset,
+    through: Offset,
+    outcomes: Vec<(Offset, Outcome)>,
+    doomed: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Flow {
+    settings: Settings,
+    /// Settled prefix, as applied.
+    through: Offset,
+    /// Settled prefix once every commit under way is applied.
+    projected: Offset,
+    /// Everything up to here has been offered.
+    scanned: Offset,
+    open: BTreeMap<Offset, Open>,
+    /// Events that keep their connection's later ones waiting: waiting themselves, or being refused.
+    blocking: BTreeMap<ConnectionId, BTreeSet<Offset>>,
+    /// First blocking event of each connection, where it waits and its time has come.
+    ripe: BTreeSet<Offset>,
+    /// The same, where its time has not come.
+    ripening: BTreeSet<(Timestamp, Offset)>,
+    deadlines: BTreeSet<(Timestamp, Offset)>,
+    pending: VecDeque<Pending>,
+}
+
+impl Flow {
+    /// A flow over a group whose settled prefix is `through`, except `holes`.
+    pub fn new(settings: Settings, through: Offset, holes: Vec<StartHole>) -> Self {
+        let mut flow = Self {
+            settings,
+            through,
+            projected: through,
+            scanned: through,
+            open: BTreeMap::new(),
+            blocking: BTreeMap::new(),
+            ripe: BTreeSet::new(),
+            ripening: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            pending: VecDeque::new(),
+        };
+        for hole in holes {
+            // had all its attempts before this flow began: overdue from the start, so that `expire` parks it
+            let exhausted = flow.settings.max_attempts > 0 && hole.attempt > flow.settings.max_attempts;
+            let deadline = Timestamp(0);
+            let waiting = State::Waiting { not_before: hole.not_before };
+            let state = if exhausted { State::InFlight { deadline } } else { waiting };
+            let open = Open { connection: hole.connection, attempt: hole.attempt, state, given: false };
+            flow.open.insert(hole.offset, open);
+            if exhausted {
+                flow.deadlines.insert((deadline, hole.offset));
+            } else {
+                flow.block(hole.connection, hole.offset);
+            }
+        }
+        flow
+    }
+
+    /// The settled prefix as applied.
+    pub fn through(&self) -> Offset {
+        self.through
+    }
+
+    /// The settled prefix once every commit under way is applied.
+    pub fn projected(&self) -> Offset {
+        self.projected
+    }
+
+    /// Everything up to here has been offered; the reader goes on after it.
+    pub fn scanned(&self) -> Offset {
+        self.scanned
+    }
+
+    /// Whether a new event may be offered.
+    pub fn has_room(&self) -> bool {
+        self.open.len() < self.settings.holes_max
+    }
+
+    /// Whether a new event of the connection would have to wait behind an earlier one: offering it needs no credit.
+    pub fn blocks(&self, connection: ConnectionId) -> bool {
+        self.blocking.contains_key(&connection)
+    }
+
+    /// How many events are open.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// How many credits of the member this flow holds.
+    pub fn given(&self) -> usize {
+        self.open.values().filter(|open| open.given).count()
+    }
+
+    /// How many commits are under way.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The reader has come to an event that matches the group's filter. Call only with room and a credit.
+    pub fn offer(&mut self, now: Timestamp, offset: Offset, connection: ConnectionId) -> Offer {
+        debug_assert!(offset > self.scanned && self.has_room());
+        self.scanned = offset;
+        if self.blocking.contains_key(&connection) {
+            let state = State::Waiting { not_before: Timestamp(0) };
+            self.open.insert(offset, Open { connection, attempt: 1, state, given: false });
+            self.block(connection, offset);
+            return Offer::Held;
+        }
+        self.open.insert(offset, Open { connection, attempt: 1, state: State::Waiting { not_before: now }, given: false });
+        self.give(now, offset);
+        Offer::Deliver { attempt: 1 }
+    }
+
+    /// The reader has come to `offset`, and nothing since the last offered event matches the filter.
+    pub fn progress(&mut self, offset: Offset) {
+        self.scanned = self.scanned.max(offset);
+    }
+
+    /// Whether [`Flow::next_due`] has something.
+    pub fn has_due(&mut self, now: Timestamp) -> bool {
+        self.ripen(now);
+        !self.ripe.is_empty()
+    }
+
+    /// The earliest event whose wait is over, with its attempt. It is in flight from here on: call only with a credit.
+    pub fn next_due(&mut self, now: Timestamp) -> Option<(Offset, u32)> {
+        self.ripen(now);
+        let offset = self.ripe.first().copied()?;
+        self.give(now, offset);
+        Some((offset, self.open.get(&offset)?.attempt))
+    }
+
+    /// When to call again although nothing else happens.
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        let deadline = self.deadlines.first().map(|(at, _)| *at);
+        let ripens = self.ripening.first().map(|(at, _)| *at);
+        [deadline, ripens].into_iter().flatten().min()
+    }
+
+    /// The member is still at work on these: their deadlines start anew. Others are passed over.
+    pub fn extend(&mut self, now: Timestamp, offsets: impl IntoIterator<Item = Offset>) {
+        for offset in offsets {
+            if self.open.get(&offset).is_some_and(|open| matches!(open.state, State::InFlight { .. })) {
+                self.set_in_flight(now, offset);
+            }
+        }
+    }
+
+    /// The member commits. Refused outcomes that have had all their attempts become parked ones.
+    pub fn commit(&mut self, mut outcomes: Vec<(Offset, Outcome)>) -> Result<Proposal, NotOpen> {
+        outcomes.sort_by_key(|(offset, _)| *offset);
+        for pair in outcomes.windows(2) {
+            if pair[0].0 == pair[1].0 {
+                return Err(NotOpen::Twice(pair[0].0));
+            }
+        }
+        for (offset, _) in &outcomes {
+            if !self.open.get(offset).is_some_and(|open| open.given && matches!(open.state, State::InFlight { .. })) {
+                return Err(NotOpen::NotInFlight(*offset));
+            }
+        }
+        Ok(self.propose(outcomes))
+    }
+
+    /// What must be committed without the member: events past their deadline (again, attempt + 1) and events out of
+    /// attempts (parked), `most` at once. Call until it gives `None`.
+    pub fn expire(&mut self, now: Timestamp, most: usize) -> Option<Proposal> {
+        let overdue = self.deadlines.range(..=(now, Offset::MAX)).take(most.min(limits::OUTCOMES_MAX));
+        let again = Outcome::Refused { delay: Duration::ZERO, released: false };
+        let mut outcomes: Vec<_> = overdue.map(|(_, offset)| (*offset, again.clone())).collect();
+        if outcomes.is_empty() {
+            return None;
+        }
+        outcomes.sort_by_key(|(offset, _)| *offset);
+        Some(self.propose(outcomes))
+    }
+
+    /// A commit without outcomes that moves the settled prefix over records that are no events of this group, once they
+    /// span `entries` log entries: retention may not pass the prefix.
+    pub fn advance(&mut self, entries: u64) -> Option<Proposal> {
+        let through = self.extended(self.projected);
+        let span = through.index().0.saturating_sub(self.projected.index().0);
+        (span >= entries && self.pending.is_empty()).then(|| self.propose(Vec::new()))
+    }
+
+    /// The oldest commit under way was applied by an entry stamped `time`. Gives the credits that are free again.
+    pub fn applied(&mut self, time: Timestamp) -> usize {
+        let Some(pending) = self.pending.pop_front() else { return 0 };
+        self.through = pending.through;
+        let mut credits = 0;
+        for (offset, outcome) in pending.outcomes {
+            let Some(open) = self.open.get_mut(&offset) else { continue };
+            credits += usize::from(open.given);
+            let connection = open.connection;
+            match outcome {
+                Outcome::Acknowledged | Outcome::Parked { .. } => {
+                    self.open.remove(&offset);
+                }
+                Outcome::Refused { delay, released } => {
+                    open.given = false;
+                    open.attempt = open.attempt.saturating_add(u32::from(!released));
+                    open.state = State::Waiting { not_before: time.after(delay) };
+                    self.refresh(connection);
+                }
+            }
+        }
+        credits
+    }
+
+    /// The oldest commit under way was refused: its events are in flight as before it, their deadlines start anew. Says
+    /// whether that was bound to happen because a commit before it was refused.
+    pub fn refused(&mut self, now: Timestamp) -> bool {
+        let Some(refused) = self.pending.pop_front() else { return false };
+        self.restore(now, &refused);
+        refused.doomed
+    }
+
+    /// The newest commit did not get as far as the log: as if it had never been made.
+    pub fn withdrawn(&mut self, now: Timestamp) {
+        if let Some(withdrawn) = self.pending.pop_back() {
+            self.restore(now, &withdrawn);
+        }
+    }
+
+    fn restore(&mut self, now: Timestamp, commit: &Pending) {
+        for (offset, _) in &commit.outcomes {
+            if let Some(open) = self.open.get(offset) {
+                let connection = open.connection;
+                self.unblock(connection, *offset);
+                self.set_in_flight(now, *offset);
+            }
+        }
+        // what remains applies as far as it does not build on what is gone
+        self.projected = self.through;
+        for pending in &mut self.pending {
+            pending.doomed = pending.base != self.projected;
+            if !pending.doomed {
+                self.projected = pending.through;
+            }
+        }
+    }
+
+    /// The member is gone: what the next assignment must say. Call with no commit under way.
+    pub fn leftover(&self) -> Leftover {
+        debug_assert!(self.pending.is_empty());
+        let last_given = self.open.iter().rev().find(|(_, open)| open.given).map(|(offset, _)| *offset);
+        let through = self.extended(self.through.max(last_given.unwrap_or(Offset::ZERO)));
+        let holes = self.open.range(..=through).filter(|(offset, open)| open.given || **offset > self.through);
+        let holes = holes.map(|(offset, open)| Hole {
+            offset: *offset,
+            attempt: open.attempt.saturating_add(u32::from(open.given)),
+            not_before: not_before(open),
+        });
+        Leftover { base: self.through, through, holes: holes.collect() }
+    }
+
+    fn propose(&mut self, mut outcomes: Vec<(Offset, Outcome)>) -> Proposal {
+        for (offset, outcome) in &mut outcomes {
+            self.park_when_out_of_attempts(*offset, outcome);
+        }
+        let base = self.projected;
+        let last = outcomes.last().map_or(base, |(offset, _)| base.max(*offset));
+        let through = self.extended(last);
+        for (offset, outcome) in &outcomes {
+            self.set_committing(*offset, matches!(outcome, Outcome::Refused { .. }));
+        }
+        let settling = |offset: &Offset| outcomes.binary_search_by_key(offset, |(offset, _)| *offset).is_ok();
+        let holes = if through > base {
+            let passed = self.open.range(Offset(base.0 + 1)..=through).filter(|(offset, _)| !settling(offset));
+            passed
+                .map(|(offset, open)| Hole { offset: *offset, attempt: open.attempt, not_before: not_before(open) })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        self.projected = through;
+        self.pending.push_back(Pending { base, through, outcomes: outcomes.clone(), doomed: false });
+        Proposal { base, through, outcomes, holes }
+    }
+
+    fn park_when_out_of_attempts(&self, offset: Offset, outcome: &mut Outcome) {
+        let Some(open) = self.open.get(&offset) else { return };
+        let delivered = if open.given { open.attempt } else { open.attempt.saturating_sub(1) };
+        match outcome {
+            Outcome::Refused { released: false, .. }
+                if self.settings.max_attempts > 0 && open.attempt >= self.settings.max_attempts =>
+            {
+                *outcome = Outcome::Parked { reason: "out of attempts".to_owned(), attempt: delivered };
+            }
+            Outcome::Parked { attempt, .. } if *attempt == 0 => *attempt = delivered,
+            _ => {}
+        }
+    }
+
+    /// As far as the prefix can reach from `from` without passing another open event or what has been scanned.
+    fn extended(&self, from: Offset) -> Offset {
+        let Some(next) = from.0.checked_add(1) else { return from };
+        let reach = self.open.range(Offset(next)..).next().map_or(self.scanned, |(open, _)| Offset(open.0 - 1));
+        reach.min(self.scanned).max(from)
+    }
+
+    fn give(&mut self, now: Timestamp, offset: Offset) {
+        let Some(open) = self.open.get_mut(&offset) else { return };
+        open.given = true;
+        let connection = open.connection;
+        self.unblock(connection, offset);
+        self.set_in_flight(now, offset);
+    }
+
+    fn set_in_flight(&mut self, now: Timestamp, offset: Offset) {
+        let deadline = now.after(self.settings.deadline);
+        self.leave_deadline(offset);
+        if let Some(open) = self.open.get_mut(&offset) {
+            open.state = State::InFlight { deadline };
+            self.deadlines.insert((deadline, offset));
+        }
+    }
+
+    fn set_committing(&mut self, offset: Offset, refused: bool) {
+        self.leave_deadline(offset);
+        let Some(connection) = self.open.get(&offset).map(|open| open.connection) else { return };
+        self.retire(connection); // while the state still says where it is queued
+        if let Some(open) = self.open.get_mut(&offset) {
+            open.state = State::Committing { refused };
+        }
+        if refused {
+            self.block(connection, offset);
+        } else {
+            self.unblock(connection, offset);
+        }
+    }
+
+    fn leave_deadline(&mut self, offset: Offset) {
+        if let Some(Open { state: State::InFlight { deadline }, .. }) = self.open.get(&offset) {
+            self.deadlines.remove(&(*deadline, offset));
+        }
+    }
+
+    fn block(&mut self, connection: ConnectionId, offset: Offset) {
+        self.retire(connection);
+        self.blocking.entry(connection).or_default().insert(offset);
+        self.refresh(connection);
+    }
+
+    fn unblock(&mut self, connection: ConnectionId, offset: Offset) {
+        self.retire(connection);
+        if let Some(offsets) = self.blocking.get_mut(&connection) {
+            offsets.remove(&offset);
+            if offsets.is_empty() {
+                self.blocking.remove(&connection);
+            }
+        }
+        self.refresh(connection);
+    }
+
+    fn first_waiting(&self, connection: ConnectionId) -> Option<(Offset, Timestamp)> {
+        let first = *self.blocking.get(&connection)?.first()?;
+        match self.open.get(&first)?.state {
+            State::Waiting { not_before } => Some((first, not_before)),
+            State::InFlight { .. } | State::Committing { .. } => None,
+        }
+    }
+
+    /// Takes the connection's first event out of the queues, before what comes first changes.
+    fn retire(&mut self, connection: ConnectionId) {
+        if let Some(first) = self.blocking.get(&connection).and_then(BTreeSet::first).copied() {
+            self.ripe.remove(&first);
+            if let Some(Open { state: State::Waiting { not_before }, .. }) = self.open.get(&first) {
+                self.ripening.remove(&(*not_before, first));
+            }
+        }
+    }
+
+    /// Puts the connection's first waiting event where it can be found.
+    fn refresh(&mut self, connection: ConnectionId) {
+        if let Some((offset, not_before)) = self.first_waiting(connection) {
+            self.ripening.insert((not_before, offset));
+        }
+    }
+
+    fn ripen(&mut self, now: Timestamp) {
+        while let Some((at, offset)) = self.ripening.first().copied().filter(|(at, _)| *at <= now) {
+            self.ripening.remove(&(at, offset));
+            self.ripe.insert(offset);
+        }
+    }
+}
+
+fn not_before(open: &Open) -> Timestamp {
+    match open.state {
+        State::Waiting { not_before } => not_before,
+        State::InFlight { .. } | State::Committing { .. } => Timestamp(0),
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;

@@ -1,0 +1,381 @@
+//! The flow against a model of the group in the state machine: every event settles exactly once, a connection's events are
+//! given in order, the base of every commit is right, and nothing grows beyond its bound.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000;
+
+fn connection(n: u8) -> ConnectionId {
+    ConnectionId([n; 16])
+}
+
+fn at(n: u64) -> Offset {
+    Offset(n << 16)
+}
+
+fn flow(max_attempts: u32) -> Flow {
+    Flow::new(Settings { max_attempts, ..Settings::default() }, Offset::ZERO, Vec::new())
+}
+
+fn ack(n: u64) -> (Offset, Outcome) {
+    (at(n), Outcome::Acknowledged)
+}
+
+fn refuse(n: u64, seconds: u64) -> (Offset, Outcome) {
+    (at(n), Outcome::Refused { delay: Duration::from_secs(seconds), released: false })
+}
+
+const T0: Timestamp = Timestamp(1000 * SECOND);
+
+fn later(seconds: u64) -> Timestamp {
+    T0.after(Duration::from_secs(seconds))
+}
+
+#[test]
+fn commit_ahead_leaves_holes_and_prefix_passes_other_records() {
+    let mut flow = flow(0);
+    for n in 1..=4 {
+        assert_eq!(flow.offer(T0, at(n), connection(n as u8)), Offer::Deliver { attempt: 1 });
+    }
+    flow.progress(at(9));
+    let first = flow.commit(vec![ack(3)]).unwrap();
+    assert_eq!((first.base, first.through), (Offset::ZERO, Offset(at(4).0 - 1)));
+    assert_eq!(first.holes.iter().map(|hole| hole.offset).collect::<Vec<_>>(), [at(1), at(2)]);
+    // pipelined: computed on the one before, nothing applied yet
+    let second = flow.commit(vec![ack(1), ack(4)]).unwrap();
+    assert_eq!((second.base, second.through), (first.through, at(9)));
+    assert!(second.holes.is_empty());
+    assert_eq!(flow.commit(vec![ack(1)]), Err(NotOpen::NotInFlight(at(1))));
+    assert_eq!(flow.applied(T0), 1);
+    assert_eq!(flow.applied(T0), 2);
+    assert_eq!((flow.through(), flow.open()), (at(9), 1));
+}
+
+#[test]
+fn later_events_of_a_connection_wait_behind_a_refused_one() {
+    let mut flow = flow(0);
+    flow.offer(T0, at(1), connection(1));
+    flow.commit(vec![refuse(1, 5)]).unwrap();
+    assert_eq!(flow.offer(T0, at(2), connection(1)), Offer::Held, "the refusal is on its way");
+    assert_eq!(flow.offer(T0, at(3), connection(2)), Offer::Deliver { attempt: 1 });
+    assert_eq!(flow.applied(T0), 1);
+    assert_eq!(flow.next_due(later(4)), None);
+    assert_eq!(flow.next_wake(), Some(later(5)));
+    assert_eq!(flow.next_due(later(5)), Some((at(1), 2)));
+    assert_eq!(flow.next_due(later(5)), Some((at(2), 1)));
+    assert_eq!(flow.next_due(later(5)), None);
+}
+
+#[test]
+fn event_past_its_deadline_is_given_again_and_parked_in_the_end() {
+    let mut flow = flow(2);
+    flow.offer(T0, at(1), connection(1));
+    assert_eq!(flow.expire(later(59), 100), None);
+    flow.extend(later(59), [at(1), at(7)]);
+    assert_eq!(flow.expire(later(61), 100), None, "extended");
+    let again = flow.expire(later(119), 100).unwrap();
+    assert_eq!(again.outcomes, [refuse(1, 0)]);
+    assert_eq!(flow.applied(later(119)), 1);
+    assert_eq!(flow.next_due(later(119)), Some((at(1), 2)));
+    let parked = flow.commit(vec![refuse(1, 0)]).unwrap();
+    assert_eq!(parked.outcomes[0].1, Outcome::Parked { reason: "out of attempts".into(), attempt: 2 });
+    flow.applied(later(120));
+    assert_eq!(flow.open(), 0);
+}
+
+#[test]
+fn refused_commit_takes_those_that_built_on_it_along_and_no_others() {
+    let mut flow = flow(0);
+    for n in 1..=5 {
+        flow.offer(T0, at(n), connection(n as u8));
+    }
+    flow.commit(vec![ack(2)]).unwrap();
+    flow.commit(vec![ack(3)]).unwrap();
+    assert!(!flow.refused(T0), "for a reason of its own");
+    let fresh = flow.commit(vec![ack(2)]).unwrap();
+    assert_eq!(fresh.base, Offset::ZERO, "not on the refused one");
+    assert!(flow.refused(T0), "because of the one before");
+    assert_eq!(flow.applied(T0), 1);
+    assert!(flow.commit(vec![ack(3), ack(1)]).is_ok());
+}
+
+#[test]
+fn what_a_lost_member_was_given_gets_another_attempt() {
+    let mut flow = flow(0);
+    flow.offer(T0, at(1), connection(1));
+    flow.offer(T0, at(2), connection(2));
+    flow.commit(vec![refuse(1, 5), ack(2)]).unwrap();
+    flow.applied(T0);
+    flow.offer(T0, at(3), connection(1)); // held
+    flow.offer(T0, at(4), connection(4));
+    flow.progress(at(6));
+    let left = flow.leftover();
+    assert_eq!(left.through, at(6));
+    assert_eq!(
+        left.holes.iter().map(|hole| (hole.offset, hole.attempt)).collect::<Vec<_>>(),
+        [(at(3), 1), (at(4), 2)],
+        "1 is a hole of the state already, and was not given again"
+    );
+}
+
+#[test]
+fn event_out_of_attempts_before_the_flow_began_is_parked_undelivered() {
+    let hole = StartHole { offset: at(1), connection: connection(1), attempt: 4, not_before: Timestamp(0) };
+    let mut flow = Flow::new(Settings { max_attempts: 3, ..Settings::default() }, at(5), vec![hole]);
+    let parked = flow.expire(T0, 100).unwrap();
+    assert_eq!(parked.outcomes[0].1, Outcome::Parked { reason: "out of attempts".into(), attempt: 3 });
+    assert_eq!(flow.next_due(T0), None);
+    // dead letters are full: tried again after a deadline, not at once
+    flow.refused(T0);
+    assert_eq!(flow.expire(later(1), 100), None);
+    assert!(flow.expire(later(60), 100).is_some());
+    assert_eq!(flow.applied(later(60)), 0, "no credit was held");
+}
+
+/// The group as the state machine keeps it (the rules of `HandlerCommitted` and `HandlerAssigned`).
+#[derive(Default, Debug)]
+struct Group {
+    through: Offset,
+    holes: BTreeMap<Offset, (u32, Timestamp)>,
+    settled: BTreeSet<Offset>,
+}
+
+impl Group {
+    fn apply(&mut self, now: Timestamp, events: &BTreeMap<Offset, ConnectionId>, commit: &Proposal) -> bool {
+        if commit.base != self.through {
+            return false;
+        }
+        assert!(commit.through >= self.through);
+        for hole in &commit.holes {
+            assert!(hole.offset > self.through && hole.offset <= commit.through && events.contains_key(&hole.offset));
+            self.holes.insert(hole.offset, (hole.attempt, hole.not_before));
+        }
+        for (offset, outcome) in &commit.outcomes {
+            let fresh = *offset > self.through && *offset <= commit.through;
+            assert!(self.holes.contains_key(offset) || fresh, "{offset} is open");
+            let (attempt, _) = self.holes.remove(offset).unwrap_or((1, Timestamp(0)));
+            match outcome {
+                Outcome::Refused { delay, released } => {
+                    self.holes.insert(*offset, (attempt + u32::from(!released), now.after(*delay)));
+                }
+                _ => assert!(self.settled.insert(*offset), "{offset} settled twice"),
+            }
+        }
+        for (offset, _) in events.range(..=commit.through).filter(|(offset, _)| **offset > self.through) {
+            let listed = self.holes.contains_key(offset) || self.settled.contains(offset);
+            assert!(listed, "{offset} was passed over unsettled");
+        }
+        self.through = commit.through;
+        true
+    }
+
+    fn assign(&mut self, left: &Leftover) {
+        assert_eq!(left.base, self.through);
+        for hole in &left.holes {
+            self.holes.insert(hole.offset, (hole.attempt, hole.not_before));
+        }
+        self.through = left.through;
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Deliver(u8),
+    Commit { picks: Vec<(u8, u8)>, seconds: u8 },
+    Apply,
+    RefuseNext,
+    Pass(u8),
+    Lose,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (1..20u8).prop_map(Step::Deliver),
+        6 => (prop::collection::vec((any::<u8>(), 0..8u8), 1..6), 0..5u8)
+            .prop_map(|(picks, seconds)| Step::Commit { picks, seconds }),
+        6 => Just(Step::Apply),
+        1 => Just(Step::RefuseNext),
+        2 => (1..90u8).prop_map(Step::Pass),
+        1 => Just(Step::Lose),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+struct World {
+    flow: Flow,
+    group: Group,
+    now: Timestamp,
+    /// The group's events, among other records.
+    events: BTreeMap<Offset, ConnectionId>,
+    end: Offset,
+    wire: VecDeque<Proposal>,
+    in_flight: BTreeSet<Offset>,
+    given: BTreeSet<Offset>,
+    holes_max: usize,
+    max_attempts: u32,
+}
+
+impl World {
+    fn deliver(&mut self, most: usize) {
+        for _ in 0..most {
+            let next = match self.flow.next_due(self.now) {
+                Some((offset, _)) => Some(offset),
+                None => self.scan(),
+            };
+            let Some(offset) = next else { return };
+            let connection = self.events[&offset];
+            for (earlier, _) in self.events.range(..offset).filter(|(_, other)| **other == connection) {
+                assert!(self.given.contains(earlier), "{offset} of {connection} overtook {earlier}");
+                let waiting = matches!(self.flow.open.get(earlier), Some(Open { state: State::Waiting { .. }, .. }));
+                assert!(!waiting, "{offset} overtook {earlier}, which waits");
+            }
+            self.given.insert(offset);
+            assert!(self.in_flight.insert(offset), "{offset} given twice at once");
+        }
+    }
+
+    fn scan(&mut self) -> Option<Offset> {
+        while self.flow.has_room() {
+            let next = self.events.range(Offset(self.flow.scanned().0 + 1)..).next().map(|(o, c)| (*o, *c));
+            let Some((offset, connection)) = next else {
+                self.flow.progress(self.end);
+                return None;
+            };
+            if let Offer::Deliver { .. } = self.flow.offer(self.now, offset, connection) {
+                return Some(offset);
+            }
+        }
+        None
+    }
+
+    fn send(&mut self, proposal: Proposal) {
+        for (offset, _) in &proposal.outcomes {
+            self.in_flight.remove(offset);
+        }
+        self.wire.push_back(proposal);
+    }
+
+    fn apply(&mut self, refuse: bool) {
+        let Some(proposal) = self.wire.pop_front() else { return };
+        if !refuse && self.group.apply(self.now, &self.events, &proposal) {
+            self.flow.applied(self.now);
+            assert_eq!(self.flow.through(), self.group.through);
+        } else {
+            let doomed = self.flow.refused(self.now);
+            assert!(refuse || doomed, "a commit was refused that had every right");
+            let open = proposal.outcomes.iter().map(|(offset, _)| *offset);
+            self.in_flight.extend(open.filter(|offset| self.flow.open[offset].given));
+        }
+        assert!(self.group.holes.len() <= self.holes_max);
+    }
+
+    fn lose(&mut self) {
+        while !self.wire.is_empty() {
+            self.apply(false);
+        }
+        let left = self.flow.leftover();
+        self.group.assign(&left);
+        self.in_flight.clear();
+        let events = &self.events;
+        let holes = self.group.holes.iter().map(|(offset, (attempt, not_before))| StartHole {
+            offset: *offset,
+            connection: events[offset],
+            attempt: *attempt,
+            not_before: *not_before,
+        });
+        let settings = Settings { holes_max: self.holes_max, max_attempts: self.max_attempts, ..Settings::default() };
+        self.flow = Flow::new(settings, self.group.through, holes.collect());
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Deliver(most) => self.deliver(usize::from(most)),
+            Step::Commit { picks, seconds } => {
+                let in_flight: Vec<_> = self.in_flight.iter().copied().collect();
+                let mut outcomes = BTreeMap::new();
+                for (pick, kind) in picks.into_iter().filter(|_| !in_flight.is_empty()) {
+                    let delay = Duration::from_secs(u64::from(seconds));
+                    outcomes.insert(in_flight[usize::from(pick) % in_flight.len()], match kind {
+                        0 => Outcome::Refused { delay, released: false },
+                        1 => Outcome::Refused { delay, released: true },
+                        2 => Outcome::Parked { reason: String::new(), attempt: 0 },
+                        _ => Outcome::Acknowledged,
+                    });
+                }
+                let proposal = self.flow.commit(outcomes.into_iter().collect()).expect("all are in flight");
+                self.send(proposal);
+            }
+            Step::Apply => self.apply(false),
+            Step::RefuseNext => self.apply(true),
+            Step::Pass(seconds) => {
+                self.now = self.now.after(Duration::from_secs(u64::from(seconds)));
+                while let Some(proposal) = self.flow.expire(self.now, 100) {
+                    self.send(proposal);
+                }
+            }
+            Step::Lose => self.lose(),
+        }
+        assert!(self.flow.open() <= self.holes_max);
+        assert_eq!(self.flow.pending(), self.wire.len());
+    }
+
+    /// A healthy member for long enough: everything settles.
+    fn finish(&mut self) {
+        for _ in 0..10_000 {
+            self.step(Step::Pass(1));
+            self.deliver(64);
+            let outcomes: Vec<_> = self.in_flight.iter().map(|offset| (*offset, Outcome::Acknowledged)).collect();
+            if !outcomes.is_empty() {
+                let proposal = self.flow.commit(outcomes).expect("all are in flight");
+                self.send(proposal);
+            }
+            while !self.wire.is_empty() {
+                self.apply(false);
+            }
+            if self.group.settled.len() == self.events.len() {
+                return;
+            }
+        }
+        panic!("{} of {} events settled", self.group.settled.len(), self.events.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn every_event_settles_exactly_once(
+        log in prop::collection::vec(prop::option::weighted(0.8, 0..6u8), 1..150),
+        holes_max in prop_oneof![Just(4usize), Just(16), Just(1000)],
+        max_attempts in prop_oneof![Just(0u32), Just(2)],
+        steps in steps(),
+    ) {
+        let mut events = BTreeMap::new();
+        for (n, owner) in log.iter().enumerate() {
+            if let Some(owner) = owner {
+                events.insert(at(n as u64 + 1), connection(*owner));
+            }
+        }
+        let settings = Settings { holes_max, max_attempts, ..Settings::default() };
+        let mut world = World {
+            flow: Flow::new(settings, Offset::ZERO, Vec::new()),
+            group: Group::default(),
+            now: T0,
+            events,
+            end: at(log.len() as u64 + 1),
+            wire: VecDeque::new(),
+            in_flight: BTreeSet::new(),
+            given: BTreeSet::new(),
+            holes_max,
+            max_attempts,
+        };
+        for step in steps {
+            world.step(step);
+        }
+        world.finish();
+    }
+}

@@ -1,0 +1,375 @@
+//! Who of a handler group gets which partition. Each broker decides for the partitions it leads among the members that have a stream to
+//! it, by rendezvous hashing: no coordinator, and a member that comes or goes moves only its own share. Every change is a
+//! `HandlerAssigned` record with the next epoch.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use trunkline_proto::{Batch, LogIndex, Offset, PartitionId, Record, RecordKind, Source, v1};
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::{
+    commit::{self, Lease},
+    cursor::{self, Cursor, Filter},
+    flow::{Flow, Leftover, Settings, StartHole},
+    member::{Member, SessionEnd},
+    stream::{End, Stream},
+};
+use crate::{
+    append::AppendError,
+    core::{Reply, Verdict},
+    metrics,
+    node::{Node, PartitionHandle, ReadError, Role},
+};
+
+/// After an assignment failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often lags are measured.
+const LAG_INTERVAL: Duration = Duration::from_secs(2);
+
+type Members = Arc<Vec<Arc<Member>>>;
+
+#[derive(Debug)]
+struct Group {
+    members: watch::Sender<Members>,
+    /// Partitions whose worker runs.
+    workers: BTreeSet<PartitionId>,
+}
+
+/// See the module's head. Groups are here only while they have members.
+#[derive(Debug)]
+pub struct Registry {
+    node: Node,
+    deadline: Duration,
+    groups: Mutex<BTreeMap<String, Group>>,
+    workers: Mutex<JoinSet<()>>,
+    shutdown: CancellationToken,
+}
+
+impl Registry {
+    /// A registry over the partitions of `node`. `deadline`: how long a member may work on an event. Ends with `shutdown`.
+    pub fn new(node: Node, deadline: Duration, shutdown: CancellationToken) -> Arc<Self> {
+        let (groups, workers) = (Mutex::new(BTreeMap::new()), Mutex::new(JoinSet::new()));
+        let registry = Arc::new(Self { node, deadline, groups, workers, shutdown });
+        let lags = report_lags(registry.node.clone(), registry.shutdown.clone());
+        registry.workers.lock().spawn(lags);
+        registry
+    }
+
+    /// The broker's partitions.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The members of a group that have a stream to this broker.
+    pub fn members(&self, group: &str) -> Vec<String> {
+        let groups = self.groups.lock();
+        let members = groups.get(group).map(|group| group.members.borrow().clone()).unwrap_or_default();
+        members.iter().map(|member| member.terms.member.clone()).collect()
+    }
+
+    /// A member has come. One of the same name is replaced.
+    pub fn join(self: &Arc<Self>, member: &Arc<Member>) {
+        let mut groups = self.groups.lock();
+        let group = groups.entry(member.terms.group.clone()).or_insert_with(|| Group {
+            members: watch::Sender::new(Members::default()),
+            workers: BTreeSet::new(),
+        });
+        group.members.send_modify(|members| {
+            let mut list: Vec<_> = members.iter().cloned().collect();
+            list.retain(|other| {
+                let replaced = other.terms.member == member.terms.member;
+                if replaced {
+                    other.end(SessionEnd::Replaced);
+                }
+                !replaced
+            });
+            list.push(member.clone());
+            *members = Arc::new(list);
+        });
+        for id in self.node.partition_count().iter() {
+            let Some(partition) = self.node.partition(id) else { continue };
+            if group.workers.insert(id) {
+                let members = group.members.subscribe();
+                let worker = Worker {
+                    registry: self.clone(),
+                    partition: partition.clone(),
+                    group: member.terms.group.clone(),
+                    members,
+                    left: Left::default(),
+                };
+                let mut workers = self.workers.lock();
+                while workers.try_join_next().is_some() {}
+                workers.spawn(worker.run());
+            }
+        }
+    }
+
+    /// A member has gone.
+    pub fn leave(&self, member: &Arc<Member>) {
+        let groups = self.groups.lock();
+        let Some(group) = groups.get(&member.terms.group) else { return };
+        group.members.send_if_modified(|members| {
+            let list: Vec<_> = members.iter().filter(|other| other.serial != member.serial).cloned().collect();
+            let changed = list.len() != members.len();
+            *members = Arc::new(list);
+            changed
+        });
+    }
+
+    /// A worker without members ends, unless one has come meanwhile.
+    fn retire(&self, name: &str, partition: PartitionId) -> bool {
+        let mut groups = self.groups.lock();
+        let Some(group) = groups.get_mut(name) else { return true };
+        if !group.members.borrow().is_empty() && !self.shutdown.is_cancelled() {
+            return false;
+        }
+        group.workers.remove(&partition);
+        if group.workers.is_empty() {
+            groups.remove(name);
+        }
+        true
+    }
+
+    /// Ends every stream and waits for what they have under way. Call after `shutdown` was cancelled.
+    pub async fn drain(&self) {
+        let members: Vec<Members> = self.groups.lock().values().map(|group| group.members.borrow().clone()).collect();
+        for member in members.iter().flat_map(|members| members.iter()) {
+            member.end(SessionEnd::Shutdown);
+        }
+        let mut workers = std::mem::take(&mut *self.workers.lock());
+        while workers.join_next().await.is_some() {}
+    }
+}
+
+/// The member with the highest hash of (group, partition, member): the same choice wherever it is made.
+fn pick(members: &[Arc<Member>], group: &str, partition: PartitionId) -> Option<Arc<Member>> {
+    members.iter().max_by_key(|member| rank(group, partition, &member.terms.member)).cloned()
+}
+
+fn rank(group: &str, partition: PartitionId, member: &str) -> (u64, String) {
+    let mut hash = Xxh3Default::new();
+    hash.update(group.as_bytes());
+    hash.update(&[0]);
+    hash.update(&partition.0.to_le_bytes());
+    hash.update(member.as_bytes());
+    (hash.digest(), member.to_owned())
+}
+
+/// What the last assignment left behind.
+#[derive(Default)]
+struct Left {
+    leftover: Option<Leftover>,
+    /// Somebody is assigned as far as the log says.
+    assigned: bool,
+}
+
+/// One partition's assignments within one group.
+struct Worker {
+    registry: Arc<Registry>,
+    partition: PartitionHandle,
+    group: String,
+    members: watch::Receiver<Members>,
+    left: Left,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AssignError {
+    #[error(transparent)]
+    Append(AppendError),
+    #[error("the group has moved on")]
+    Refused,
+    #[error(transparent)]
+    Read(ReadError),
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            let members = self.members.borrow_and_update().clone();
+            let leads = matches!(*self.partition.role.borrow_and_update(), Role::Leader { .. });
+            let member = pick(&members, &self.group, self.partition.id);
+            match member.filter(|_| !self.registry.shutdown.is_cancelled()) {
+                None => {
+                    if leads && self.left.assigned {
+                        self.assign_nobody().await;
+                    }
+                    if self.registry.retire(&self.group, self.partition.id) {
+                        return;
+                    }
+                }
+                Some(member) if leads => self.serve(member).await,
+                Some(_) => {
+                    self.left = Left::default();
+                    self.wait_for_change().await;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_change(&mut self) {
+        tokio::select! {
+            // without a sender there are no members, which the caller sees
+            _ = self.members.changed() => {}
+            changed = self.partition.role.changed() => if changed.is_err() {
+                tokio::time::sleep(RETRY).await;
+            },
+            () = self.registry.shutdown.cancelled() => {}
+        }
+    }
+
+    async fn serve(&mut self, member: Arc<Member>) {
+        let mut stream = match self.assign(&member).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(group = self.group, partition = %self.partition.id, %error, "assignment failed");
+                self.left.leftover = None;
+                tokio::time::sleep(RETRY).await;
+                return;
+            }
+        };
+        let end = stream.run(self.moved(&member)).await;
+        let leftover = stream.finish(end).await;
+        tracing::debug!(group = self.group, partition = %self.partition.id, ?end, "assignment ended");
+        self.left = Left { leftover, assigned: end != End::NotLeader };
+        match end {
+            // the member's session takes it off the list
+            End::Gone => self.registry.leave(&member),
+            End::Unreadable => tokio::time::sleep(RETRY * 4).await,
+            End::NotLeader => tokio::time::sleep(RETRY).await,
+            End::Moved | End::Restart => {}
+        }
+    }
+
+    /// Resolves when the partition should be another member's.
+    fn moved(&self, member: &Arc<Member>) -> impl Future<Output = ()> + use<> {
+        let (mut members, group, partition) = (self.members.clone(), self.group.clone(), self.partition.id);
+        let serial = member.serial;
+        async move {
+            let elsewhere = |members: &Members| {
+                pick(members, &group, partition).is_some_and(|picked| picked.serial != serial)
+            };
+            if members.wait_for(elsewhere).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Appends the assignment and makes the stream that serves it.
+    async fn assign(&mut self, member: &Arc<Member>) -> Result<Stream, AssignError> {
+        let terms = &member.terms;
+        let start = self.resolve(&terms.start).await.map_err(AssignError::Read)?;
+        let record = self.assignment(&terms.member, &terms.apis, &terms.kinds, Some(start));
+        let epoch = self.append(record).await?;
+        self.left.assigned = true;
+        let (through, holes, known) = {
+            let state = self.partition.state.read();
+            let group = state.group(&self.group).filter(|group| group.epoch == epoch).ok_or(AssignError::Refused)?;
+            let holes: Vec<_> = group.holes().collect();
+            (group.through, holes, state.applied())
+        };
+        let mut start_holes = Vec::with_capacity(holes.len());
+        for (offset, hole) in holes {
+            let record = cursor::read_record(&self.registry.node, &self.partition, offset).await;
+            let connection = match record {
+                Ok(scanned) => scanned.map(|scanned| scanned.connection()).unwrap_or_default(),
+                Err(ReadError::Trimmed { .. }) => Default::default(),
+                Err(error) => return Err(AssignError::Read(error)),
+            };
+            start_holes.push(StartHole { offset, connection, attempt: hole.attempt, not_before: hole.not_before });
+        }
+        let settings = Settings {
+            deadline: self.registry.deadline,
+            max_attempts: terms.max_attempts,
+            ..Settings::default()
+        };
+        let node = self.registry.node.clone();
+        let filter = Filter { apis: terms.apis.clone(), kinds: terms.kinds.clone() };
+        let cursor = Cursor::new(node.clone(), self.partition.clone(), &self.group, filter, through, known);
+        let flow = Flow::new(settings, through, start_holes);
+        let lease = Lease { group: self.group.clone(), member: terms.member.clone(), epoch };
+        tracing::info!(group = self.group, member = terms.member, partition = %self.partition.id, epoch, %through, "assigned");
+        Ok(Stream::new(node, self.partition.clone(), member.clone(), lease, flow, cursor))
+    }
+
+    /// Nobody is left: the log says so, and keeps what was given and not settled.
+    async fn assign_nobody(&mut self) {
+        // the state keeps the last member's filter
+        let record = self.assignment("", &[], &[], None);
+        if let Err(error) = self.append(record).await {
+            tracing::debug!(group = self.group, partition = %self.partition.id, %error, "assignment to nobody failed");
+        }
+        self.left.assigned = false;
+    }
+
+    fn assignment(&mut self, member: &str, apis: &[String], kinds: &[u32], start: Option<v1::Start>) -> Record {
+        let leftover = self.left.leftover.take();
+        let known = self.partition.state.read().group(&self.group).map(|group| (group.epoch, group.through));
+        let (epoch, base) = known.unwrap_or_default();
+        let leftover = leftover.filter(|leftover| leftover.base == base);
+        let assigned = v1::HandlerAssigned {
+            group: self.group.clone(),
+            member: member.to_owned(),
+            epoch: epoch + 1,
+            apis: apis.to_vec(),
+            kinds: kinds.to_vec(),
+            start: start.filter(|_| known.is_none()),
+            base: base.0,
+            through: leftover.as_ref().map_or(base, |leftover| leftover.through).0,
+            holes: leftover.iter().flat_map(|leftover| &leftover.holes).map(commit::hole).collect(),
+        };
+        Record::new(RecordKind::HandlerAssigned, Default::default(), "", &assigned)
+    }
+
+    async fn append(&self, record: Record) -> Result<u64, AssignError> {
+        let batch = Batch::new(Source::Leader, &[record]);
+        let appended = self.partition.append.append(batch).await.map_err(AssignError::Append)?;
+        match (appended.verdict(0), &appended.outcome().reply) {
+            (Verdict::Applied, Reply::Group { epoch, .. }) => Ok(*epoch),
+            (verdict, reply) => {
+                tracing::debug!(group = self.group, ?verdict, ?reply, "assignment refused");
+                Err(AssignError::Refused)
+            }
+        }
+    }
+
+    /// A start by time becomes one by offset: apply knows no past.
+    async fn resolve(&self, start: &v1::Start) -> Result<v1::Start, ReadError> {
+        resolve_start(&self.registry.node, self.partition.id, start).await
+    }
+}
+
+/// A start by time as one by offset; others as they are.
+pub async fn resolve_start(node: &Node, partition: PartitionId, start: &v1::Start) -> Result<v1::Start, ReadError> {
+    let Some(v1::start::At::Time(time)) = start.at else { return Ok(*start) };
+    // first record stamped at or after `time`: the one after the last entry stamped before it
+    let before = trunkline_proto::Timestamp(time.saturating_sub(1));
+    let index = node.index_at(partition, before).await?;
+    let first = Offset::new(LogIndex(index.0 + 1), 0);
+    Ok(v1::Start { at: Some(v1::start::At::Offset(first.0)) })
+}
+
+/// Measures the lag of every group of the partitions this broker leads, whether or not it has members.
+async fn report_lags(node: Node, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(LAG_INTERVAL)).await.is_some() {
+        for id in node.partition_count().iter() {
+            let Some(partition) = node.partition(id) else { continue };
+            if !matches!(*partition.role.borrow(), Role::Leader { .. }) {
+                continue;
+            }
+            let lags: Vec<_> = {
+                let state = partition.state.read();
+                state.groups().map(|group| (group.name.to_owned(), group.lag)).collect()
+            };
+            for (group, lag) in lags {
+                metrics::handlers::set_lag(&group, id, lag);
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! One `Subscribe` stream from its `Join` to its end: reads what the member asks and hands it to its partitions' streams.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt};
+use trunkline_proto::v1::{self, subscribe_request::Request as Asked, subscribe_response::Response};
+
+use super::{
+    member::{Member, Outgoing, Request, SessionEnd, Terms},
+    registry::Registry,
+};
+
+/// How long a stream may take to send its `Join`.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced.
+pub async fn serve<S, E>(registry: Arc<Registry>, broker: u64, requests: S, outgoing: mpsc::Sender<Outgoing>)
+where
+    S: Stream<Item = Result<v1::SubscribeRequest, E>> + Send,
+{
+    tokio::pin!(requests);
+    let terms = match tokio::time::timeout(JOIN_TIMEOUT, requests.next()).await {
+        Ok(Some(Ok(v1::SubscribeRequest { request: Some(Asked::Join(join)) }))) => Terms::check(join),
+        Ok(Some(Ok(_))) => Err("the first request of a stream is `join`".to_owned()),
+        Ok(Some(Err(_)) | None) => return,
+        Err(_) => Err(format!("no `join` within {JOIN_TIMEOUT:?}")),
+    };
+    let terms = match terms {
+        Ok(terms) => terms,
+        Err(reason) => {
+            let _ = outgoing.send(Err(SessionEnd::Invalid(reason))).await;
+            return;
+        }
+    };
+    let member = Arc::new(Member::new(terms, outgoing));
+    let partitions = u32::from(registry.node().partition_count().get());
+    if !member.send(Response::Joined(v1::Joined { partitions, broker })).await {
+        return;
+    }
+    registry.join(&member);
+    tracing::info!(group = member.terms.group, member = member.terms.member, "member joined");
+    let end = read(&member, requests).await;
+    match end {
+        Some(end) => {
+            tracing::warn!(group = member.terms.group, member = member.terms.member, reason = %end, "stream ended");
+            member.end(end);
+        }
+        None => member.gone.cancel(),
+    }
+    registry.leave(&member);
+    tracing::info!(group = member.terms.group, member = member.terms.member, "member left");
+}
+
+async fn read<S, E>(member: &Arc<Member>, mut requests: std::pin::Pin<&mut S>) -> Option<SessionEnd>
+where
+    S: Stream<Item = Result<v1::SubscribeRequest, E>>,
+{
+    loop {
+        let request = tokio::select! {
+            () = member.gone.cancelled() => return None,
+            () = member.outgoing().closed() => return None,
+            request = requests.next() => request,
+        };
+        let Some(Ok(request)) = request else { return None };
+        let invalid = |reason: &str| Some(SessionEnd::Invalid(reason.to_owned()));
+        let handled = match request.request {
+            Some(Asked::Commit(commit)) => take_commit(member, commit).await,
+            Some(Asked::Extend(extend)) => take_extend(member, extend).await,
+            Some(Asked::Credit(credit)) => {
+                member.credit.adjust(credit.amount);
+                true
+            }
+            Some(Asked::Join(_)) => return invalid("a stream joins once"),
+            None => return invalid("the request is empty, or one this version does not know"),
+        };
+        if !handled {
+            return None;
+        }
+    }
+}
+
+/// False when the member is gone.
+async fn take_commit(member: &Member, commit: v1::Commit) -> bool {
+    let Some(route) = member.route(commit.partition, commit.epoch) else {
+        return member.send(Response::Committed(stale(&commit))).await;
+    };
+    tokio::select! {
+        sent = route.send(Request::Commit(commit)) => match sent {
+            Ok(()) => true,
+            // the stream ended while this waited
+            Err(mpsc::error::SendError(Request::Commit(commit))) => member.send(Response::Committed(stale(&commit))).await,
+            Err(_) => true,
+        },
+        () = member.gone.cancelled() => false,
+    }
+}
+
+async fn take_extend(member: &Member, extend: v1::Extend) -> bool {
+    let Some(route) = member.route(extend.partition, extend.epoch) else { return true };
+    tokio::select! {
+        _ = route.send(Request::Extend(extend)) => true,
+        () = member.gone.cancelled() => false,
+    }
+}
+
+/// The answer to a commit for a partition that is not the member's in that epoch.
+pub(super) fn stale(commit: &v1::Commit) -> v1::CommitResult {
+    let message = format!("partition {} is not this member's in epoch {}", commit.partition, commit.epoch);
+    v1::CommitResult {
+        id: commit.id,
+        partition: commit.partition,
+        status: Some(v1::Status { code: v1::Code::StaleEpoch.into(), message }),
+        ..Default::default()
+    }
+}

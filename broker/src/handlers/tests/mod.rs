@@ -1,0 +1,5 @@
+//! Handlers against real partitions on disk.
+
+pub(crate) mod broker;
+mod forwarding;
+mod subscribe;

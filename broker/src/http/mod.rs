@@ -1,0 +1,162 @@
+//! HTTP on the broker: messages and connections, the operator's JSON, health and metrics (SURFACE: HTTP on the broker).
+//!
+//! One table of routes ([`routes`]) makes the router and is held against the OpenAPI document by a test.
+
+mod connections;
+mod extract;
+mod guard;
+pub mod json;
+mod log;
+mod messages;
+mod operator;
+pub mod pages;
+mod problem;
+mod query;
+mod request;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use axum::{
+    Router, middleware,
+    routing::{MethodRouter, delete, get, post, put},
+};
+use tokio::sync::Semaphore;
+use trunkline_proto::v1;
+
+pub(crate) use operator::readiness;
+pub use pages::{Page, Pages};
+pub use problem::Problem;
+pub use serve::serve;
+
+use crate::{handlers::Registry, link::Link, metrics::PrometheusHandle, node::Node, submit::Submitter};
+
+/// What a command came to, or why the request as a whole was refused.
+pub type Submitted<'a> = Pin<Box<dyn Future<Output = Result<v1::CommandResult, Problem>> + Send + 'a>>;
+
+/// Where commands go: the [`Submitter`], or a test's.
+pub trait Commands: Send + Sync + 'static {
+    /// Applies one command, at most once under a `key` that is not empty.
+    fn submit<'a>(&'a self, key: &'a str, command: v1::Command) -> Submitted<'a>;
+}
+
+impl Commands for Submitter {
+    fn submit<'a>(&'a self, key: &'a str, command: v1::Command) -> Submitted<'a> {
+        Box::pin(async move {
+            // nobody proves who they are yet: the listener is loopback or `insecure`
+            let results = Submitter::submit(self, "", key, &[command]).await;
+            let mut results = results.map_err(|error| Problem::invalid(error.to_string()))?;
+            results.pop().ok_or_else(|| Problem::internal("a command without a result"))
+        })
+    }
+}
+
+/// Addresses and bounds.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This broker.
+    pub broker: u64,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Where gRPC listens.
+    pub grpc: String,
+    /// Where edges link.
+    pub link: String,
+    /// Longest wait for a command to be applied.
+    pub submit_timeout: Duration,
+    /// Largest payload, bytes.
+    pub body_limit: u64,
+    /// Requests under way at once.
+    pub concurrency: usize,
+}
+
+/// What handlers of requests work with. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+struct Inner {
+    node: Node,
+    link: Arc<Link>,
+    registry: Arc<Registry>,
+    commands: Arc<dyn Commands>,
+    metrics: PrometheusHandle,
+    pages: Pages,
+    settings: Settings,
+    permits: Semaphore,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("settings", &self.0.settings).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Puts the surface together.
+    pub fn new(
+        link: Arc<Link>,
+        registry: Arc<Registry>,
+        commands: Arc<dyn Commands>,
+        metrics: PrometheusHandle,
+        pages: Pages,
+        settings: Settings,
+    ) -> Self {
+        let (permits, node) = (Semaphore::new(settings.concurrency), link.node.clone());
+        Self(Arc::new(Inner { node, link, registry, commands, metrics, pages, settings, permits }))
+    }
+
+    /// The whole surface.
+    pub fn router(self) -> Router {
+        let mut router = Router::new();
+        for route in routes() {
+            router = router.route(route.path, route.handler);
+        }
+        for path in self.0.pages.paths() {
+            router = router.route(path, get(pages::page));
+        }
+        router
+            .fallback(guard::not_found)
+            .method_not_allowed_fallback(guard::method_not_allowed)
+            .layer(middleware::from_fn_with_state(self.clone(), guard::guard))
+            .with_state(self)
+    }
+}
+
+/// One path of the surface.
+struct Route {
+    path: &'static str,
+    /// Lower case, as the OpenAPI document has them.
+    #[cfg_attr(not(test), allow(dead_code))]
+    methods: &'static [&'static str],
+    handler: MethodRouter<App>,
+}
+
+fn route(path: &'static str, methods: &'static [&'static str], handler: MethodRouter<App>) -> Route {
+    Route { path, methods, handler }
+}
+
+/// Every path there is, pages apart.
+fn routes() -> Vec<Route> {
+    vec![
+        route("/v1/connections", &["get"], get(connections::list)),
+        route("/v1/connections/{id}", &["get", "delete"], get(connections::get).delete(connections::close)),
+        route("/v1/connections/{id}/messages", &["post"], post(messages::push)),
+        route("/v1/channels/{channel}", &["get"], get(connections::channel)),
+        route("/v1/channels/{channel}/messages", &["post"], post(messages::publish_channel)),
+        route(
+            "/v1/channels/{channel}/connections/{id}",
+            &["put", "delete"],
+            put(messages::join).merge(delete(messages::leave)),
+        ),
+        route("/v1/apis/{api}/messages", &["post"], post(messages::publish_api)),
+        route("/v1/cluster", &["get"], get(operator::cluster)),
+        route("/v1/groups", &["get"], get(operator::groups)),
+        route("/v1/log", &["get"], get(log::read)),
+        route("/v1/openapi.json", &["get"], get(operator::openapi)),
+        route("/healthz", &["get"], get(operator::healthz)),
+        route("/readyz", &["get"], get(operator::readyz)),
+        route("/metrics", &["get"], get(operator::metrics)),
+    ]
+}

@@ -1,0 +1,141 @@
+//! The operator's view: the cluster, handler groups, health, metrics and the OpenAPI document.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+use trunkline_proto::{Offset, PartitionId};
+
+use super::{App, problem::Problem};
+use crate::{grpc, node::Role};
+
+/// The document; a test holds it against the routes.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
+
+/// What is known of an edge, over all partitions.
+#[derive(Default)]
+struct Edge {
+    incarnation: u64,
+    connections: usize,
+}
+
+/// `GET /v1/cluster`
+pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
+    let (node, settings) = (&app.0.node, &app.0.settings);
+    let mut edges: BTreeMap<String, Edge> = BTreeMap::new();
+    let mut partitions = Vec::new();
+    for id in node.partition_count().iter() {
+        partitions.push(partition(&app, id, &mut edges));
+    }
+    let linked: BTreeMap<String, u64> = app.0.link.sessions.edges().into_iter().collect();
+    let lags = app.0.link.lags();
+    let edges = edges.into_iter().map(|(name, edge)| {
+        json!({
+            "edge": name,
+            "incarnation": edge.incarnation,
+            "attached": linked.get(&name) == Some(&edge.incarnation),
+            "connections": edge.connections,
+            "lag": lags.get(&name).copied().unwrap_or_default(),
+        })
+    });
+    Json(json!({
+        "cluster": settings.cluster,
+        "version": env!("CARGO_PKG_VERSION"),
+        "partition_count": node.partition_count().get(),
+        "brokers": [{
+            "id": settings.broker,
+            "grpc": settings.grpc,
+            "link": settings.link,
+            "healthy": node.health().is_ok(),
+        }],
+        "partitions": partitions,
+        "edges": edges.collect::<Vec<_>>(),
+    }))
+}
+
+fn partition(app: &App, id: PartitionId, edges: &mut BTreeMap<String, Edge>) -> Value {
+    let Some(handle) = app.0.node.partition(id) else {
+        return json!({ "partition": id.0, "leader": null });
+    };
+    let (leader, term) = match *handle.role.borrow() {
+        Role::Leader { term } => (Some(app.0.settings.broker), Some(term)),
+        Role::Follower { leader } => (leader, None),
+        Role::Closed => (None, None),
+    };
+    let state = handle.state.read();
+    for (_, edge) in state.edges().filter(|(_, edge)| edge.incarnation > 0) {
+        let known = edges.entry(edge.name.to_owned()).or_default();
+        known.incarnation = known.incarnation.max(edge.incarnation);
+        known.connections += edge.connections;
+    }
+    json!({
+        "partition": id.0,
+        "leader": leader,
+        "term": term,
+        "applied": Offset::end_of(state.applied()).to_string(),
+        "earliest": app.0.node.earliest(id).to_string(),
+        "connections": state.connection_count(),
+        "channels": state.channel_count(),
+        // a number of 64 bits is not safe in JSON
+        "digest": format!("{:016x}", state.digest()),
+    })
+}
+
+/// `GET /v1/groups`
+pub(super) async fn groups(State(app): State<App>) -> Json<Value> {
+    let groups = grpc::cluster::groups(&app.0.node, &app.0.registry, "").into_iter().map(|group| {
+        json!({
+            "group": group.group,
+            "partition": group.partition,
+            "member": Some(group.member).filter(|member| !member.is_empty()),
+            "members": group.members,
+            "epoch": group.epoch,
+            "through": Offset(group.through).to_string(),
+            "holes": group.holes,
+            "lag": group.lag,
+            "parked": group.parked,
+        })
+    });
+    Json(json!({ "groups": groups.collect::<Vec<_>>() }))
+}
+
+/// `GET /healthz`: the process answers.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: records can be committed.
+pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
+    readiness(&app.0.node).map(|()| "ready\n").map_err(Problem::unavailable)
+}
+
+/// Why records cannot be committed, if they cannot: the store is closed, or a partition has no leader.
+pub(crate) fn readiness(node: &crate::node::Node) -> Result<(), String> {
+    node.health()?;
+    for id in node.partition_count().iter() {
+        // another broker answers for a partition that is not here
+        let Some(handle) = node.partition(id) else { continue };
+        match *handle.role.borrow() {
+            Role::Leader { .. } | Role::Follower { leader: Some(_) } => {}
+            Role::Follower { leader: None } => return Err(format!("partition {id} has no leader")),
+            Role::Closed => return Err(format!("partition {id} is closed")),
+        }
+    }
+    Ok(())
+}
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let text = app.0.metrics.render();
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))], text).into_response()
+}
+
+/// `GET /v1/openapi.json`
+pub(super) async fn openapi() -> Response {
+    (StatusCode::OK, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], OPENAPI).into_response()
+}

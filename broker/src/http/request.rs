@@ -1,0 +1,153 @@
+//! What is read off a request before anything is done: the payload within its limit, the idempotency key, ids, and whether a
+//! browser's page of another site sent it.
+
+use std::{fmt::Display, str::FromStr, time::Duration};
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::Request,
+};
+use bytes::Bytes;
+use http::{HeaderMap, Uri, header};
+use trunkline_proto::{ConnectionId, limits, v1::MessageKind};
+
+use super::problem::Problem;
+
+/// A body must have arrived within this.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Header of a request that may be sent twice.
+pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// A message to send.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Payload {
+    /// By the content type: `text/*` and JSON are text.
+    pub kind: MessageKind,
+    /// The body.
+    pub bytes: Bytes,
+}
+
+/// Reads a payload of at most `limit` bytes; refuses a declared length before reading anything.
+pub(super) async fn payload(request: Request, limit: u64) -> Result<Payload, Problem> {
+    let (parts, body) = request.into_parts();
+    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
+        return Err(Problem::too_large(limit));
+    }
+    let kind = kind(&parts.headers);
+    let bytes = read(body, limit).await?;
+    if kind == MessageKind::Text && std::str::from_utf8(&bytes).is_err() {
+        return Err(Problem::invalid("a text payload must be UTF-8; send application/octet-stream for binary"));
+    }
+    Ok(Payload { kind, bytes })
+}
+
+async fn read(body: Body, limit: u64) -> Result<Bytes, Problem> {
+    let limit_bytes = usize::try_from(limit).unwrap_or(usize::MAX);
+    let read = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, limit_bytes)).await.map_err(|_| Problem::timeout())?;
+    // too large, or the client has gone away and reads no answer
+    read.map_err(|_| Problem::too_large(limit))
+}
+
+fn kind(headers: &HeaderMap) -> MessageKind {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if media_type.starts_with("text/") || media_type == "application/json" {
+        MessageKind::Text
+    } else {
+        MessageKind::Binary
+    }
+}
+
+/// The idempotency key; empty if there is none.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<String, Problem> {
+    let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(String::new()) };
+    match key.to_str() {
+        Ok(key) if (1..=limits::KEY_BYTES_MAX).contains(&key.len()) => Ok(key.to_owned()),
+        _ => {
+            Err(Problem::invalid(format!("Idempotency-Key must be 1 to {} visible characters", limits::KEY_BYTES_MAX)))
+        }
+    }
+}
+
+/// A connection id in a path or a query.
+pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Problem> {
+    parse::<ConnectionId>("connection", text)
+}
+
+/// Parses one value of a path or a query.
+pub(super) fn parse<T: FromStr<Err: Display>>(what: &str, text: &str) -> Result<T, Problem> {
+    text.parse().map_err(|error| Problem::invalid(format!("{what}: {error}")))
+}
+
+/// Whether a page of another origin made a browser send this (reliability A36): no such page may push or close.
+pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    match (origin.as_ref().and_then(Uri::authority), host) {
+        (Some(origin), Some(host)) => !origin.as_str().eq_ignore_ascii_case(host),
+        // `null`, or nothing to compare with
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn text_and_json_are_text_frames() {
+        for (content_type, expected) in [
+            ("text/plain", MessageKind::Text),
+            ("TEXT/html; charset=utf-8", MessageKind::Text),
+            ("application/json", MessageKind::Text),
+            ("application/json ; charset=utf-8", MessageKind::Text),
+            ("application/octet-stream", MessageKind::Binary),
+            ("application/jsonp", MessageKind::Binary),
+        ] {
+            assert_eq!(kind(&headers(&[("content-type", content_type)])), expected, "{content_type}");
+        }
+        assert_eq!(kind(&HeaderMap::new()), MessageKind::Binary);
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_told_apart() {
+        let with_origin = |origin| is_cross_site(&headers(&[("host", "127.0.0.1:7080"), ("origin", origin)]));
+        assert!(!is_cross_site(&headers(&[("host", "127.0.0.1:7080")])), "no browser");
+        assert!(!with_origin("http://127.0.0.1:7080"));
+        assert!(with_origin("https://example.com"));
+        assert!(with_origin("http://127.0.0.1:8080"));
+        assert!(with_origin("null"));
+        assert!(is_cross_site(&headers(&[("origin", "http://127.0.0.1:7080")])));
+    }
+
+    #[tokio::test]
+    async fn a_declared_length_is_refused_before_reading() {
+        let never = Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>());
+        let request = Request::builder().header("content-length", "11").body(never).unwrap();
+        assert_eq!(payload(request, 10).await, Err(Problem::too_large(10)));
+        let request = Request::builder().body(Body::from("12345678901")).unwrap();
+        assert_eq!(payload(request, 10).await, Err(Problem::too_large(10)));
+        let request = Request::builder().body(Body::from("1234567890")).unwrap();
+        assert_eq!(payload(request, 10).await.unwrap().bytes, "1234567890");
+        let request = Request::builder().header("content-type", "text/plain").body(Body::from(&b"\xff"[..])).unwrap();
+        assert_eq!(payload(request, 10).await.unwrap_err().code, "invalid");
+    }
+
+    #[test]
+    fn keys_are_bounded() {
+        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), "");
+        assert_eq!(idempotency_key(&headers(&[("idempotency-key", "a-1")])).unwrap(), "a-1");
+        assert!(idempotency_key(&headers(&[("idempotency-key", "")])).is_err());
+        let mut long = HeaderMap::new();
+        long.insert("idempotency-key", HeaderValue::from_str(&"k".repeat(256)).unwrap());
+        assert!(idempotency_key(&long).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! The HTTP listener: HTTP/1.1, a bound on connections, a deadline for headers, and a drain.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+/// Connections at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 2048;
+/// A request's headers must have come within this; a connection that is idle for so long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a request's line and headers.
+const HEADER_BYTES: usize = 32 << 10;
+/// What requests under way may still take once told to end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// What an answer that is being written may still take.
+const FLUSH: Duration = Duration::from_millis(500);
+/// Pause after a failed accept: out of file descriptors, mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until shutdown, then lets requests under way finish.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+    let connections = TaskTracker::new();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = async {
+            // never closed
+            let permit = permits.clone().acquire_owned().await.ok();
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(stream, router.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "http accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
+}
+
+async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    // answers are small and whole
+    let _ = stream.set_nodelay(true);
+    let busy = Arc::new(AtomicBool::new(false));
+    let in_request = busy.clone();
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (router, busy) = (router.clone(), in_request.clone());
+        async move {
+            busy.store(true, Ordering::Relaxed);
+            // a router cannot fail
+            let answer: Result<_, Infallible> = router.oneshot(request.map(axum::body::Body::new)).await;
+            busy.store(false, Ordering::Relaxed);
+            answer
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // what a client breaks is the client's
+        _ = connection.as_mut() => return,
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    // a request under way is answered; half a request, or an answer that nobody reads, holds nothing up
+    let left = if busy.load(Ordering::Relaxed) { DRAIN } else { FLUSH };
+    let _ = tokio::time::timeout(left, connection).await;
+}

@@ -1,0 +1,98 @@
+//! The edge link: QUIC with mutual TLS, one connection an edge, a control stream and one stream a partition (DESIGN.md 6).
+//!
+//! Steps 4 (`inbound.rs`) and 17 (`outbound.rs`) of the walk; `sessions.rs` knows who is there, `watch.rs` closes what the lost left.
+
+pub mod endpoint;
+mod frames;
+mod grace;
+mod inbound;
+mod outbound;
+mod pause;
+mod sequencer;
+mod session;
+pub mod sessions;
+mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod tls;
+mod view;
+mod watch;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use trunkline_proto::{
+    PartitionId, Record,
+    v1::{self, link as pb},
+};
+
+use crate::{
+    core::expand,
+    node::{Node, PartitionHandle, Role},
+    submit::UnloggedSink,
+};
+pub use sessions::Sessions;
+pub use watch::watch;
+
+/// What the link is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This broker.
+    pub broker: u64,
+    /// The cluster's name; edges refuse another.
+    pub cluster: String,
+    /// Silence after which an edge is lost.
+    pub grace: Duration,
+    /// Edges linked at once.
+    pub edges_max: usize,
+    /// Bytes of one edge's batches for one partition on their way through the log.
+    pub in_flight_bytes: u32,
+}
+
+/// The link of one broker.
+#[derive(Debug)]
+pub struct Link {
+    /// The broker's partitions.
+    pub node: Node,
+    /// As configured.
+    pub settings: Settings,
+    /// Who is there.
+    pub sessions: Arc<Sessions>,
+    /// Ends everything, politely.
+    pub shutdown: CancellationToken,
+}
+
+impl Link {
+    /// The partitions this broker leads, as edges are told.
+    fn leaders(&self) -> Vec<pb::Leader> {
+        let led = self.node.partition_count().iter().filter(|id| self.leads(*id).is_some());
+        led.map(|id| pb::Leader { partition: u32::from(id.0), broker: self.settings.broker, address: String::new() })
+            .collect()
+    }
+
+    fn leads(&self, id: PartitionId) -> Option<&PartitionHandle> {
+        self.node.partition(id).filter(|partition| matches!(*partition.role.borrow(), Role::Leader { .. }))
+    }
+
+    /// Sends a `Published` record that skips the log to the edges with members. At most once: an edge whose queue is full misses it,
+    /// and nothing is sent where this broker does not lead the partition.
+    pub fn publish_unlogged(&self, record: &Record) {
+        let Ok(publish) = record.decode::<v1::Published>() else { return };
+        let owner = expand::owner_of_publish(self.node.partition_count(), &publish);
+        let Some(partition) = self.leads(owner) else { return };
+        let wanting = view::wanting(&partition.state.read(), &publish);
+        let wants = |edge: &str| wanting.as_ref().is_none_or(|edges| edges.contains(edge));
+        self.sessions.publish_unlogged(owner, record, wants);
+    }
+
+    /// By edge, how many records its slowest cursor has to go.
+    pub fn lags(&self) -> BTreeMap<String, u64> {
+        watch::lags(self)
+    }
+}
+
+impl UnloggedSink for Link {
+    fn publish(&self, record: Record) {
+        self.publish_unlogged(&record);
+    }
+}

@@ -1,0 +1,261 @@
+//! Step 6 of the walk, between `append.rs` and `raft/log_store.rs`: one partition's Raft group, and who leads it.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use openraft::{
+    BasicNode, Config, Raft, ServerState, SnapshotPolicy,
+    errors::{ClientWriteError, Fatal},
+    impls::ProgressResponder,
+    raft::ClientWriteResult,
+    type_config::async_runtime::watch::WatchReceiver as _,
+};
+use parking_lot::RwLock;
+use tokio::sync::{oneshot, watch};
+use trunkline_proto::PartitionId;
+
+use super::{
+    log_store::LogStore,
+    network::Network,
+    state_machine::{Initial, Parts, StateMachine},
+    types::{CommittedLeader, EntryBytes, Types},
+};
+use crate::{
+    core::{AppliedEntry, Partition},
+    metrics::store::{PARTITION_ROLE, RAFT_ELECTIONS_TOTAL},
+    store::{Health, OpenError},
+};
+
+/// Who leads a partition, as this broker sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// This broker, and everything committed before its term is applied: effects are this broker's to carry out.
+    Leader {
+        /// Raft term.
+        term: u64,
+    },
+    /// Another broker, or nobody.
+    Follower {
+        /// Who.
+        leader: Option<u64>,
+    },
+    /// The group has stopped: the store failed or is damaged.
+    Closed,
+}
+
+/// What a group is made of.
+#[derive(Debug)]
+pub struct GroupConfig {
+    /// Raft id of this broker.
+    pub node_id: u64,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Its log.
+    pub log: LogStore,
+    /// The state to go on from.
+    pub initial: Initial,
+    /// What its state machine works with.
+    pub parts: Parts,
+    /// Whom a group that was never started begins with: raft ids and addresses. Empty: it waits to be added by a leader.
+    pub founders: BTreeMap<u64, BasicNode>,
+    /// Is told when the group stops.
+    pub health: Health,
+}
+
+/// What became of a proposed entry.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is committed and applied.
+    Applied(Arc<AppliedEntry>),
+    /// It was never appended: this broker does not lead in that term. Nothing happened.
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<u64>,
+    },
+    /// It was appended and then discarded, or the group stopped: another replica may have it, and commit it.
+    Unknown,
+}
+
+/// A proposed entry; resolves once it is applied, or cannot be any more. Cancel safe.
+#[derive(Debug)]
+pub struct Proposed(oneshot::Receiver<ClientWriteResult<Types>>);
+
+impl Proposed {
+    /// The outcome if there is one already.
+    pub fn try_outcome(&mut self) -> Option<Outcome> {
+        match self.0.try_recv() {
+            Ok(result) => Some(outcome(result)),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Future for Proposed {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        Pin::new(&mut self.0).poll(context).map(|result| result.map_or(Outcome::Unknown, outcome))
+    }
+}
+
+fn outcome(result: ClientWriteResult<Types>) -> Outcome {
+    match result {
+        Ok(response) => response.data.0.map_or(Outcome::Unknown, Outcome::Applied),
+        Err(ClientWriteError::ForwardToLeader(forward)) => Outcome::NotLeader { leader: forward.leader_id },
+        Err(_) => Outcome::Unknown,
+    }
+}
+
+/// The group has stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the partition's group has stopped: {0}")]
+pub struct Stopped(pub String);
+
+/// One partition's group. Cheap to clone.
+#[derive(Clone)]
+pub struct Group {
+    partition: PartitionId,
+    raft: Raft<Types, StateMachine>,
+    state: Arc<RwLock<Partition>>,
+    role: watch::Receiver<Role>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("partition", &self.partition).finish_non_exhaustive()
+    }
+}
+
+impl Group {
+    /// Starts the group. One that was never started begins with its founders, and a broker that is alone asks for its election
+    /// at once, so that a restart is ready at once.
+    pub async fn start(config: GroupConfig) -> Result<Self, OpenError> {
+        let partition = config.parts.reader.partition();
+        let failed = |reason: String| OpenError::Raft { partition, reason };
+        let settings = settings(format!("{}/{partition}", config.cluster)).validate();
+        let settings = settings.map_err(|error| failed(error.to_string()))?;
+        let applied_term = config.parts.term.subscribe();
+        let machine = StateMachine::new(config.initial, config.parts);
+        let state = machine.state();
+        let (node, voted) = (config.node_id, config.log.log().term());
+        let raft = Raft::new(node, Arc::new(settings), Network, config.log, machine).await;
+        let raft = raft.map_err(|error| failed(error.to_string()))?;
+        if !raft.is_initialized().await.map_err(|error| failed(error.to_string()))? {
+            if !config.founders.is_empty() {
+                raft.initialize(config.founders).await.map_err(|error| failed(error.to_string()))?;
+            }
+        } else if raft.voter_ids().eq([node]) {
+            raft.trigger().elect(false).await.map_err(|error| failed(error.to_string()))?;
+        }
+        let (roles, role) = watch::channel(Role::Follower { leader: None });
+        tokio::spawn(watch_role(partition, raft.clone(), voted, applied_term, roles, config.health));
+        Ok(Self { partition, raft, state, role })
+    }
+
+    /// Which partition.
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// Its state.
+    pub fn state(&self) -> Arc<RwLock<Partition>> {
+        Arc::clone(&self.state)
+    }
+
+    /// Who leads it.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.role.clone()
+    }
+
+    /// Proposes an entry, to be appended only if this broker leads in `term`. Entries are appended in the order of calls.
+    pub async fn propose(&self, term: u64, entry: Bytes) -> Result<Proposed, Stopped> {
+        let (responder, outcome) = ProgressResponder::complete_only();
+        let write = self.raft.write(EntryBytes(entry)).with_leader(CommittedLeader::new(term)).responder(responder);
+        match write.await {
+            Ok(()) => Ok(Proposed(outcome)),
+            Err(error) => Err(Stopped(error.to_string())),
+        }
+    }
+
+    /// Stops the group; what was not applied by then is unknown to who proposed it.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(partition = %self.partition, %error, "the group did not stop cleanly");
+        }
+    }
+}
+
+fn settings(cluster: String) -> Config {
+    Config {
+        cluster_name: cluster,
+        heartbeat_interval: 300,
+        election_timeout_min: 1500,
+        election_timeout_max: 2500,
+        // busy groups skip heartbeats; with a tick of 61 ms this stays far below the election timeout
+        heartbeat_min_interval: Some(300),
+        enable_pre_vote: Some(true),
+        // state is rebuilt by replay: a leader that restores itself could serve an older one
+        enable_leader_restore: Some(false),
+        install_snapshot_timeout: 30_000,
+        max_payload_entries: 1024,
+        // snapshots are ours (snapshotter.rs), and what is deleted is decided by retention
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..Config::default()
+    }
+}
+
+/// Turns openraft's view into roles until the group stops, and says so then: a fatal storage error is never a silent restart.
+async fn watch_role(
+    partition: PartitionId,
+    raft: Raft<Types, StateMachine>,
+    mut term: u64,
+    mut applied_term: watch::Receiver<u64>,
+    roles: watch::Sender<Role>,
+    health: Health,
+) {
+    let mut server = raft.server_metrics();
+    // the group's own handle must not be what keeps it alive
+    let metrics = raft.metrics();
+    let node = *raft.node_id();
+    drop(raft);
+    let gauge = metrics::gauge!(PARTITION_ROLE, "partition" => partition.to_string());
+    loop {
+        let applied = *applied_term.borrow_and_update();
+        let (vote, state, leader) = {
+            let view = server.borrow_and_update();
+            (view.vote, view.state, view.current_leader)
+        };
+        if vote.leader_id.term > term {
+            term = vote.leader_id.term;
+            metrics::counter!(RAFT_ELECTIONS_TOTAL).increment(1);
+        }
+        let role = match state {
+            ServerState::Leader if applied == vote.leader_id.term => Role::Leader { term: applied },
+            ServerState::Shutdown => break,
+            // a leader that has not caught up yet is nobody's leader
+            _ => Role::Follower { leader: leader.filter(|leader| *leader != node) },
+        };
+        gauge.set(if matches!(role, Role::Leader { .. }) { 2.0 } else { 1.0 });
+        roles.send_if_modified(|last| std::mem::replace(last, role) != role);
+        let ended = tokio::select! {
+            changed = server.changed() => changed.is_err(),
+            changed = applied_term.changed() => changed.is_err(),
+        };
+        if ended {
+            break;
+        }
+    }
+    gauge.set(0.0);
+    roles.send_replace(Role::Closed);
+    let running = metrics.borrow_watched().running_state.clone();
+    match running {
+        Err(Fatal::Stopped) | Ok(()) => {}
+        Err(error) => health.fail(&format!("partition {partition}: {error}")),
+    }
+}

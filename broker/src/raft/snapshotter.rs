@@ -1,0 +1,234 @@
+//! Makes state snapshots beside the running state: on the blocking pool the log is replayed onto the previous snapshot, so that
+//! apply never pauses and nothing is copied under it. One partition at a time.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use trunkline_proto::{LogIndex, PartitionCount, PartitionId};
+
+use super::types;
+use crate::{
+    core::Partition,
+    store::{
+        Health, Manifest, Payload, Reader, StoreError, StoredLogId, WriterHandle, reader, snapshot,
+        verify::decode_state,
+    },
+};
+
+/// Snapshots kept of each partition.
+pub const SNAPSHOTS_KEPT: usize = 2;
+/// Bytes of log read at a time while replaying.
+const REPLAY_BYTES: usize = 4 << 20;
+
+/// How much log may follow the newest snapshot before another one is made: what a restart replays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SnapshotEvery {
+    /// Entries since the last snapshot.
+    pub entries: u64,
+    /// Bytes of entries since the last snapshot.
+    pub bytes: u64,
+}
+
+impl Default for SnapshotEvery {
+    /// About a second of replay.
+    fn default() -> Self {
+        Self { entries: 100_000, bytes: 256 << 20 }
+    }
+}
+
+/// Counts what one partition has applied since its last snapshot, and asks for the next one.
+#[derive(Debug)]
+pub struct Pace {
+    partition: PartitionId,
+    every: SnapshotEvery,
+    entries: u64,
+    bytes: u64,
+    requests: mpsc::Sender<(PartitionId, LogIndex)>,
+}
+
+impl Pace {
+    /// `entries` stand in the log after the newest snapshot already.
+    pub fn new(partition: PartitionId, every: SnapshotEvery, requests: mpsc::Sender<(PartitionId, LogIndex)>) -> Self {
+        Self { partition, every, entries: 0, bytes: 0, requests }
+    }
+
+    pub(super) fn applied(&mut self, index: LogIndex, bytes: usize) {
+        self.entries += 1;
+        self.bytes += bytes as u64;
+        if self.entries < self.every.entries && self.bytes < self.every.bytes {
+            return;
+        }
+        // where the snapshotter is busy the next entry asks again
+        if self.requests.try_send((self.partition, index)).is_ok() {
+            self.entries = 0;
+            self.bytes = 0;
+        }
+    }
+
+    pub(super) fn installed(&mut self, _index: LogIndex) {
+        self.entries = 0;
+        self.bytes = 0;
+    }
+}
+
+/// The task that makes snapshots of a broker's partitions, one after the other.
+#[derive(Debug)]
+pub struct Snapshotter {
+    requests: mpsc::Sender<(PartitionId, LogIndex)>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Snapshotter {
+    /// Starts the task; `readers` holds one per partition, in order. Its queue holds one request per partition.
+    pub fn start(readers: Vec<Reader>, count: PartitionCount, writer: WriterHandle, health: Health) -> Self {
+        let (requests, mut queue) = mpsc::channel::<(PartitionId, LogIndex)>(readers.len().max(1));
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let readers = Arc::new(readers);
+        let task = tokio::spawn(async move {
+            while let Some(Some((partition, through))) = stopped.run_until_cancelled(queue.recv()).await {
+                let Some(reader) = readers.get(usize::from(partition.0)).cloned() else { continue };
+                let (writer, stop) = (writer.clone(), stopped.clone());
+                let made = tokio::task::spawn_blocking(move || make(&reader, count, &writer, through, &stop)).await;
+                match made {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error @ StoreError::Damaged { .. })) => health.fail(&error.to_string()),
+                    Ok(Err(error)) => tracing::warn!(%partition, %error, "no snapshot was made"),
+                    Err(error) => tracing::error!(%partition, %error, "the snapshot task ended"),
+                }
+            }
+        });
+        Self { requests, stop, task }
+    }
+
+    /// For a partition's [`Pace`].
+    pub fn requests(&self) -> mpsc::Sender<(PartitionId, LogIndex)> {
+        self.requests.clone()
+    }
+
+    /// Stops; waits for a snapshot under way to give up.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // a panic was reported when it happened
+        let _ = self.task.await;
+    }
+}
+
+/// Makes a snapshot of the state after entry `through`, writes it and deletes the old ones. Blocks.
+pub fn make(
+    reader: &Reader,
+    count: PartitionCount,
+    writer: &WriterHandle,
+    through: LogIndex,
+    stop: &CancellationToken,
+) -> Result<(), StoreError> {
+    // a leader may have applied what its followers hold and its own disk does not yet
+    let Some(written) = reader.last()? else { return Ok(()) };
+    let through = through.min(written.index);
+    let mut replay = Replay::from_newest(reader, count, through)?;
+    if replay.last.is_some_and(|last| last.index >= through) || !replay.run(through, stop)? {
+        return Ok(());
+    }
+    let Some(last) = replay.last else { return Ok(()) };
+    let bytes = replay.state.encode();
+    let manifest = Manifest {
+        last,
+        membership: replay.members,
+        digest: replay.state.digest(),
+        state_digest: replay.state.state_digest(),
+        bytes: bytes.len() as u64,
+        crc: crc32fast::hash(&bytes),
+    };
+    drop(replay.state);
+    // a closed writer has told health already
+    if snapshot::write(writer, reader.partition(), &manifest, &bytes).is_ok() {
+        snapshot::retain(writer, reader, SNAPSHOTS_KEPT)?;
+    }
+    Ok(())
+}
+
+/// A state that the log is folded into.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    reader: &'a Reader,
+    /// The state so far.
+    pub state: Partition,
+    /// The last entry in it.
+    pub last: Option<StoredLogId>,
+    /// The membership so far, as stored.
+    pub members: (Option<StoredLogId>, Vec<u8>),
+}
+
+impl<'a> Replay<'a> {
+    /// Begins at the newest snapshot that covers nothing after `through`, or at the beginning.
+    pub fn from_newest(reader: &'a Reader, count: PartitionCount, through: LogIndex) -> Result<Self, StoreError> {
+        Ok(match snapshot::newest(reader, through)? {
+            Some(manifest) => Self {
+                state: decode_state(reader, &manifest)?,
+                last: Some(manifest.last),
+                members: manifest.membership,
+                reader,
+            },
+            None => Self {
+                state: Partition::new(reader.partition(), count),
+                last: None,
+                members: (None, types::encode_membership(&openraft::Membership::default())),
+                reader,
+            },
+        })
+    }
+
+    /// Folds in the entries up to and with `through`; `false` if stopped before.
+    pub fn run(&mut self, through: LogIndex, stop: &CancellationToken) -> Result<bool, StoreError> {
+        loop {
+            let next = self.last.map_or(0, |last| last.index.0 + 1);
+            if next > through.0 {
+                return Ok(true);
+            }
+            if stop.is_cancelled() {
+                return Ok(false);
+            }
+            let first = match self.last {
+                Some(_) => LogIndex(next),
+                None => self.beginning()?,
+            };
+            let entries = self.reader.entries(first, LogIndex(through.0 + 1), REPLAY_BYTES)?;
+            if entries.is_empty() {
+                return Err(StoreError::at(self.reader.partition(), first, "it is applied, but missing on disk"));
+            }
+            for entry in entries {
+                self.fold(entry.id, &entry.payload)?;
+            }
+        }
+    }
+
+    fn beginning(&self) -> Result<LogIndex, StoreError> {
+        match self.reader.first()? {
+            // Raft's indexes begin at 0 in openraft; a log that begins later needs a snapshot to begin with
+            Some(first) if first.index.0 <= 1 => Ok(first.index),
+            _ => Err(StoreError::at(
+                self.reader.partition(),
+                LogIndex(0),
+                "no snapshot covers what the log no longer holds",
+            )),
+        }
+    }
+
+    fn fold(&mut self, id: StoredLogId, payload: &Payload) -> Result<(), StoreError> {
+        match payload {
+            Payload::Entry(bytes) => {
+                let entry = reader::parse(self.reader.partition(), id.index, bytes)?;
+                self.state.apply(id.index, &entry);
+            }
+            Payload::Blank => self.state.skip(id.index),
+            Payload::Membership(members) => {
+                self.members = (Some(id), members.to_vec());
+                self.state.skip(id.index);
+            }
+        }
+        self.last = Some(id);
+        Ok(())
+    }
+}

@@ -1,0 +1,412 @@
+//! A broker: its listeners, everything behind them, and an orderly end.
+
+use std::{
+    future::Future,
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{BrokerConfig, ConfigError},
+    forward, grpc,
+    handlers::Registry,
+    http::{self, App, Pages},
+    link::{self, Link, Sessions, endpoint, tls},
+    metrics,
+    node::{Node, NodeConfig},
+    raft::SnapshotEvery,
+    store::OpenError,
+    submit::Submitter,
+};
+
+/// What a shutdown may take, from the signal to the closed database.
+const DRAIN: Duration = Duration::from_secs(10);
+/// What of it is kept for the database.
+const CLOSE: Duration = Duration::from_secs(3);
+
+/// A broker's bound listeners.
+#[derive(Debug)]
+pub struct Listeners {
+    /// gRPC.
+    pub grpc: TcpListener,
+    /// HTTP.
+    pub http: TcpListener,
+    /// Edges.
+    pub link: UdpSocket,
+}
+
+/// Where the listeners are bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Addresses {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// Edges (UDP).
+    pub link: SocketAddr,
+}
+
+impl Listeners {
+    /// Where they are: ports that were 0 are known now.
+    pub fn addresses(&self) -> io::Result<Addresses> {
+        Ok(Addresses { grpc: self.grpc.local_addr()?, http: self.http.local_addr()?, link: self.link.local_addr()? })
+    }
+}
+
+/// Why a broker does not serve, or does not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The config is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An address is taken, or not ours.
+    #[error("cannot listen for {listener} on {address}: {error}")]
+    Listen {
+        /// Which.
+        listener: &'static str,
+        /// As configured.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The PKI folder.
+    #[error("edge link: {0}")]
+    Tls(#[from] tls::TlsError),
+    /// The data folder.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A partition does not come up.
+    #[error("not ready: {0}")]
+    NotReady(String),
+    /// Metrics cannot be recorded.
+    #[error(transparent)]
+    Metrics(#[from] metrics::InstallError),
+    /// A socket failed.
+    #[error("socket: {0}")]
+    Socket(#[from] io::Error),
+    /// gRPC ended by itself.
+    #[error("gRPC: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+    /// A task panicked or ended without being told to: a bug.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// What whoever starts a broker adds to it.
+#[derive(Default)]
+pub struct Extras {
+    /// Static pages of the HTTP listener.
+    pub pages: Pages,
+    /// Called once, when every listener accepts and every partition has a leader.
+    pub ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for Extras {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Extras").field("pages", &self.pages).finish_non_exhaustive()
+    }
+}
+
+/// Binds every listener of a config.
+pub async fn bind(config: &BrokerConfig) -> Result<Listeners, ServeError> {
+    let failed = |listener, address| move |error| ServeError::Listen { listener, address, error };
+    Ok(Listeners {
+        grpc: TcpListener::bind(config.grpc).await.map_err(failed("grpc", config.grpc))?,
+        http: TcpListener::bind(config.http).await.map_err(failed("http", config.http))?,
+        link: endpoint::bind(config.link).map_err(failed("link", config.link))?,
+    })
+}
+
+/// Serves until `shutdown`, then drains: edges and handlers are told, what is under way is finished and answered, the log is
+/// flushed and the database closed, all within 10 s.
+///
+/// # Errors
+/// It cannot start, or a listener has failed for good. The database is closed then too.
+pub async fn run(
+    config: BrokerConfig,
+    listeners: Listeners,
+    extras: Extras,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    config.validate()?;
+    let recorder = metrics::install()?;
+    let identity = tls::Identity { role: tls::Role::Broker, name: config.node_id.to_string() };
+    let tls = tls::server_config(&tls::Pki::load(&config.pki, &identity)?)?;
+    let node = Node::open(node_config(&config)?).await?;
+    let stop = CancellationToken::new();
+    let broker = Broker { node: node.clone(), stop: stop.clone(), tasks: JoinSet::new(), registry: None };
+    let served = broker.serve(config, listeners, tls, recorder, extras, shutdown).await;
+    // whatever has happened: nothing may hold the database when the process ends
+    stop.cancel();
+    if tokio::time::timeout(DRAIN, node.shutdown()).await.is_err() {
+        tracing::error!("the database did not close in time");
+    }
+    served
+}
+
+fn node_config(config: &BrokerConfig) -> Result<NodeConfig, ConfigError> {
+    Ok(NodeConfig {
+        dir: config.data.clone(),
+        node_id: config.node_id,
+        cluster: config.cluster.clone(),
+        partitions: config.partition_count()?,
+        tail_bytes: config.tail_bytes.as_usize(),
+        snapshot_every: SnapshotEvery {
+            entries: config.snapshots.log_entries,
+            bytes: config.snapshots.log_bytes.get(),
+        },
+    })
+}
+
+/// A broker that runs.
+struct Broker {
+    node: Node,
+    stop: CancellationToken,
+    /// Each says its name when it ends, and why.
+    tasks: JoinSet<(&'static str, Result<(), ServeError>)>,
+    registry: Option<Arc<Registry>>,
+}
+
+impl Broker {
+    async fn serve(
+        mut self,
+        config: BrokerConfig,
+        listeners: Listeners,
+        tls: quinn::crypto::rustls::QuicServerConfig,
+        recorder: metrics::PrometheusHandle,
+        extras: Extras,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), ServeError> {
+        tokio::pin!(shutdown);
+        tokio::select! {
+            ready = self.node.wait_ready() => ready.map_err(ServeError::NotReady)?,
+            () = &mut shutdown => return Ok(()),
+        }
+        self.start(&config, listeners, tls, recorder, extras.pages)?;
+        http::readiness(&self.node).map_err(ServeError::NotReady)?;
+        if let Some(ready) = extras.ready {
+            ready();
+        }
+        let ended = tokio::select! {
+            ended = self.tasks.join_next() => Some(ended),
+            () = &mut shutdown => None,
+        };
+        let outcome = match ended {
+            None => Ok(()),
+            Some(Some(Ok((_, Err(error))))) => Err(error),
+            Some(Some(Ok((name, Ok(()))))) => Err(ServeError::Ended(name)),
+            Some(Some(Err(_)) | None) => Err(ServeError::Ended("a task")),
+        };
+        self.drain().await;
+        outcome
+    }
+
+    fn start(
+        &mut self,
+        config: &BrokerConfig,
+        listeners: Listeners,
+        tls: quinn::crypto::rustls::QuicServerConfig,
+        recorder: metrics::PrometheusHandle,
+        pages: Pages,
+    ) -> Result<(), ServeError> {
+        let addresses = listeners.addresses()?;
+        let (node, stop) = (self.node.clone(), self.stop.clone());
+        let link_address = config.link_advertised.clone().unwrap_or_else(|| addresses.link.to_string());
+        let endpoint = endpoint::endpoint(listeners.link, tls, node.partition_count())?;
+        let link = Arc::new(Link {
+            node: node.clone(),
+            settings: link_settings(config),
+            sessions: Arc::new(Sessions::default()),
+            shutdown: stop.clone(),
+        });
+        let submitter = Submitter::new(node.clone(), link.clone());
+        let registry = Registry::new(node.clone(), config.limits.handler_deadline.get(), stop.clone());
+        let lag_of = link.clone();
+        let about = grpc::About {
+            cluster: config.cluster.clone(),
+            broker: config.node_id,
+            grpc: addresses.grpc.to_string(),
+            link: link_address.clone(),
+            edge_lag: Arc::new(move |edge| lag_of.lags().get(edge).copied().unwrap_or_default()),
+        };
+        let services = grpc::Services::new(node.clone(), registry.clone(), submitter.clone(), about, stop.clone());
+        let settings = http::Settings {
+            broker: config.node_id,
+            cluster: config.cluster.clone(),
+            grpc: addresses.grpc.to_string(),
+            link: link_address,
+            submit_timeout: config.limits.submit_timeout.get(),
+            body_limit: config.limits.http_body.get(),
+            concurrency: config.limits.http_concurrency,
+        };
+        let app = App::new(link.clone(), registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
+        self.registry = Some(registry);
+        self.spawn("metrics", metrics::upkeep(recorder, stop.clone()));
+        self.spawn("forwarder", {
+            let stop = stop.clone();
+            async move {
+                forward::run(node, stop.clone()).await;
+                // with one partition there is nothing to forward
+                stop.cancelled().await;
+            }
+        });
+        self.spawn("edge watch", link::watch(link.clone()));
+        self.spawn("edge link", endpoint::serve(link, endpoint));
+        self.spawn("http", http::serve(listeners.http, app.router(), stop.clone()));
+        self.tasks
+            .spawn(async move { ("grpc", grpc::serve(listeners.grpc, services, stop).await.map_err(Into::into)) });
+        Ok(())
+    }
+
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            task.await;
+            (name, Ok(()))
+        });
+    }
+
+    /// Tells everybody and waits for what is under way.
+    async fn drain(mut self) {
+        let deadline = Instant::now() + (DRAIN - CLOSE);
+        self.stop.cancel();
+        if let Some(registry) = &self.registry {
+            let _ = timeout_at(deadline, registry.drain()).await;
+        }
+        while let Ok(Some(ended)) = timeout_at(deadline, self.tasks.join_next()).await {
+            if let Ok((name, Err(error))) = ended {
+                tracing::warn!(name, %error, "ended with an error");
+            }
+        }
+        if !self.tasks.is_empty() {
+            tracing::warn!(tasks = self.tasks.len(), "did not end in time");
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
+fn link_settings(config: &BrokerConfig) -> link::Settings {
+    link::Settings {
+        broker: config.node_id,
+        cluster: config.cluster.clone(),
+        grace: config.edge_grace.get(),
+        edges_max: config.limits.edges,
+        in_flight_bytes: u32::try_from(config.limits.edge_inflight.get()).unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::oneshot,
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::link::tests::support::{Authority, PATIENCE};
+
+    fn config(folder: &Path) -> BrokerConfig {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        BrokerConfig {
+            data: folder.join("data"),
+            pki: folder.to_owned(),
+            partitions: 3,
+            grpc: any,
+            http: any,
+            link: any,
+            ..BrokerConfig::default()
+        }
+    }
+
+    struct Running {
+        addresses: Addresses,
+        stop: oneshot::Sender<()>,
+        task: tokio::task::JoinHandle<Result<(), ServeError>>,
+    }
+
+    /// Starts a broker and waits until it says that it is ready.
+    async fn start(config: BrokerConfig) -> Running {
+        let listeners = bind(&config).await.unwrap();
+        let addresses = listeners.addresses().unwrap();
+        let (ready, is_ready) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let extras = Extras { ready: Some(Box::new(move || ready.send(()).unwrap())), ..Extras::default() };
+        let task = tokio::spawn(run(config, listeners, extras, async move {
+            let _ = stopped.await;
+        }));
+        timeout(PATIENCE, is_ready).await.unwrap().unwrap();
+        Running { addresses, stop, task }
+    }
+
+    impl Running {
+        async fn get(&self, path: &str) -> String {
+            let mut stream = TcpStream::connect(self.addresses.http).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+            answer
+        }
+
+        async fn stop(self) {
+            self.stop.send(()).unwrap();
+            timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn serves_when_it_says_ready_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        Authority::new().write(folder.path());
+        for _ in 0..2 {
+            let broker = start(config(folder.path())).await;
+            assert!(broker.get("/readyz").await.starts_with("HTTP/1.1 200"));
+            assert!(broker.get("/v1/cluster").await.contains("\"partition_count\":3"));
+            assert!(TcpStream::connect(broker.addresses.grpc).await.is_ok());
+            // half a request holds nothing up
+            let mut half = TcpStream::connect(broker.addresses.http).await.unwrap();
+            half.write_all(b"GET /readyz HT").await.unwrap();
+            let begun = Instant::now();
+            // the second time shows that the folder is free again
+            broker.stop().await;
+            assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_said_before_anything_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let listeners = bind(&config(folder.path())).await.unwrap();
+        let taken = listeners.addresses().unwrap();
+        let error = bind(&BrokerConfig { http: taken.http, ..config(folder.path()) }).await.unwrap_err();
+        assert!(error.to_string().contains(&taken.http.to_string()), "{error}");
+        let error = bind(&BrokerConfig { link: taken.link, ..config(folder.path()) }).await.unwrap_err();
+        assert!(matches!(error, ServeError::Listen { listener: "link", .. }), "{error}");
+        let never = std::future::pending::<()>;
+        let error = run(config(folder.path()), listeners, Extras::default(), never()).await.unwrap_err();
+        assert!(error.to_string().contains("ca.pem"), "{error}");
+        assert!(!folder.path().join("data").exists(), "no folder is made for a broker that cannot serve");
+        Authority::new().write(folder.path());
+        let broker = start(config(folder.path())).await;
+        let listeners = bind(&config(folder.path())).await.unwrap();
+        let error = run(config(folder.path()), listeners, Extras::default(), never()).await.unwrap_err();
+        assert!(matches!(error, ServeError::Open(OpenError::Locked { .. })), "{error}");
+        broker.stop().await;
+        let other = BrokerConfig { partitions: 4, ..config(folder.path()) };
+        let listeners = bind(&other).await.unwrap();
+        let error = run(other, listeners, Extras::default(), never()).await.unwrap_err();
+        assert!(matches!(error, ServeError::Open(OpenError::Identity { .. })), "{error}");
+    }
+}

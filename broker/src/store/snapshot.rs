@@ -1,0 +1,158 @@
+//! State snapshots: written in chunks through the writer, the manifest last and synced, so that what has a manifest is whole.
+
+use trunkline_proto::{LogIndex, PartitionId};
+
+use super::{
+    error::StoreError,
+    keys::{self, MANIFEST_CHUNK},
+    reader::Reader,
+    record::{self, Body, StoredLogId, ValueError},
+    write::Write,
+    writer::{Closed, Handle},
+};
+
+/// Bytes of state in one chunk: small enough not to delay appends that share its sync.
+pub const CHUNK_BYTES: usize = 256 << 10;
+const MANIFEST_VERSION: u8 = 1;
+
+/// What a snapshot is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Manifest {
+    /// The last entry folded in.
+    pub last: StoredLogId,
+    /// Membership as of then: where it stands in the log, and its encoding (raft/types.rs).
+    pub membership: (Option<StoredLogId>, Vec<u8>),
+    /// `Partition::digest` as of then: of everything that was ever applied.
+    pub digest: u64,
+    /// `Partition::state_digest` as of then.
+    pub state_digest: u64,
+    /// Bytes of the encoded state.
+    pub bytes: u64,
+    /// CRC-32 over them.
+    pub crc: u32,
+}
+
+impl Manifest {
+    fn encode(&self) -> Vec<u8> {
+        let mut body = vec![MANIFEST_VERSION];
+        let mut id = |id: &StoredLogId| {
+            body.extend_from_slice(&id.term.to_le_bytes());
+            body.extend_from_slice(&id.index.0.to_le_bytes());
+        };
+        id(&self.last);
+        let (at, membership) = &self.membership;
+        id(&at.unwrap_or(StoredLogId { term: 0, index: LogIndex(0) }));
+        body.push(u8::from(at.is_some()));
+        for number in [self.digest, self.state_digest, self.bytes] {
+            body.extend_from_slice(&number.to_le_bytes());
+        }
+        body.extend_from_slice(&self.crc.to_le_bytes());
+        // memberships are a few names: far below 4 GiB
+        body.extend_from_slice(&(membership.len() as u32).to_le_bytes());
+        body.extend_from_slice(membership);
+        body
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
+        let mut body = Body(bytes);
+        let version = body.u8()?;
+        if version != MANIFEST_VERSION {
+            return Err(ValueError::Version(version));
+        }
+        let last = StoredLogId { term: body.u64()?, index: LogIndex(body.u64()?) };
+        let at = StoredLogId { term: body.u64()?, index: LogIndex(body.u64()?) };
+        let at = (body.u8()? != 0).then_some(at);
+        let (digest, state_digest, size, crc) = (body.u64()?, body.u64()?, body.u64()?, body.u32()?);
+        let length = body.u32()? as usize;
+        let membership = (at, body.bytes(length)?.to_vec());
+        Ok(Self { last, membership, digest, state_digest, bytes: size, crc })
+    }
+}
+
+/// Writes a snapshot; when it returns the snapshot is on disk. Blocks.
+pub fn write(writer: &Handle, partition: PartitionId, manifest: &Manifest, state: &[u8]) -> Result<(), Closed> {
+    let index = manifest.last.index;
+    for (chunk, bytes) in (0..).zip(state.chunks(CHUNK_BYTES)) {
+        let value = record::encode_chunk(partition, index, chunk, bytes);
+        writer.write_blocking(partition, Write::Snapshot { index, chunk, value })?;
+    }
+    let value = record::encode_manifest(partition, index, &manifest.encode());
+    writer.write_blocking(partition, Write::Snapshot { index, chunk: MANIFEST_CHUNK, value })
+}
+
+/// Deletes all but the newest `keep` snapshots, and what is left of unfinished ones before them. Blocks.
+pub fn retain(writer: &Handle, reader: &Reader, keep: usize) -> Result<(), StoreError> {
+    let Some(oldest) = list(reader)?.into_iter().take(keep).next_back() else { return Ok(()) };
+    // a closed writer deletes nothing, and nothing is lost by that
+    let _ = writer.write_blocking(reader.partition(), Write::SnapshotsBefore(oldest.last.index));
+    Ok(())
+}
+
+/// The snapshots there are, newest first.
+pub fn list(reader: &Reader) -> Result<Vec<Manifest>, StoreError> {
+    let mut manifests = Vec::new();
+    let mut before = LogIndex(u64::MAX);
+    while let Some(manifest) = newest(reader, before)? {
+        let index = manifest.last.index;
+        manifests.push(manifest);
+        match index.0.checked_sub(1) {
+            Some(earlier) => before = LogIndex(earlier),
+            None => break,
+        }
+    }
+    Ok(manifests)
+}
+
+/// The newest snapshot that covers nothing after `through`. Unfinished ones (a crash while they were written) are passed over.
+pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, StoreError> {
+    let (db, partition) = (reader.db(), reader.partition());
+    let mut iterator = db.rocks().raw_iterator_cf(db.snapshots()?);
+    let mut target = keys::snapshot_key(partition, through, MANIFEST_CHUNK);
+    loop {
+        iterator.seek_for_prev(target);
+        let Some((key, value)) = iterator.item() else {
+            iterator.status()?;
+            return Ok(None);
+        };
+        match keys::parse_snapshot_key(key) {
+            Some((found, index, MANIFEST_CHUNK)) if found == partition => {
+                let manifest = record::decode_manifest(partition, index, value).and_then(Manifest::decode);
+                return manifest.map(Some).map_err(|error| damaged(partition, index, &error.to_string()));
+            }
+            // chunks without a manifest
+            Some((found, index, _)) if found == partition && index.0 > 0 => {
+                target = keys::snapshot_key(partition, LogIndex(index.0 - 1), MANIFEST_CHUNK);
+            }
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// Reads a snapshot's state and checks it.
+pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError> {
+    let (db, partition, index) = (reader.db(), reader.partition(), manifest.last.index);
+    let mut state = Vec::new();
+    let mut iterator = db.rocks().raw_iterator_cf(db.snapshots()?);
+    iterator.seek(keys::snapshot_key(partition, index, 0));
+    for chunk in 0.. {
+        if state.len() as u64 >= manifest.bytes {
+            break;
+        }
+        let expected = keys::snapshot_key(partition, index, chunk);
+        let Some((_, value)) = iterator.item().filter(|(key, _)| *key == expected) else {
+            iterator.status()?;
+            return Err(damaged(partition, index, &format!("chunk {chunk} is missing")));
+        };
+        let bytes = record::decode_chunk(partition, index, chunk, value);
+        state.extend_from_slice(bytes.map_err(|error| damaged(partition, index, &format!("chunk {chunk}: {error}")))?);
+        iterator.next();
+    }
+    match state.len() as u64 == manifest.bytes && crc32fast::hash(&state) == manifest.crc {
+        true => Ok(state),
+        false => Err(damaged(partition, index, "its bytes are not those its manifest describes")),
+    }
+}
+
+fn damaged(partition: PartitionId, index: LogIndex, reason: &str) -> StoreError {
+    StoreError::Damaged { place: format!("partition {partition} snapshot {index}"), reason: reason.to_owned() }
+}

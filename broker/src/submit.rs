@@ -1,0 +1,242 @@
+//! Commands that acknowledge nothing: one batch for each partition that decides about some of them, in parallel, each command with a
+//! result of its own.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use tokio::task::JoinSet;
+use trunkline_proto::{Batch, Offset, PartitionId, Record, Source, limits, v1};
+
+use crate::{
+    append::{AppendError, Appended, Pending},
+    commands::{self, Caller, Encoded},
+    core::{Refusal, Verdict},
+    metrics,
+    node::Node,
+};
+
+/// Takes publishes that skip the log: at most once, to every edge that is attached now.
+pub trait UnloggedSink: Send + Sync + 'static {
+    /// Hands a `Published` record to every edge. Never waits: an edge whose queue is full misses it.
+    fn publish(&self, record: Record);
+}
+
+/// Why a whole request is refused. Nothing happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// More than [`limits::COMMANDS_MAX`].
+    #[error("{0} commands; a request has at most {max}", max = limits::COMMANDS_MAX)]
+    TooManyCommands(usize),
+    /// Longer than [`limits::KEY_BYTES_MAX`].
+    #[error("the idempotency key has {0} bytes; at most {max} are allowed", max = limits::KEY_BYTES_MAX)]
+    KeyTooLong(usize),
+}
+
+/// Puts commands into the log. Cheap to clone.
+#[derive(Clone)]
+pub struct Submitter {
+    node: Node,
+    unlogged: Arc<dyn UnloggedSink>,
+}
+
+impl fmt::Debug for Submitter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submitter").finish_non_exhaustive()
+    }
+}
+
+/// Commands of one batch. Under an idempotency key their numbers are consecutive: a batch says only the first one's.
+struct Run {
+    numbers: Vec<usize>,
+    records: Vec<Record>,
+    bytes: usize,
+}
+
+impl Submitter {
+    /// Commands go to the leaders `node` knows, unlogged publishes to `unlogged`.
+    pub fn new(node: Node, unlogged: Arc<dyn UnloggedSink>) -> Self {
+        Self { node, unlogged }
+    }
+
+    /// Applies each command or says why not: one result each, in order. `principal` is who the caller proved to be (empty: nobody);
+    /// with a `key` that is not empty a repeated request takes effect once and gets the first one's results.
+    ///
+    /// # Errors
+    /// Only what is wrong with the request as a whole; then nothing happened.
+    pub async fn submit(
+        &self,
+        principal: &str,
+        key: &str,
+        commands: &[v1::Command],
+    ) -> Result<Vec<v1::CommandResult>, SubmitError> {
+        if commands.len() > limits::COMMANDS_MAX {
+            return Err(SubmitError::TooManyCommands(commands.len()));
+        }
+        if key.len() > limits::KEY_BYTES_MAX {
+            return Err(SubmitError::KeyTooLong(key.len()));
+        }
+        let mut results = vec![v1::CommandResult::default(); commands.len()];
+        let runs = self.sort(commands, !key.is_empty(), &mut results);
+        let mut tasks = JoinSet::new();
+        for (partition, runs) in runs {
+            tasks.spawn(append_runs(self.node.clone(), partition, principal.to_owned(), key.to_owned(), runs));
+        }
+        while let Some(done) = tasks.join_next().await {
+            for (n, result) in done.unwrap_or_default() {
+                if let Some(place) = results.get_mut(n) {
+                    *place = result;
+                }
+            }
+        }
+        for (command, result) in commands.iter().zip(&mut results) {
+            // a task that was cut off says nothing about its commands
+            let status = result.status.get_or_insert_with(|| status(v1::Code::Unknown, "the broker is shutting down"));
+            metrics::handlers::count_command(commands::kind_name(command), status.code());
+        }
+        Ok(results)
+    }
+
+    /// Which commands go where; those that go nowhere get their results.
+    fn sort(
+        &self,
+        commands: &[v1::Command],
+        keyed: bool,
+        results: &mut [v1::CommandResult],
+    ) -> BTreeMap<PartitionId, Vec<Run>> {
+        let mut runs: BTreeMap<PartitionId, Vec<Run>> = BTreeMap::new();
+        for (n, (command, result)) in commands.iter().zip(results).enumerate() {
+            match commands::encode(command, Caller::Submit, self.node.partition_count()) {
+                Err(error) => result.status = Some(status(error.code(), error.to_string())),
+                Ok(Encoded { record, target, unlogged: true }) => {
+                    self.unlogged.publish(record);
+                    result.status = Some(status(v1::Code::Applied, "unlogged: at most once"));
+                    result.partition = u32::from(target.0);
+                }
+                Ok(Encoded { record, target, .. }) => push(runs.entry(target).or_default(), n, record, keyed),
+            }
+        }
+        runs
+    }
+}
+
+/// Adds command `n` to the last run of its partition, or begins another where numbers or bytes do not allow it.
+fn push(runs: &mut Vec<Run>, n: usize, record: Record, keyed: bool) {
+    let bytes = record.bytes().len();
+    let follows = |run: &Run| !keyed || run.numbers.last().is_some_and(|last| last + 1 == n);
+    match runs.last_mut() {
+        Some(run) if follows(run) && run.bytes + bytes <= limits::ENTRY_BYTES_MAX / 2 => {
+            run.numbers.push(n);
+            run.records.push(record);
+            run.bytes += bytes;
+        }
+        _ => runs.push(Run { numbers: vec![n], records: vec![record], bytes }),
+    }
+}
+
+/// Appends the runs of one partition in order, pipelined.
+async fn append_runs(
+    node: Node,
+    partition: PartitionId,
+    principal: String,
+    key: String,
+    runs: Vec<Run>,
+) -> Vec<(usize, v1::CommandResult)> {
+    let mut failed: Option<AppendError> = None;
+    let mut pending: Vec<(Vec<usize>, Result<Pending, AppendError>)> = Vec::with_capacity(runs.len());
+    for run in runs {
+        let first = run.numbers.first().copied().unwrap_or_default();
+        let source = v1::SubmitSource {
+            principal: principal.clone(),
+            key: key.clone(),
+            first_command: u32::try_from(first).unwrap_or(u32::MAX),
+        };
+        let batch = Batch::new(Source::Submit(source), &run.records);
+        // once one is refused the later ones are too: order holds within a partition
+        let queued = match (&failed, node.partition(partition)) {
+            (Some(error), _) => Err(error.clone()),
+            (None, Some(handle)) => handle.append.try_enqueue(batch),
+            (None, None) => Err(AppendError::NotLeader { leader: None }),
+        };
+        if let Err(error) = &queued {
+            failed = Some(error.clone());
+        }
+        pending.push((run.numbers, queued));
+    }
+    let mut done = Vec::new();
+    for (numbers, queued) in pending {
+        let appended = match queued {
+            Ok(mut pending) => resolve(&mut pending).await,
+            Err(error) => Err(error),
+        };
+        for (position, n) in (0u16..).zip(numbers) {
+            let result = match &appended {
+                Ok(appended) => result(partition, appended, position),
+                Err(error) => v1::CommandResult {
+                    status: Some(append_failed(error)),
+                    partition: u32::from(partition.0),
+                    offset: 0,
+                },
+            };
+            done.push((n, result));
+        }
+    }
+    done
+}
+
+/// Waits for a queued batch.
+pub async fn resolve(pending: &mut Pending) -> Result<Appended, AppendError> {
+    // the appender answers everything it takes, unless it is torn down
+    pending.await.unwrap_or(Err(AppendError::Unknown { waited: std::time::Duration::ZERO }))
+}
+
+/// What the n-th record of a batch came to.
+pub fn result(partition: PartitionId, appended: &Appended, n: u16) -> v1::CommandResult {
+    let here = |status, offset: Offset| v1::CommandResult {
+        status: Some(status),
+        partition: u32::from(partition.0),
+        offset: offset.0,
+    };
+    match appended.verdict(n) {
+        Verdict::Applied => here(status(v1::Code::Applied, ""), appended.offset(n)),
+        Verdict::Forwarded(_) => here(status(v1::Code::Forwarded, ""), appended.offset(n)),
+        Verdict::Refused(Refusal::Repeated { original, code }) => {
+            here(status(code, "submitted before under this key"), original)
+        }
+        Verdict::Refused(refusal) => here(refusal_status(&refusal), Offset::ZERO),
+    }
+}
+
+/// What a refusal by the state means to who sent the command.
+pub fn refusal_status(refusal: &Refusal) -> v1::Status {
+    use v1::Code;
+    let (code, message) = match refusal {
+        Refusal::Gone => (Code::Gone, "no such connection, or it is closed"),
+        Refusal::StaleEpoch => (Code::StaleEpoch, "the partition belongs to another assignment now"),
+        Refusal::NotOpen => (Code::NotOpen, "an event is not open any more"),
+        Refusal::NotPending => (Code::Refused, "the connection does not wait for this group's decision"),
+        Refusal::KeyReused => (Code::KeyReused, "the idempotency key was used with another command"),
+        Refusal::Repeated { code, .. } => (*code, "submitted before under this key"),
+        Refusal::Limit => (Code::Throttled, "a limit is reached: attributes, channels of a connection, or forwards that wait"),
+        Refusal::Malformed => (Code::Invalid, "the command is malformed"),
+        Refusal::OutOfSequence
+        | Refusal::Fenced
+        | Refusal::ConnectionExists
+        | Refusal::ForwardGap
+        | Refusal::WithBatch => (Code::Refused, "refused with its batch"),
+    };
+    status(code, message)
+}
+
+/// What a failed append means to who sent the command.
+pub fn append_failed(error: &AppendError) -> v1::Status {
+    let code = match error {
+        AppendError::NotLeader { .. } | AppendError::Closed { .. } => v1::Code::NoLeader,
+        AppendError::TooLarge { .. } => v1::Code::TooLarge,
+        AppendError::Busy { .. } => v1::Code::Throttled,
+        AppendError::Unknown { .. } => v1::Code::Unknown,
+    };
+    status(code, error.to_string())
+}
+
+fn status(code: v1::Code, message: impl Into<String>) -> v1::Status {
+    v1::Status { code: code.into(), message: message.into() }
+}

@@ -1,0 +1,79 @@
+//! How a command ends. 0: done. 1: it failed. 64: the command line or the configuration is wrong. 69: no broker answers.
+
+use std::{fmt, io};
+
+use trunkline_sdk::ClientError;
+
+/// The command line or the configuration is wrong (sysexits `EX_USAGE`).
+pub(crate) const USAGE: u8 = 64;
+/// No broker answers (sysexits `EX_UNAVAILABLE`).
+pub(crate) const UNAVAILABLE: u8 = 69;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Exit 64.
+    Usage(String),
+    /// Exit 69.
+    Unavailable { broker: String, reason: String },
+    /// Whoever reads our output has gone: exit 0, silently.
+    NobodyReads,
+    /// Exit 1.
+    Other(anyhow::Error),
+}
+
+impl Failure {
+    pub(crate) fn usage(reason: impl fmt::Display) -> Self {
+        Self::Usage(reason.to_string())
+    }
+
+    pub(crate) fn output(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            _ => Self::Other(anyhow::Error::new(error).context("standard output")),
+        }
+    }
+
+    /// What a call to a broker ended in.
+    pub(crate) fn of_call(broker: &str, error: ClientError) -> Self {
+        match error {
+            ClientError::Unreachable { reason } => Self::Unavailable { broker: broker.to_owned(), reason },
+            ClientError::Address { .. } | ClientError::Malformed(_) => Self::usage(error),
+            error if error.may_have_happened() => {
+                Self::Other(anyhow::anyhow!("{error}; it may have happened all the same"))
+            }
+            error => Self::Other(error.into()),
+        }
+    }
+
+    /// The process's exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => USAGE,
+            Self::Unavailable { .. } => UNAVAILABLE,
+            Self::NobodyReads => 0,
+            Self::Other(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(reason) => write!(f, "error: {}", reason.trim_end()),
+            Self::Unavailable { broker, reason } => write!(
+                f,
+                "error: no broker answers at {broker} ({reason})\n\
+                 `trunkline dev` starts one on this machine; --broker ADDR or TRUNKLINE_BROKER names another."
+            ),
+            Self::NobodyReads => Ok(()),
+            Self::Other(error) => write!(f, "error: {error:#}"),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}

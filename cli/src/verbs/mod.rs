@@ -1,0 +1,53 @@
+//! The operator's verbs, each a client of a broker's gRPC.
+
+pub(crate) mod certs;
+pub(crate) mod cluster;
+pub(crate) mod connections;
+pub(crate) mod groups;
+pub(crate) mod state;
+pub(crate) mod submit;
+pub(crate) mod tail;
+pub(crate) mod verify;
+
+use std::time::Duration;
+
+use trunkline_sdk::{Client, ClientError};
+
+use crate::{args::RemoteArgs, exit::Failure};
+
+/// How long a verb waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A broker, and the address to name in messages about it.
+pub(crate) struct Remote {
+    pub(crate) client: Client,
+    pub(crate) json: bool,
+    address: String,
+}
+
+impl Remote {
+    pub(crate) fn new(args: &RemoteArgs) -> Result<Self, Failure> {
+        let builder = Client::builder(args.broker.clone()).timeout(TIMEOUT);
+        let client = builder.build().map_err(|error| Failure::of_call(&args.broker, error))?;
+        Ok(Self { client, json: args.json, address: args.broker.clone() })
+    }
+
+    /// The result of a call, or why not, with the broker's address.
+    pub(crate) fn check<T>(&self, result: Result<T, ClientError>) -> Result<T, Failure> {
+        result.map_err(|error| Failure::of_call(&self.address, error))
+    }
+
+    /// The partitions to ask: the one named, or all.
+    pub(crate) async fn partitions(&self, named: Option<u16>) -> Result<Vec<u16>, Failure> {
+        let count = self.check(self.client.describe().await)?.partition_count;
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        match named {
+            Some(partition) if partition >= count => Err(Failure::usage(format!(
+                "there is no partition {partition}: the cluster has 0 to {}",
+                count.saturating_sub(1)
+            ))),
+            Some(partition) => Ok(vec![partition]),
+            None => Ok((0..count).collect()),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Commands without a subscription, the log, connections, the cluster.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+use trunkline_proto::{
+    CloseCode, ConnectionId, Offset, PartitionId, limits,
+    v1::{
+        self, cluster_client::ClusterClient, connections_client::ConnectionsClient, handlers_client::HandlersClient,
+        log_client::LogClient,
+    },
+};
+
+use crate::{
+    backoff::Backoff,
+    command::Command,
+    error::{ClientError, CommandFailure, Retry, outcome},
+    event::Message,
+    subscription::StartAt,
+};
+
+/// HTTP/2 windows: their quotient is how many slow streams may stall before they block the others.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that answers no ping this long is dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// An endpoint with this crate's settings; `host:port` is taken as `http://host:port`.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
+    let invalid = |reason: String| ClientError::Address { address: address.to_owned(), reason };
+    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(uri).map_err(|error| invalid(error.to_string()))?;
+    if endpoint.uri().authority().is_none() || endpoint.uri().port_u16().is_none() {
+        return Err(invalid("http://host:port is expected".to_owned()));
+    }
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_while_idle(true))
+}
+
+/// A client of one broker, which forwards to the leaders. Cheap to clone; connects when first used and again when needed.
+///
+/// ```no_run
+/// use trunkline_sdk::{Client, Command};
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = Client::new("http://127.0.0.1:7070")?;
+/// let applied = client.publish("lobby", "the kitchen closes").await?;
+/// println!("at offset {} of partition {}", applied.offset, applied.partition);
+///
+/// // an answer that got lost is asked for again with the same key: done once
+/// let bill = client.submission().command(Command::publish("till", "{\"total\": 12}")).key("bill-4711").send().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+    timeout: Duration,
+}
+
+/// How a [`Client`] is made.
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    address: String,
+    timeout: Duration,
+}
+
+impl ClientBuilder {
+    /// How long one call may take, attempts included. Default 15 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The client; must be called within a tokio runtime.
+    pub fn build(self) -> Result<Client, ClientError> {
+        Ok(Client { channel: endpoint(&self.address)?.connect_lazy(), timeout: self.timeout })
+    }
+}
+
+/// A command that is in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// The partition whose log it is in.
+    pub partition: PartitionId,
+    /// Where in it; zero for an unlogged publish.
+    pub offset: Offset,
+    /// Another partition carries it out: it is on its way there, and cannot be lost.
+    pub forwarded: bool,
+}
+
+impl Client {
+    /// A client of the broker at this address, with the defaults. Call it within a tokio runtime.
+    pub fn new(address: impl Into<String>) -> Result<Self, ClientError> {
+        Self::builder(address).build()
+    }
+
+    /// A client of the broker at this address.
+    pub fn builder(address: impl Into<String>) -> ClientBuilder {
+        ClientBuilder { address: address.into(), timeout: Duration::from_secs(15) }
+    }
+
+    /// Several commands at once, or one with a key.
+    pub fn submission(&self) -> Submission {
+        Submission { client: self.clone(), commands: Vec::new(), key: String::new() }
+    }
+
+    /// Sends a message to a connection.
+    pub async fn push(&self, connection: ConnectionId, message: impl Into<Message>) -> Result<Applied, ClientError> {
+        self.submit(Command::push(connection, message)).await
+    }
+
+    /// Sends a message to a channel; see [`crate::Publish`] and [`Client::submit`] for more.
+    pub async fn publish(
+        &self,
+        channel: impl Into<String>,
+        message: impl Into<Message>,
+    ) -> Result<Applied, ClientError> {
+        self.submit(Command::publish(channel, message)).await
+    }
+
+    /// Closes a connection.
+    pub async fn close(
+        &self,
+        connection: ConnectionId,
+        code: CloseCode,
+        reason: impl Into<String>,
+    ) -> Result<Applied, ClientError> {
+        self.submit(Command::close(connection, code, reason)).await
+    }
+
+    /// Puts a connection into a channel.
+    pub async fn join(&self, connection: ConnectionId, channel: impl Into<String>) -> Result<Applied, ClientError> {
+        self.submit(Command::join(connection, channel)).await
+    }
+
+    /// Takes a connection out of a channel.
+    pub async fn leave(&self, connection: ConnectionId, channel: impl Into<String>) -> Result<Applied, ClientError> {
+        self.submit(Command::leave(connection, channel)).await
+    }
+
+    /// Sets attributes of a connection and removes others.
+    pub async fn set_attributes(
+        &self,
+        connection: ConnectionId,
+        set: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+        removed: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Applied, ClientError> {
+        self.submit(Command::attributes(connection, set, removed)).await
+    }
+
+    /// One command.
+    pub async fn submit(&self, command: impl Into<Command>) -> Result<Applied, ClientError> {
+        self.submission().command(command).send_one().await
+    }
+
+    // ---- the log ----------------------------------------------------------------------------------------------------
+
+    /// Reads a partition's log. With `follow` it goes on at the end.
+    pub async fn read(&self, request: v1::ReadRequest) -> Result<LogPages, ClientError> {
+        let mut client = LogClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX);
+        Ok(Pages { stream: client.read(request).await?.into_inner() })
+    }
+
+    // ---- connections ------------------------------------------------------------------------------------------------
+
+    fn connections(&self) -> ConnectionsClient<Channel> {
+        ConnectionsClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX)
+    }
+
+    /// A connection as it is now.
+    pub async fn connection(&self, id: ConnectionId) -> Result<v1::Connection, ClientError> {
+        let request = v1::GetConnectionRequest { connection: id.0.to_vec().into() };
+        Ok(self.connections().get(self.timed(request)).await?.into_inner())
+    }
+
+    /// A page of connections, by API or channel.
+    pub async fn list(&self, request: v1::ListConnectionsRequest) -> Result<v1::ListConnectionsResponse, ClientError> {
+        Ok(self.connections().list(self.timed(request)).await?.into_inner())
+    }
+
+    /// A partition's connections and channels at a moment of the past.
+    pub async fn state_at(&self, request: v1::StateAtRequest) -> Result<StatePages, ClientError> {
+        Ok(Pages { stream: self.connections().state_at(request).await?.into_inner() })
+    }
+
+    // ---- the cluster ------------------------------------------------------------------------------------------------
+
+    fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX)
+    }
+
+    /// Brokers, partitions, edges.
+    pub async fn describe(&self) -> Result<v1::DescribeResponse, ClientError> {
+        Ok(self.cluster().describe(self.timed(v1::DescribeRequest {})).await?.into_inner())
+    }
+
+    /// Handler groups, a row for each partition; all of them if `group` is empty.
+    pub async fn groups(&self, group: impl Into<String>) -> Result<Vec<v1::Group>, ClientError> {
+        let request = v1::GroupsRequest { group: group.into() };
+        Ok(self.cluster().groups(self.timed(request)).await?.into_inner().groups)
+    }
+
+    /// Moves a handler group: what is before `to` counts as settled, what is after it as open.
+    pub async fn reset_group(&self, group: impl Into<String>, to: StartAt) -> Result<Vec<v1::Group>, ClientError> {
+        let request = v1::ResetGroupRequest { group: group.into(), to: Some(to.into()) };
+        Ok(self.cluster().reset_group(self.timed(request)).await?.into_inner().groups)
+    }
+
+    fn timed<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+}
+
+/// Commands on their way. At most [`limits::COMMANDS_MAX`].
+#[derive(Clone, Debug)]
+#[must_use = "a submission does nothing until sent"]
+pub struct Submission {
+    client: Client,
+    commands: Vec<Command>,
+    key: String,
+}
+
+impl Submission {
+    /// Adds a command.
+    pub fn command(mut self, command: impl Into<Command>) -> Self {
+        self.commands.push(command.into());
+        self
+    }
+
+    /// Adds commands.
+    pub fn commands(mut self, commands: impl IntoIterator<Item = Command>) -> Self {
+        self.commands.extend(commands);
+        self
+    }
+
+    /// Names the submission (at most 255 bytes): sent again with the same key within ten minutes it is not done again, and the
+    /// first result is returned. With a key an answer that got lost is asked for again by itself.
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = key.into();
+        self
+    }
+
+    /// Sends it. A result for each command, in order: one may fail while others are applied.
+    ///
+    /// Tries again until the client's timeout where that cannot do anything twice: if nothing happened, or with a key.
+    pub async fn send(self) -> Result<Vec<Result<Applied, CommandFailure>>, ClientError> {
+        if self.commands.len() > limits::COMMANDS_MAX {
+            return Err(crate::command::CommandError::TooMany.into());
+        }
+        for command in &self.commands {
+            command.check()?;
+        }
+        let keyed = !self.key.is_empty();
+        let commands = self.commands.into_iter().map(|command| command.0).collect();
+        let request = v1::SubmitRequest { commands, idempotency_key: self.key };
+        let deadline = Instant::now() + self.client.timeout;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let answer = self.client.submit_once(&request, deadline).await;
+            let again = match &answer {
+                Ok(results) => should_send_again(results, keyed),
+                Err(error) => allows(error.retry(), keyed),
+            };
+            let delay = backoff.next();
+            if !again || Instant::now() + delay >= deadline {
+                return answer;
+            }
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Sends it; the result of its first command.
+    pub async fn send_one(self) -> Result<Applied, ClientError> {
+        match self.send().await?.into_iter().next() {
+            Some(result) => Ok(result?),
+            None => Err(ClientError::Answer("no result".to_owned())),
+        }
+    }
+}
+
+fn allows(retry: Retry, keyed: bool) -> bool {
+    retry == Retry::Safe || (retry == Retry::SameKey && keyed)
+}
+
+/// Without a key only if nothing at all happened: what was applied would be applied again.
+fn should_send_again(results: &[Result<Applied, CommandFailure>], keyed: bool) -> bool {
+    let retryable = |result: &Result<Applied, CommandFailure>| {
+        result.as_ref().err().is_some_and(|failure| allows(failure.retry(), keyed))
+    };
+    if keyed { results.iter().any(retryable) } else { !results.is_empty() && results.iter().all(retryable) }
+}
+
+impl Client {
+    async fn submit_once(
+        &self,
+        request: &v1::SubmitRequest,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Applied, CommandFailure>>, ClientError> {
+        let mut timed = tonic::Request::new(request.clone());
+        timed.set_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        let mut client = HandlersClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX);
+        let results = client.submit(timed).await?.into_inner().results;
+        if results.len() != request.commands.len() {
+            let (answers, commands) = (results.len(), request.commands.len());
+            return Err(ClientError::Answer(format!("{answers} results for {commands} commands")));
+        }
+        Ok(results.into_iter().map(applied).collect())
+    }
+}
+
+fn applied(result: v1::CommandResult) -> Result<Applied, CommandFailure> {
+    let forwarded = outcome(result.status)?;
+    let partition = PartitionId(u16::try_from(result.partition).unwrap_or(u16::MAX));
+    Ok(Applied { partition, offset: Offset(result.offset), forwarded })
+}
+
+/// Pages of a stream.
+#[derive(Debug)]
+pub struct Pages<T> {
+    stream: Streaming<T>,
+}
+
+/// Pages of a partition's log.
+pub type LogPages = Pages<v1::ReadResponse>;
+/// Pages of a partition's past state.
+pub type StatePages = Pages<v1::StateAtResponse>;
+
+impl<T> Pages<T> {
+    /// The next page; `None` at the end. Cancel safe.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        Ok(self.stream.message().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::v1::Code;
+
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_scheme_is_http() {
+        assert!(endpoint("127.0.0.1:7070").is_ok());
+        for wrong in ["", "http://", "http://host", "not an address"] {
+            assert!(matches!(endpoint(wrong), Err(ClientError::Address { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn without_a_key_only_what_did_not_happen_is_sent_again() {
+        let failed = |code| Err(CommandFailure { code, message: String::new() });
+        let done = Ok(Applied { partition: PartitionId(0), offset: Offset(1), forwarded: false });
+        assert!(should_send_again(&[failed(Code::NoLeader)], false));
+        assert!(!should_send_again(&[done.clone(), failed(Code::NoLeader)], false));
+        assert!(should_send_again(&[done.clone(), failed(Code::NoLeader)], true));
+        assert!(!should_send_again(&[failed(Code::Unknown)], false));
+        assert!(should_send_again(&[failed(Code::Unknown)], true));
+        assert!(!should_send_again(&[done, failed(Code::Gone)], true));
+    }
+}

@@ -1,0 +1,669 @@
+//! Which event runs when, and which outcomes go into which commit. Pure: no task, no clock.
+//!
+//! A **lane** is one connection of one partition. Its rules:
+//! - one event of a lane runs at a time, in the order they came;
+//! - outcomes of a lane that are on their way in a commit hold back its later ones, so that a commit that has to be sent
+//!   again cannot be overtaken; commits of different lanes are pipelined;
+//! - when an event is refused, everything the lane holds after it is given back untried (`released`), because the broker
+//!   sends those again behind the refused one.
+//!
+//! Bounds: events held ≤ twice the credit (a broker that does not keep to it is disconnected), running ≤ `workers`,
+//! commits in flight ≤ `commits_max`, a commit ≤ the wire's limits.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use prost::Message as _;
+use trunkline_proto::{
+    ConnectionId, limits,
+    v1::{self, Code},
+};
+
+use crate::backoff::exponential;
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes a commit's outcomes and commands may have together, unless one event's alone are more: with the records' headers it
+/// stays about one log entry.
+pub(crate) const COMMIT_BYTES_MAX: usize = limits::ENTRY_BYTES_MAX - (64 << 10);
+/// First and longest wait before a commit that nothing came of is sent again.
+const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// First and longest delay of an event whose handler failed without naming one.
+const REFUSE_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// The delay before an event is delivered again that failed at this attempt (from 1).
+pub(crate) fn refuse_delay(attempt: u32) -> Duration {
+    exponential(REFUSE_DELAY.0, REFUSE_DELAY.1, attempt.saturating_sub(1))
+}
+
+/// What bounds a schedule.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    /// Events that run at the same time.
+    pub(crate) workers: usize,
+    /// Events the broker may have on the way to this member. Up to as many again are held while the answers to their
+    /// commits are on the way: the broker counts them settled already.
+    pub(crate) credit: u32,
+    /// Commits without an answer.
+    pub(crate) commits_max: usize,
+    /// How often events that are held are reported as worked on.
+    pub(crate) extend_every: Duration,
+}
+
+/// Names one run of a handler.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct WorkId(u64);
+
+/// An event to run the handler on.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) id: WorkId,
+    pub(crate) partition: u32,
+    pub(crate) event: v1::Event,
+}
+
+/// What the handler made of an event.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Verdict {
+    Acknowledge(Vec<v1::Command>),
+    Refuse(Duration),
+    Park(String),
+}
+
+/// The broker sends more than it was given credit for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the broker sent more than {held_max} events at once")]
+pub(crate) struct Overflow {
+    held_max: usize,
+}
+
+type LaneKey = (u32, ConnectionId);
+
+/// An assignment of a partition. `generation` is never reused, an epoch may be seen again after a reconnect.
+#[derive(Debug)]
+struct Assignment {
+    epoch: u64,
+    generation: u64,
+    /// No commit before this moment: the last one came to nothing.
+    pause_until: Option<Instant>,
+    failures: u32,
+    /// Lanes with outcomes to send, each once.
+    sendable: VecDeque<ConnectionId>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    queue: VecDeque<(v1::Event, Instant)>,
+    running: Option<WorkId>,
+    /// Outcomes that wait to be sent, in order.
+    settled: VecDeque<Settled>,
+    /// Outcomes in a commit without an answer.
+    committing: usize,
+    /// In `sendable`.
+    listed: bool,
+    /// In `ready`.
+    ready: bool,
+    /// Highest offset seen: what comes above it cannot be held already.
+    newest: u64,
+    /// This event was refused, and the broker may not know yet: later ones that still come are given back.
+    refused: Option<u64>,
+    /// Send outcomes one by one: a commit with several was refused for one of them.
+    alone: bool,
+}
+
+impl Lane {
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.running.is_none()
+            && self.settled.is_empty()
+            && self.committing == 0
+            && !self.ready
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    lane: LaneKey,
+    generation: u64,
+    offset: u64,
+    attempt: u32,
+    since: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Settled {
+    offset: u64,
+    attempt: u32,
+    since: Instant,
+    verdict: v1::outcome::Verdict,
+    commands: Vec<v1::Command>,
+    bytes: usize,
+}
+
+impl Settled {
+    fn new(
+        offset: u64,
+        attempt: u32,
+        since: Instant,
+        verdict: v1::outcome::Verdict,
+        commands: Vec<v1::Command>,
+    ) -> Self {
+        let bytes = 32 + commands.iter().map(|command| command.encoded_len() + 32).sum::<usize>();
+        Self { offset, attempt, since, verdict, commands, bytes }
+    }
+
+    fn refused(offset: u64, attempt: u32, since: Instant, delay: Duration) -> Self {
+        let delay_ms = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
+        let refused = v1::Refused { delay_ms, released: false };
+        Self::new(offset, attempt, since, v1::outcome::Verdict::Refused(refused), Vec::new())
+    }
+
+    fn released(offset: u64, attempt: u32, since: Instant) -> Self {
+        let released = v1::Refused { delay_ms: 0, released: true };
+        Self::new(offset, attempt, since, v1::outcome::Verdict::Refused(released), Vec::new())
+    }
+}
+
+#[derive(Debug)]
+struct InFlight {
+    partition: u32,
+    /// Lane by lane, each lane's in order.
+    settled: Vec<(ConnectionId, Settled)>,
+}
+
+/// One member's events from one broker.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    bounds: Bounds,
+    partitions: BTreeMap<u32, Assignment>,
+    lanes: BTreeMap<LaneKey, Lane>,
+    ready: VecDeque<LaneKey>,
+    running: BTreeMap<WorkId, Running>,
+    in_flight: BTreeMap<u64, InFlight>,
+    /// Partitions in turn, so that a busy one does not starve the others.
+    last_served: u32,
+    last_number: u64,
+    held: usize,
+    next_extend: Option<Instant>,
+    extends: VecDeque<v1::Extend>,
+    /// Gives the credit back once, when stopping.
+    credit_back: Option<i32>,
+    stopping: bool,
+}
+
+impl Schedule {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            partitions: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            ready: VecDeque::new(),
+            running: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            last_served: 0,
+            last_number: 0,
+            held: 0,
+            next_extend: None,
+            extends: VecDeque::new(),
+            credit_back: None,
+            stopping: false,
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    // ---- inputs -----------------------------------------------------------------------------------------------------
+
+    /// The partition is this member's.
+    pub(crate) fn handle_assigned(&mut self, partition: u32, epoch: u64) {
+        self.forget(partition);
+        let generation = self.number();
+        let assignment = Assignment { epoch, generation, pause_until: None, failures: 0, sendable: VecDeque::new() };
+        self.partitions.insert(partition, assignment);
+    }
+
+    /// The partition is another member's: what is held of it is dropped; runs go on and come to nothing.
+    pub(crate) fn handle_revoked(&mut self, partition: u32, epoch: u64) {
+        if self.partitions.get(&partition).is_some_and(|assignment| assignment.epoch <= epoch) {
+            self.forget(partition);
+        }
+    }
+
+    /// The stream has ended, and with it the lease.
+    pub(crate) fn handle_disconnected(&mut self) {
+        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
+            self.forget(partition);
+        }
+        self.extends.clear();
+    }
+
+    /// Events from the broker.
+    pub(crate) fn handle_events(&mut self, now: Instant, events: v1::Events) -> Result<(), Overflow> {
+        let partition = events.partition;
+        if self.partitions.get(&partition).is_none_or(|assignment| assignment.epoch != events.epoch) {
+            return Ok(());
+        }
+        for event in events.events {
+            self.handle_event(now, partition, event);
+        }
+        self.next_extend.get_or_insert(now + self.bounds.extend_every);
+        match self.bounds.credit as usize * 2 {
+            held_max if self.held > held_max => Err(Overflow { held_max }),
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_event(&mut self, now: Instant, partition: u32, event: v1::Event) {
+        // events of no connection do not exist; a malformed id shares one lane and the handler's driver parks it
+        let connection = ConnectionId::from_slice(&event.connection).unwrap_or(ConnectionId::NONE);
+        let key = (partition, connection);
+        if self.holds(key, event.offset) {
+            return;
+        }
+        self.held += 1;
+        let lane = self.lanes.entry(key).or_default();
+        lane.newest = lane.newest.max(event.offset);
+        if lane.refused == Some(event.offset) {
+            lane.refused = None;
+        }
+        if self.stopping || lane.refused.is_some() {
+            lane.settled.push_back(Settled::released(event.offset, event.attempt, now));
+            self.list(key);
+        } else {
+            lane.queue.push_back((event, now));
+            self.make_ready(key);
+        }
+    }
+
+    /// A late redelivery of what is still here: the outcome to come settles it. A refused one is no longer here once its
+    /// commit is on the way.
+    fn holds(&self, key: LaneKey, offset: u64) -> bool {
+        let Some(lane) = self.lanes.get(&key).filter(|lane| offset <= lane.newest) else { return false };
+        let runs = || {
+            lane.running
+                .and_then(|id| self.running.get(&id))
+                .is_some_and(|running| running.offset == offset && self.is_current(key.0, running.generation))
+        };
+        let on_its_way = || {
+            lane.committing > 0
+                && self.in_flight.values().filter(|commit| commit.partition == key.0).any(|commit| {
+                    let same = |(connection, settled): &(ConnectionId, Settled)| {
+                        *connection == key.1
+                            && settled.offset == offset
+                            && !matches!(settled.verdict, v1::outcome::Verdict::Refused(_))
+                    };
+                    commit.settled.iter().any(same)
+                })
+        };
+        lane.settled.iter().any(|settled| settled.offset == offset)
+            || lane.queue.iter().any(|(event, _)| event.offset == offset)
+            || runs()
+            || on_its_way()
+    }
+
+    /// A run has ended.
+    pub(crate) fn handle_finished(&mut self, id: WorkId, verdict: Verdict) {
+        let Some(running) = self.running.remove(&id) else { return };
+        let key = running.lane;
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        lane.running = None;
+        if !self.is_current(key.0, running.generation) {
+            self.make_ready(key);
+            self.drop_if_idle(key);
+            return;
+        }
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let Running { offset, attempt, since, .. } = running;
+        match verdict {
+            // a commit before this one came back refused for good: this event follows it
+            _ if lane.refused.is_some() => lane.settled.push_back(Settled::released(offset, attempt, since)),
+            Verdict::Acknowledge(commands) => {
+                let verdict = v1::outcome::Verdict::Acknowledged(v1::Acknowledged {});
+                lane.settled.push_back(Settled::new(offset, attempt, since, verdict, commands));
+            }
+            Verdict::Park(reason) => {
+                let parked = v1::Parked { reason, record: bytes::Bytes::new(), attempt };
+                let verdict = v1::outcome::Verdict::Parked(parked);
+                lane.settled.push_back(Settled::new(offset, attempt, since, verdict, Vec::new()));
+            }
+            Verdict::Refuse(delay) => {
+                lane.settled.push_back(Settled::refused(offset, attempt, since, delay));
+                lane.refused = Some(offset);
+                release(lane);
+            }
+        }
+        self.list(key);
+        self.make_ready(key);
+    }
+
+    /// The broker's answer to a commit. Returns the code of a commit that was given up, for the log.
+    pub(crate) fn handle_committed(&mut self, now: Instant, id: u64, code: Code) -> Option<Code> {
+        let commit = self.in_flight.remove(&id)?;
+        match code {
+            Code::Applied | Code::Forwarded => self.settle(now, commit),
+            Code::StaleEpoch => self.forget(commit.partition),
+            // nothing happened, or nobody knows: the same again. If it had happened, it will not be open any more
+            Code::Throttled | Code::NoLeader | Code::Unknown => self.send_again(now, commit, false),
+            _ if commit.settled.len() > 1 => self.send_again(now, commit, true),
+            // settled already, by an earlier sending of the same outcome
+            Code::NotOpen => self.settle(now, commit),
+            other => {
+                self.refuse_malformed(now, commit);
+                return Some(other);
+            }
+        }
+        None
+    }
+
+    /// Takes no more work, gives back what has not begun.
+    pub(crate) fn handle_stop(&mut self) {
+        if self.stopping {
+            return;
+        }
+        self.stopping = true;
+        self.credit_back = Some(i32::try_from(self.bounds.credit).map_or(i32::MIN, |credit| -credit));
+        self.ready.clear();
+        for key in self.lanes.keys().copied().collect::<Vec<_>>() {
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                lane.ready = false;
+                release(lane);
+                self.list(key);
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub(crate) fn handle_timer(&mut self, now: Instant) {
+        if self.next_extend.is_none_or(|at| at > now) {
+            return;
+        }
+        self.next_extend = (self.held > 0).then(|| now + self.bounds.extend_every);
+        let since = now.checked_sub(self.bounds.extend_every / 2).unwrap_or(now);
+        self.extends = self
+            .partitions
+            .iter()
+            .filter_map(|(partition, assignment)| {
+                let offsets = self.held_before(*partition, assignment.generation, since);
+                (!offsets.is_empty()).then_some(v1::Extend { partition: *partition, epoch: assignment.epoch, offsets })
+            })
+            .collect();
+    }
+
+    // ---- outputs ----------------------------------------------------------------------------------------------------
+
+    /// The next event to run the handler on; `None` while every worker is busy or nothing waits.
+    pub(crate) fn next_work(&mut self) -> Option<Work> {
+        while self.running.len() < self.bounds.workers {
+            let key = self.ready.pop_front()?;
+            let Some(lane) = self.lanes.get_mut(&key) else { continue };
+            lane.ready = false;
+            let Some((event, since)) = lane.queue.pop_front() else { continue };
+            let Some(generation) = self.partitions.get(&key.0).map(|assignment| assignment.generation) else {
+                continue;
+            };
+            let id = WorkId(self.number());
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                lane.running = Some(id);
+            }
+            let running = Running { lane: key, generation, offset: event.offset, attempt: event.attempt, since };
+            self.running.insert(id, running);
+            return Some(Work { id, partition: key.0, event });
+        }
+        None
+    }
+
+    /// Whether [`Schedule::next_request`] has something.
+    pub(crate) fn has_request(&self, now: Instant) -> bool {
+        self.credit_back.is_some()
+            || !self.extends.is_empty()
+            || (self.in_flight.len() < self.bounds.commits_max
+                && self.partitions.values().any(|assignment| assignment.may_commit(now)))
+    }
+
+    /// The next request to the broker.
+    pub(crate) fn next_request(&mut self, now: Instant) -> Option<v1::subscribe_request::Request> {
+        use v1::subscribe_request::Request;
+        if let Some(amount) = self.credit_back.take() {
+            return Some(Request::Credit(v1::Credit { amount }));
+        }
+        if let Some(extend) = self.extends.pop_front() {
+            return Some(Request::Extend(extend));
+        }
+        if self.in_flight.len() >= self.bounds.commits_max {
+            return None;
+        }
+        self.next_commit(now).map(Request::Commit)
+    }
+
+    /// When [`Schedule::handle_timer`] or [`Schedule::next_request`] wants to be asked again.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        let waits = |assignment: &&Assignment| !assignment.sendable.is_empty();
+        let pauses = self.partitions.values().filter(waits).filter_map(|assignment| assignment.pause_until);
+        pauses.chain(self.next_extend).min()
+    }
+
+    /// Whether nothing runs and nothing waits for an answer.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.held == 0 && self.running.is_empty() && self.credit_back.is_none()
+    }
+
+    // ---- commits ----------------------------------------------------------------------------------------------------
+
+    fn next_commit(&mut self, now: Instant) -> Option<v1::Commit> {
+        let last = self.last_served;
+        let may = |(_, assignment): &(&u32, &Assignment)| assignment.may_commit(now);
+        let (&partition, _) = self
+            .partitions
+            .range(last.saturating_add(1)..)
+            .find(may)
+            .or_else(|| self.partitions.range(..=last).find(may))?;
+        self.last_served = partition;
+        let settled = self.collect(partition);
+        if settled.is_empty() {
+            return None;
+        }
+        let epoch = self.partitions.get(&partition)?.epoch;
+        let id = self.number();
+        let mut commit = v1::Commit { id, partition, epoch, outcomes: Vec::new(), commands: Vec::new() };
+        for (_, settled) in &settled {
+            commit.outcomes.push(v1::Outcome { offset: settled.offset, verdict: Some(settled.verdict.clone()) });
+            commit.commands.extend(settled.commands.iter().cloned());
+        }
+        self.in_flight.insert(id, InFlight { partition, settled });
+        Some(commit)
+    }
+
+    /// Takes what fits one commit from the lanes whose turn it is.
+    fn collect(&mut self, partition: u32) -> Vec<(ConnectionId, Settled)> {
+        let mut taken = Vec::new();
+        let (mut commands, mut bytes) = (0, 0);
+        let Some(assignment) = self.partitions.get_mut(&partition) else { return taken };
+        while let Some(connection) = assignment.sendable.front().copied() {
+            let Some(lane) = self.lanes.get_mut(&(partition, connection)) else {
+                assignment.sendable.pop_front();
+                continue;
+            };
+            if lane.settled.is_empty() {
+                assignment.sendable.pop_front();
+                lane.listed = false;
+                continue;
+            }
+            if lane.alone && !taken.is_empty() {
+                return taken; // next time
+            }
+            while let Some(next) = lane.settled.front() {
+                let fits = taken.len() < limits::OUTCOMES_MAX
+                    && commands + next.commands.len() <= limits::COMMANDS_MAX
+                    && bytes + next.bytes <= COMMIT_BYTES_MAX;
+                if !taken.is_empty() && (!fits || lane.alone) {
+                    break;
+                }
+                commands += next.commands.len();
+                bytes += next.bytes;
+                lane.committing += 1;
+                taken.extend(lane.settled.pop_front().map(|settled| (connection, settled)));
+            }
+            if lane.committing == 0 {
+                return taken; // full before this lane's first: it stays in front
+            }
+            assignment.sendable.pop_front();
+            lane.listed = false;
+            if lane.alone || !lane.settled.is_empty() {
+                return taken;
+            }
+        }
+        taken
+    }
+
+    fn settle(&mut self, now: Instant, commit: InFlight) {
+        let partition = commit.partition;
+        if let Some(assignment) = self.partitions.get_mut(&partition) {
+            (assignment.failures, assignment.pause_until) = (0, None);
+        }
+        for (connection, settled) in commit.settled {
+            let key = (partition, connection);
+            self.held = self.held.saturating_sub(1);
+            let Some(lane) = self.lanes.get_mut(&key) else { continue };
+            lane.committing = lane.committing.saturating_sub(1);
+            if lane.refused == Some(settled.offset) {
+                lane.refused = None;
+            }
+            lane.alone &= !lane.settled.is_empty();
+            self.list(key);
+            self.drop_if_idle(key);
+        }
+        if self.held == 0 {
+            self.next_extend = None;
+        } else {
+            self.next_extend.get_or_insert(now + self.bounds.extend_every);
+        }
+    }
+
+    /// Puts a commit's outcomes back where they came from.
+    fn send_again(&mut self, now: Instant, commit: InFlight, alone: bool) {
+        if let Some(assignment) = self.partitions.get_mut(&commit.partition).filter(|_| !alone) {
+            let pause = exponential(COMMIT_RETRY.0, COMMIT_RETRY.1, assignment.failures);
+            assignment.failures = assignment.failures.saturating_add(1);
+            assignment.pause_until = Some(now + pause);
+        }
+        for (connection, settled) in commit.settled.into_iter().rev() {
+            let key = (commit.partition, connection);
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                lane.committing = lane.committing.saturating_sub(1);
+                lane.alone |= alone;
+                lane.settled.push_front(settled);
+                self.list(key);
+            }
+        }
+    }
+
+    /// The one outcome of this commit cannot be taken as it is: it becomes a refusal without commands, once.
+    fn refuse_malformed(&mut self, now: Instant, mut commit: InFlight) {
+        let key = match commit.settled.first() {
+            Some((connection, settled)) if !matches!(settled.verdict, v1::outcome::Verdict::Refused(_)) => {
+                (commit.partition, *connection)
+            }
+            _ => return self.settle(now, commit),
+        };
+        for (_, settled) in &mut commit.settled {
+            *settled = Settled::refused(settled.offset, settled.attempt, settled.since, refuse_delay(settled.attempt));
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                lane.refused = Some(settled.offset);
+                for later in &mut lane.settled {
+                    *later = Settled::released(later.offset, later.attempt, later.since);
+                }
+                release(lane);
+            }
+        }
+        self.send_again(now, commit, false);
+    }
+
+    // ---- lanes ------------------------------------------------------------------------------------------------------
+
+    fn is_current(&self, partition: u32, generation: u64) -> bool {
+        self.partitions.get(&partition).is_some_and(|assignment| assignment.generation == generation)
+    }
+
+    fn make_ready(&mut self, key: LaneKey) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if lane.running.is_none() && !lane.ready && !lane.queue.is_empty() {
+            lane.ready = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    fn list(&mut self, key: LaneKey) {
+        let (Some(lane), Some(assignment)) = (self.lanes.get_mut(&key), self.partitions.get_mut(&key.0)) else {
+            return;
+        };
+        if !lane.listed && lane.committing == 0 && !lane.settled.is_empty() {
+            lane.listed = true;
+            assignment.sendable.push_back(key.1);
+        }
+    }
+
+    fn drop_if_idle(&mut self, key: LaneKey) {
+        if self.lanes.get(&key).is_some_and(Lane::is_idle) {
+            self.lanes.remove(&key);
+        }
+    }
+
+    /// Drops everything held of a partition but the runs, which nobody can call back.
+    fn forget(&mut self, partition: u32) {
+        self.partitions.remove(&partition);
+        self.in_flight.retain(|_, commit| commit.partition != partition);
+        self.ready.retain(|key| key.0 != partition);
+        self.extends.retain(|extend| extend.partition != partition);
+        let first = (partition, ConnectionId::NONE);
+        let last = (partition, ConnectionId([0xff; 16]));
+        for key in self.lanes.range(first..=last).map(|(key, _)| *key).collect::<Vec<_>>() {
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                *lane = Lane { running: lane.running, ..Lane::default() };
+            }
+            self.drop_if_idle(key);
+        }
+        self.held = self.count_held();
+    }
+
+    fn count_held(&self) -> usize {
+        let waiting: usize =
+            self.lanes.values().map(|lane| lane.queue.len() + lane.settled.len() + lane.committing).sum();
+        waiting + self.running.values().filter(|running| self.is_current(running.lane.0, running.generation)).count()
+    }
+
+    fn held_before(&self, partition: u32, generation: u64, since: Instant) -> Vec<u64> {
+        let first = (partition, ConnectionId::NONE);
+        let last = (partition, ConnectionId([0xff; 16]));
+        let mut offsets = Vec::new();
+        for (_, lane) in self.lanes.range(first..=last) {
+            offsets.extend(lane.queue.iter().filter(|(_, held)| *held <= since).map(|(event, _)| event.offset));
+            offsets.extend(lane.settled.iter().filter(|settled| settled.since <= since).map(|settled| settled.offset));
+        }
+        let runs = self.running.values().filter(|run| run.lane.0 == partition && run.generation == generation);
+        offsets.extend(runs.filter(|run| run.since <= since).map(|run| run.offset));
+        for commit in self.in_flight.values().filter(|commit| commit.partition == partition) {
+            let late = commit.settled.iter().filter(|(_, settled)| settled.since <= since);
+            offsets.extend(late.map(|(_, settled)| settled.offset));
+        }
+        offsets
+    }
+}
+
+impl Assignment {
+    fn may_commit(&self, now: Instant) -> bool {
+        !self.sendable.is_empty() && self.pause_until.is_none_or(|until| until <= now)
+    }
+}
+
+/// Gives back what the lane has not begun.
+fn release(lane: &mut Lane) {
+    for (event, since) in lane.queue.drain(..) {
+        lane.settled.push_back(Settled::released(event.offset, event.attempt, since));
+    }
+}
