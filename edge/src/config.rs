@@ -15,7 +15,7 @@ use trunkline_proto::{
 
 pub use self::{
     api::{ApiConfig, AuthConfig, AuthKind, Dialect, FunctionsConfig, OnFailure, Registration},
-    path::{PathError, PathPattern},
+    path::{PathError, PathPattern, SEGMENTS_MAX},
 };
 
 /// Longest time a drain may take, the closing of sockets and the flush of their records together (SURFACE, promise P14).

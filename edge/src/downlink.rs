@@ -169,9 +169,10 @@ fn split(deliveries: Deliveries, shards: usize) -> SmallVec<[(usize, Arc<Deliver
         return (0..shards).map(|shard| (shard, Arc::clone(&all))).collect();
     }
     let part = |shard: usize| {
-        let own = deliveries.deliveries.iter().filter(|delivery| {
-            is_for_all(delivery) || shard_of(delivery.record.connection, shards) == shard
-        });
+        let own = deliveries
+            .deliveries
+            .iter()
+            .filter(|delivery| is_for_all(delivery) || shard_of(delivery.record.connection, shards) == shard);
         let (applied_at, through) = (deliveries.applied_at, deliveries.through);
         Deliveries { applied_at, through, deliveries: own.cloned().collect() }
     };

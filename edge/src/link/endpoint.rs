@@ -29,8 +29,7 @@ const INITIAL_RTT: Duration = Duration::from_millis(10);
 pub(crate) fn client(tls: QuicClientConfig) -> io::Result<quinn::Endpoint> {
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
-    let mut endpoint =
-        quinn::Endpoint::new(EndpointConfig::default(), None, socket()?, Arc::new(quinn::TokioRuntime))?;
+    let mut endpoint = quinn::Endpoint::new(EndpointConfig::default(), None, socket()?, Arc::new(quinn::TokioRuntime))?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }

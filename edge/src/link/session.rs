@@ -1,6 +1,6 @@
 //! The connection to one broker: handshake, Hello and Welcome, and the control stream until it ends.
 
-use std::{io, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use quinn::VarInt;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -70,11 +70,7 @@ pub(crate) async fn open(
     timeout(HELLO_TIMEOUT, greet(endpoint, broker, hello)).await.map_err(|_| SessionError::Slow(HELLO_TIMEOUT))?
 }
 
-async fn greet(
-    endpoint: &quinn::Endpoint,
-    broker: &BrokerAddress,
-    hello: pb::Hello,
-) -> Result<Session, SessionError> {
+async fn greet(endpoint: &quinn::Endpoint, broker: &BrokerAddress, hello: pb::Hello) -> Result<Session, SessionError> {
     let wrong = |error| SessionError::Address { address: broker.link.clone(), error };
     let address = tokio::net::lookup_host(&broker.link).await.map_err(wrong)?.next();
     let address = address.ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))?;
@@ -108,6 +104,8 @@ impl Session {
     pub(crate) async fn run(&mut self) -> SessionError {
         let mut pings = tokio::time::interval(self.welcome.grace / 4);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // one for the whole session: each ping would start another one anew
+        let mut silence = pin!(silence(self.connection.clone()));
         loop {
             let ended = tokio::select! {
                 frame = self.reader.next() => match frame {
@@ -121,7 +119,7 @@ impl Session {
                     // a broker that says goodbye stops reading first: hear it out
                     Err(error) => last_words(&mut self.reader).await.unwrap_or(SessionError::Write(error)),
                 },
-                silent = silence(&self.connection) => SessionError::Slow(silent),
+                silent = &mut silence => SessionError::Slow(silent),
             };
             return ended;
         }
@@ -146,7 +144,7 @@ impl Drop for Session {
 
 /// Waits until the broker has been silent for [`SILENCE_MAX`] while this process itself was awake. Much sooner than QUIC's own
 /// idle timeout: a broker that was killed and is back does not answer for connections it no longer knows.
-async fn silence(connection: &quinn::Connection) -> Duration {
+async fn silence(connection: quinn::Connection) -> Duration {
     let mut ticks = tokio::time::interval(KEEP_ALIVE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut datagrams, mut heard, mut last_tick) = (0, Instant::now(), Instant::now());

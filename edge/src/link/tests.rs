@@ -1,1 +1,593 @@
-//! .
+//! The link against a broker of these tests that speaks the frames over real QUIC.
+
+use std::{net::SocketAddr, path::Path};
+
+use quinn::crypto::rustls::QuicServerConfig;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{RootCertStore, server::WebPkiClientVerifier};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use trunkline_proto::{
+    ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp,
+    link::{ALPN, Deliveries, Delivery, Frame, UplinkBatch},
+    record::encode_message_received,
+    v1,
+};
+
+use super::{
+    frames::{FrameReader, FrameWriter},
+    *,
+};
+use crate::{
+    config::ApiConfig,
+    inbox::{self, SHARD_INBOX_MAX, ShardInbox, ShardInput},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whatever a test waits for comes, or the test says where it waited.
+async fn soon<F: Future>(what: &'static str, future: F) -> F::Output {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
+}
+
+/// A certificate authority and its folder.
+struct Pki {
+    folder: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let pki = Self { folder: tempfile::tempdir().unwrap(), issuer };
+        pki.write("ca.pem", &pki.issuer.pem());
+        let (certificate, key) = pki.node("edge.e1.trunkline.internal");
+        pki.write("edge-e1.pem", &certificate.pem());
+        pki.write("edge-e1.key", &key.serialize_pem());
+        pki
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn node(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        (CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// A server that shows the certificate of broker `id`.
+    fn server(&self, id: u64) -> quinn::ServerConfig {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        let (certificate, key) = self.node(&tls::broker_name(id));
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).unwrap()))
+    }
+}
+
+struct Broker {
+    id: u64,
+    endpoint: quinn::Endpoint,
+}
+
+impl Broker {
+    fn start(pki: &Pki, id: u64) -> Self {
+        Self::start_at(pki, id, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    fn start_at(pki: &Pki, id: u64, address: SocketAddr) -> Self {
+        Self { id, endpoint: quinn::Endpoint::server(pki.server(id), address).unwrap() }
+    }
+
+    fn address(&self) -> BrokerAddress {
+        BrokerAddress { id: self.id, link: self.endpoint.local_addr().unwrap().to_string() }
+    }
+
+    /// The next edge that says hello.
+    async fn hello(&self) -> Hello {
+        let connection = soon("a connection", self.endpoint.accept()).await.unwrap().await.unwrap();
+        let (send, receive) = soon("the control stream", connection.accept_bi()).await.unwrap();
+        let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
+        match soon("Hello", reader.next()).await.unwrap() {
+            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, _reader: reader, writer },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Welcomes the next edge, and takes its stream of partition 0.
+    async fn link(&self, incarnation: u64) -> (Hello, Stream) {
+        let mut hello = self.hello().await;
+        hello.welcome(incarnation, 1).await;
+        let stream = hello.stream().await;
+        (hello, stream)
+    }
+}
+
+struct Hello {
+    broker: u64,
+    hello: pb::Hello,
+    connection: quinn::Connection,
+    /// Kept, or the stream would be stopped.
+    _reader: FrameReader,
+    writer: FrameWriter,
+}
+
+impl Hello {
+    async fn welcome(&mut self, incarnation: u64, partition_count: u32) {
+        self.welcome_to("test", incarnation, partition_count).await;
+    }
+
+    async fn welcome_to(&mut self, cluster: &str, incarnation: u64, partition_count: u32) {
+        let welcome = pb::Welcome {
+            cluster: cluster.to_owned(),
+            partition_count,
+            incarnation,
+            broker: self.broker,
+            leaders: Vec::new(),
+            grace_ms: 10_000,
+        };
+        self.writer.send(&Frame::Welcome(welcome)).await.unwrap();
+    }
+
+    async fn stream(&self) -> Stream {
+        let (send, receive) = soon("a stream", self.connection.accept_bi()).await.unwrap();
+        let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
+        match soon("Attach", reader.next()).await.unwrap() {
+            Frame::Attach(attach) => Stream { attach, reader, writer },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+struct Stream {
+    attach: pb::Attach,
+    reader: FrameReader,
+    writer: FrameWriter,
+}
+
+impl Stream {
+    async fn send(&mut self, frame: Frame) {
+        soon("room on the stream", self.writer.send(&frame)).await.unwrap();
+    }
+
+    async fn attached(&mut self, last_sequence: u64, start: Offset) {
+        self.send(Frame::Attached(pb::Attached { last_sequence, start: start.0 })).await;
+    }
+
+    async fn goodbye(&mut self, reason: pb::Reason, leader: u64, address: &str) {
+        let goodbye = pb::Goodbye { reason: reason.into(), leader, address: address.to_owned(), ..Default::default() };
+        self.send(Frame::Goodbye(goodbye)).await;
+    }
+
+    /// Until a batch comes.
+    async fn batch(&mut self) -> UplinkBatch {
+        loop {
+            match soon("a batch", self.reader.next()).await.unwrap() {
+                Frame::Batch(batch) => return batch,
+                Frame::Seen { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Until deliveries up to `offset` have been handed over.
+    async fn seen(&mut self, offset: Offset) {
+        loop {
+            match soon("Seen", self.reader.next()).await.unwrap() {
+                Frame::Seen { offset: seen } if seen >= offset => return,
+                Frame::Seen { .. } | Frame::Batch(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// An edge's link with one shard that this test plays.
+struct Edge {
+    uplink: uplink::Handle,
+    inbox: ShardInbox,
+    status: Arc<Status>,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), LinkError>>,
+}
+
+fn settings(pki: &Pki, brokers: &[&Broker]) -> Settings {
+    let api = Api::new(ApiConfig::new("chat", "/chat".parse().unwrap()));
+    Settings {
+        edge: "e1".to_owned(),
+        brokers: brokers.iter().map(|broker| broker.address()).collect(),
+        pki: pki.path().to_owned(),
+        apis: [Arc::new(api)].into(),
+    }
+}
+
+/// Starts the edge; its first incarnation is 7.
+async fn start(pki: &Pki, brokers: &[&Broker]) -> (Edge, Hello) {
+    let link = Link::open(settings(pki, brokers)).unwrap();
+    let welcomed = async {
+        let mut hello = brokers[0].hello().await;
+        hello.welcome(7, 1).await;
+        hello
+    };
+    let (granted, hello) = tokio::join!(soon("a grant", link.grant()), welcomed);
+    let granted = granted.unwrap();
+    assert_eq!((granted.incarnation(), granted.partition_count().get()), (7, 1));
+    let (handle, inbox) = inbox::inbox();
+    let uplink = uplink::Handle::new(granted.partition_count(), granted.incarnation(), 1 << 20);
+    let (stop, status) = (CancellationToken::new(), link.status());
+    let running = link.run(granted, uplink.clone(), Downlink::new(vec![handle]), stop.clone());
+    (Edge { uplink, inbox, status, stop, running: tokio::spawn(running) }, hello)
+}
+
+impl Edge {
+    fn say(&self, text: &str) -> tokio::sync::oneshot::Receiver<Result<(), uplink::UplinkError>> {
+        self.uplink.append_tracked(connection(), |out| {
+            encode_message_received(out, connection(), "chat", v1::MessageKind::Text, text.as_bytes());
+        })
+    }
+
+    async fn input(&mut self) -> ShardInput {
+        soon("an input of the shard", self.inbox.inputs.recv()).await.unwrap()
+    }
+
+    /// Entry indexes of the next deliveries.
+    async fn delivered(&mut self) -> Vec<u64> {
+        match self.input().await {
+            ShardInput::Deliveries(_, deliveries) => {
+                deliveries.deliveries.iter().map(|delivery| delivery.offset.index().0).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn attached(&self) {
+        while self.status.attached_partitions() == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        soon("the end", self.running).await.unwrap().unwrap();
+        assert_eq!(self.status.attached_partitions(), 0);
+    }
+}
+
+fn connection() -> ConnectionId {
+    ConnectionId([3; 16])
+}
+
+fn texts(batch: &UplinkBatch) -> Vec<String> {
+    let batch = trunkline_proto::Batch::checked(trunkline_proto::Source::Leader, batch.count, batch.records.clone());
+    let text = |record: Record| record.decode::<v1::MessageReceived>().unwrap().payload;
+    batch.unwrap().iter().map(|record| String::from_utf8(text(record.unwrap()).to_vec()).unwrap()).collect()
+}
+
+fn at(index: u64) -> Offset {
+    Offset::new(LogIndex(index), 0)
+}
+
+fn deliveries(indexes: impl IntoIterator<Item = u64>) -> Frame {
+    let record = Record::new(RecordKind::Pushed, connection(), "chat", &v1::Pushed::default());
+    let deliveries: Vec<_> =
+        indexes.into_iter().map(|index| Delivery { offset: at(index), record: record.clone() }).collect();
+    let through = deliveries.last().map_or(Offset::ZERO, |delivery| delivery.offset);
+    Frame::Deliveries(Deliveries { applied_at: Timestamp(1), through, deliveries })
+}
+
+#[tokio::test]
+async fn attach_send_applied() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (edge, hello) = start(&pki, &[&broker]).await;
+    assert_eq!((hello.hello.edge.as_str(), hello.hello.incarnation, hello.hello.nonce.len()), ("e1", 0, 16));
+    let early = edge.say("before the stream is there");
+    let mut stream = hello.stream().await;
+    let api = pb::Api { name: "chat".to_owned(), handler_group: "chat".to_owned(), max_handler_lag: 0 };
+    let expected = pb::Attach { partition: 0, edge: "e1".to_owned(), incarnation: 7, after: 0, apis: vec![api] };
+    assert_eq!(stream.attach, expected);
+    stream.attached(0, at(40)).await;
+    let batch = stream.batch().await;
+    assert_eq!((batch.sequence, texts(&batch)), (1, vec!["before the stream is there".to_owned()]));
+    stream.send(Frame::Applied { sequence: 1 }).await;
+    soon("applied", early).await.unwrap().unwrap();
+    let (one, large) = (edge.say("one"), edge.say(&"x".repeat(300_000)));
+    for sequence in [2, 3] {
+        assert_eq!(stream.batch().await.sequence, sequence);
+    }
+    stream.send(Frame::Applied { sequence: 3 }).await;
+    soon("applied", one).await.unwrap().unwrap();
+    soon("applied", large).await.unwrap().unwrap();
+    assert_eq!((edge.uplink.inflight_bytes(), edge.status.attached_partitions()), (0, 1));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_broken_stream_is_resumed_after_what_is_applied() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(1)).await;
+    let mut sent = Vec::new();
+    for text in ["a", "b", "c"] {
+        drop(edge.say(text));
+        sent.push(stream.batch().await);
+    }
+    drop(stream);
+    let mut stream = hello.stream().await;
+    stream.attached(1, at(1)).await;
+    assert_eq!([stream.batch().await, stream.batch().await], [sent[1].clone(), sent[2].clone()], "unchanged");
+    stream.send(Frame::Resend { last: 2 }).await;
+    assert_eq!(stream.batch().await, sent[2], "a gap is filled on the same stream");
+    stream.send(Frame::Applied { sequence: 3 }).await;
+    soon("flush", edge.uplink.flushed()).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_broken_connection_keeps_incarnation_and_place() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(10)).await;
+    stream.send(deliveries([11, 12])).await;
+    assert_eq!(edge.delivered().await, [11, 12]);
+    stream.send(Frame::Progress { offset: at(20) }).await;
+    stream.seen(at(20)).await;
+    drop(edge.say("a"));
+    let sent = stream.batch().await;
+    hello.connection.close(quinn::VarInt::from_u32(9), b"gone");
+
+    let (again, mut stream) = broker.link(7).await;
+    assert_eq!((again.hello.incarnation, &again.hello.nonce), (7, &hello.hello.nonce));
+    assert_eq!((stream.attach.incarnation, stream.attach.after), (7, at(20).0));
+    stream.attached(0, at(20)).await;
+    assert_eq!(stream.batch().await, sent);
+    stream.send(deliveries([12, 20, 21])).await;
+    assert_eq!(edge.delivered().await, [21], "the rest has been seen");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_incarnation_closes_all_and_the_next_begins() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(10)).await;
+    let never = edge.say("never applied");
+    stream.batch().await;
+    stream.goodbye(pb::Reason::Lost, 0, "").await;
+    match edge.input().await {
+        ShardInput::CloseAll { cause: CloseCause::EdgeLost, spread: Duration::ZERO, record: false } => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(soon("an answer", never).await.unwrap(), Err(uplink::UplinkError::Fenced));
+
+    let mut again = broker.hello().await;
+    assert_eq!(again.hello.incarnation, 0);
+    assert_ne!(again.hello.nonce, hello.hello.nonce, "the old nonce would get the lost incarnation again");
+    again.welcome(8, 1).await;
+    let mut stream = again.stream().await;
+    assert_eq!((stream.attach.incarnation, stream.attach.after), (8, 0));
+    stream.attached(0, at(50)).await;
+    drop(edge.say("first of the next"));
+    let batch = stream.batch().await;
+    assert_eq!((batch.sequence, texts(&batch)), (1, vec!["first of the next".to_owned()]));
+    assert_eq!(edge.uplink.incarnation(), 8);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn deliveries_that_were_missed_end_the_incarnation() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(10)).await;
+    soon("the stream", edge.attached()).await;
+    drop(stream);
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(11)).await;
+    assert!(matches!(edge.input().await, ShardInput::CloseAll { cause: CloseCause::EdgeLost, record: false, .. }));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_replaced_edge_closes_all_and_ends() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, mut hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(10)).await;
+    let goodbye = pb::Goodbye { reason: pb::Reason::Replaced.into(), ..Default::default() };
+    hello.writer.send(&Frame::Goodbye(goodbye)).await.unwrap();
+    assert!(matches!(edge.input().await, ShardInput::CloseAll { record: false, .. }));
+    assert_eq!(soon("the end", edge.running).await.unwrap(), Err(LinkError::Replaced));
+}
+
+#[tokio::test]
+async fn another_cluster_is_not_joined_in_mid_life() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (edge, hello) = start(&pki, &[&broker]).await;
+    hello.connection.close(quinn::VarInt::from_u32(9), b"gone");
+    let mut again = broker.hello().await;
+    again.welcome_to("made anew", 7, 1).await;
+    let ended = soon("the end", edge.running).await.unwrap();
+    assert!(matches!(&ended, Err(LinkError::Cluster { known, found }) if known != found), "{ended:?}");
+}
+
+#[tokio::test]
+async fn leadership_is_followed_to_brokers_not_known_before() {
+    let pki = Pki::new();
+    let (first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));
+    let (edge, hello) = start(&pki, &[&first]).await;
+    let mut stream = hello.stream().await;
+    stream.goodbye(pb::Reason::NotLeader, 2, &second.address().link).await;
+    let (other, mut stream) = second.link(7).await;
+    assert_eq!((other.hello.incarnation, stream.attach.incarnation), (7, 7));
+    stream.attached(0, at(10)).await;
+    drop(edge.say("a"));
+    assert_eq!(stream.batch().await.sequence, 1);
+    // and back, after it steps down without knowing who follows
+    stream.goodbye(pb::Reason::NotLeader, 0, "").await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(10)).await;
+    assert_eq!(stream.batch().await.sequence, 1);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_unhealthy_broker_is_asked_again_and_sockets_stay() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, hello) = start(&pki, &[&broker]).await;
+    for reason in [pb::Reason::Unhealthy, pb::Reason::Shutdown] {
+        let mut stream = hello.stream().await;
+        stream.attached(0, at(10)).await;
+        stream.goodbye(reason, 0, "").await;
+    }
+    let _stream = hello.stream().await;
+    assert!(edge.inbox.inputs.try_recv().is_err(), "nothing was closed");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn backpressure_of_a_slow_shard_reaches_the_stream() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(0)).await;
+    let frames = SHARD_INBOX_MAX as u64 * 4;
+    for index in 1..=frames {
+        stream.send(deliveries([index])).await;
+    }
+    let full = async {
+        while edge.inbox.inputs.len() < SHARD_INBOX_MAX {
+            sleep(Duration::from_millis(5)).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+    };
+    soon("a full inbox", full).await;
+    assert_eq!(edge.inbox.inputs.len(), SHARD_INBOX_MAX);
+    // what goes up does not wait for what comes down
+    drop(edge.say("a"));
+    stream.batch().await;
+    for index in 1..=frames {
+        assert_eq!(edge.delivered().await, [index]);
+    }
+    stream.seen(at(frames)).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn pauses_are_of_their_stream() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(0)).await;
+    stream.send(Frame::Pause(pb::Pause { apis: vec!["chat".to_owned()] })).await;
+    soon("the pause", edge.uplink.pause_changed()).await;
+    assert!(edge.uplink.is_paused(connection(), "chat"));
+    drop(stream);
+    soon("its end", edge.uplink.pause_changed()).await;
+    assert!(!edge.uplink.is_paused(connection(), "chat"));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_broker_that_is_back_is_found_long_before_the_idle_timeout() {
+    let pki = Pki::new();
+    let address = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // a runtime that stops sends no goodbye, as a killed process
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let broker = {
+        let _inside = runtime.enter();
+        Broker::start_at(&pki, 1, address)
+    };
+    let (edge, hello) = start(&pki, &[&broker]).await;
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(0)).await;
+    runtime.shutdown_background();
+    // they hold the port; nobody is left to send what dropping them would say
+    drop((stream, hello, broker));
+    drop(edge.say("while it is dead"));
+    let killed = std::time::Instant::now();
+    let broker = soon("the port", async {
+        loop {
+            match quinn::Endpoint::server(pki.server(1), address) {
+                Ok(endpoint) => return Broker { id: 1, endpoint },
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    });
+    let broker = broker.await;
+    let (again, mut stream) = broker.link(7).await;
+    assert_eq!(again.hello.incarnation, 7);
+    stream.attached(0, at(0)).await;
+    assert_eq!(texts(&stream.batch().await), ["while it is dead"]);
+    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_under_another_name_is_not_spoken_to() {
+    let pki = Pki::new();
+    let impostor = Broker::start(&pki, 2);
+    let mut settings = settings(&pki, &[&impostor]);
+    settings.brokers[0].id = 1;
+    let link = Link::open(settings).unwrap();
+    let attempt = async { impostor.endpoint.accept().await.unwrap().await.map(|_| ()) };
+    tokio::select! {
+        _ = link.grant() => panic!("granted by an impostor"),
+        attempt = soon("an attempt", attempt) => assert!(attempt.is_err()),
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_grant_sends_to_the_others() {
+    let pki = Pki::new();
+    let (first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));
+    let link = Link::open(settings(&pki, &[&first, &second])).unwrap();
+    let welcomed = async {
+        first.hello().await.welcome(0, 4).await;
+        let mut hello = second.hello().await;
+        hello.welcome(3, 4).await;
+        hello
+    };
+    let (granted, _hello) = tokio::join!(soon("a grant", link.grant()), welcomed);
+    assert_eq!(granted.unwrap().incarnation(), 3);
+}
+
+#[test]
+fn missing_certificates_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = tls::client_config(folder.path(), "e1").err().unwrap().to_string();
+    assert!(error.contains("ca.pem"), "{error}");
+    std::fs::write(folder.path().join("ca.pem"), "no pem").unwrap();
+    assert!(tls::client_config(folder.path(), "e1").err().unwrap().to_string().contains("holds no certificate"));
+}

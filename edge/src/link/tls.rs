@@ -42,8 +42,8 @@ pub(crate) fn client_config(folder: &Path, edge: &str) -> Result<QuicClientConfi
     }
     let chain = certificates(&folder.join(format!("edge-{edge}.pem")))?;
     let path = folder.join(format!("edge-{edge}.key"));
-    let key = PrivateKeyDer::from_pem_file(&path)
-        .map_err(|error| TlsError::File { path, reason: error.to_string() })?;
+    let key =
+        PrivateKeyDer::from_pem_file(&path).map_err(|error| TlsError::File { path, reason: error.to_string() })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
