@@ -15,7 +15,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
-    drain::Drain,
+    drain::{DRAIN_TIMEOUT, Drain},
     shards::{Event, Threads},
 };
 use crate::{
@@ -172,7 +172,13 @@ pub async fn run(
         }),
     };
     health.drain();
-    let drain = Drain { apis: &apis, downlink: &downlink, uplink: &linked.uplink, window: config.drain_window.get() };
+    let drain = Drain {
+        apis: &apis,
+        downlink: &downlink,
+        uplink: &linked.uplink,
+        window: config.drain_window.get(),
+        timeout: DRAIN_TIMEOUT,
+    };
     match failed {
         None => drain.run(threads, stop).await.map_err(|left| ServeError::NotFlushed { left }),
         // sockets and link are sound: an orderly end

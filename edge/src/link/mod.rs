@@ -7,6 +7,8 @@
 mod backoff;
 mod directory;
 mod endpoint;
+#[cfg(test)]
+pub(crate) mod fake;
 mod frames;
 mod partition;
 mod session;

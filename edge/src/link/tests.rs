@@ -1,205 +1,21 @@
 //! The link against a broker of these tests that speaks the frames over real QUIC.
 
-use std::{net::SocketAddr, path::Path};
-
-use quinn::crypto::rustls::QuicServerConfig;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::{RootCertStore, server::WebPkiClientVerifier};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinHandle, time::sleep};
 use trunkline_proto::{
     ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp,
-    link::{ALPN, Deliveries, Delivery, Frame, UplinkBatch},
+    link::{Deliveries, Delivery, Frame, UplinkBatch},
     record::encode_message_received,
     v1,
 };
 
 use super::{
-    frames::{FrameReader, FrameWriter},
+    fake::{Broker, Hello, Pki, soon},
     *,
 };
 use crate::{
     config::ApiConfig,
     inbox::{self, SHARD_INBOX_MAX, ShardInbox, ShardInput},
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Whatever a test waits for comes, or the test says where it waited.
-async fn soon<F: Future>(what: &'static str, future: F) -> F::Output {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
-}
-
-/// A certificate authority and its folder.
-struct Pki {
-    folder: tempfile::TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let pki = Self { folder: tempfile::tempdir().unwrap(), issuer };
-        pki.write("ca.pem", &pki.issuer.pem());
-        let (certificate, key) = pki.node("edge.e1.trunkline.internal");
-        pki.write("edge-e1.pem", &certificate.pem());
-        pki.write("edge-e1.key", &key.serialize_pem());
-        pki
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.folder.path().join(name), text).unwrap();
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn node(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().unwrap();
-        (CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap(), key)
-    }
-
-    /// A server that shows the certificate of broker `id`.
-    fn server(&self, id: u64) -> quinn::ServerConfig {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.issuer.der().clone()).unwrap();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
-        let (certificate, key) = self.node(&tls::broker_name(id));
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).unwrap()))
-    }
-}
-
-struct Broker {
-    id: u64,
-    endpoint: quinn::Endpoint,
-}
-
-impl Broker {
-    fn start(pki: &Pki, id: u64) -> Self {
-        Self::start_at(pki, id, SocketAddr::from(([127, 0, 0, 1], 0)))
-    }
-
-    fn start_at(pki: &Pki, id: u64, address: SocketAddr) -> Self {
-        Self { id, endpoint: quinn::Endpoint::server(pki.server(id), address).unwrap() }
-    }
-
-    fn address(&self) -> BrokerAddress {
-        BrokerAddress { id: self.id, link: self.endpoint.local_addr().unwrap().to_string() }
-    }
-
-    /// The next edge that says hello.
-    async fn hello(&self) -> Hello {
-        let connection = soon("a connection", self.endpoint.accept()).await.unwrap().await.unwrap();
-        let (send, receive) = soon("the control stream", connection.accept_bi()).await.unwrap();
-        let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
-        match soon("Hello", reader.next()).await.unwrap() {
-            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, _reader: reader, writer },
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Welcomes the next edge, and takes its stream of partition 0.
-    async fn link(&self, incarnation: u64) -> (Hello, Stream) {
-        let mut hello = self.hello().await;
-        hello.welcome(incarnation, 1).await;
-        let stream = hello.stream().await;
-        (hello, stream)
-    }
-}
-
-struct Hello {
-    broker: u64,
-    hello: pb::Hello,
-    connection: quinn::Connection,
-    /// Kept, or the stream would be stopped.
-    _reader: FrameReader,
-    writer: FrameWriter,
-}
-
-impl Hello {
-    async fn welcome(&mut self, incarnation: u64, partition_count: u32) {
-        self.welcome_to("test", incarnation, partition_count).await;
-    }
-
-    async fn welcome_to(&mut self, cluster: &str, incarnation: u64, partition_count: u32) {
-        let welcome = pb::Welcome {
-            cluster: cluster.to_owned(),
-            partition_count,
-            incarnation,
-            broker: self.broker,
-            leaders: Vec::new(),
-            grace_ms: 10_000,
-        };
-        self.writer.send(&Frame::Welcome(welcome)).await.unwrap();
-    }
-
-    async fn stream(&self) -> Stream {
-        let (send, receive) = soon("a stream", self.connection.accept_bi()).await.unwrap();
-        let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
-        match soon("Attach", reader.next()).await.unwrap() {
-            Frame::Attach(attach) => Stream { attach, reader, writer },
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-struct Stream {
-    attach: pb::Attach,
-    reader: FrameReader,
-    writer: FrameWriter,
-}
-
-impl Stream {
-    async fn send(&mut self, frame: Frame) {
-        soon("room on the stream", self.writer.send(&frame)).await.unwrap();
-    }
-
-    async fn attached(&mut self, last_sequence: u64, start: Offset) {
-        self.send(Frame::Attached(pb::Attached { last_sequence, start: start.0 })).await;
-    }
-
-    async fn goodbye(&mut self, reason: pb::Reason, leader: u64, address: &str) {
-        let goodbye = pb::Goodbye { reason: reason.into(), leader, address: address.to_owned(), ..Default::default() };
-        self.send(Frame::Goodbye(goodbye)).await;
-    }
-
-    /// Until a batch comes.
-    async fn batch(&mut self) -> UplinkBatch {
-        loop {
-            match soon("a batch", self.reader.next()).await.unwrap() {
-                Frame::Batch(batch) => return batch,
-                Frame::Seen { .. } => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Until deliveries up to `offset` have been handed over.
-    async fn seen(&mut self, offset: Offset) {
-        loop {
-            match soon("Seen", self.reader.next()).await.unwrap() {
-                Frame::Seen { offset: seen } if seen >= offset => return,
-                Frame::Seen { .. } | Frame::Batch(_) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-}
 
 /// An edge's link with one shard that this test plays.
 struct Edge {

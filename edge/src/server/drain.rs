@@ -13,7 +13,8 @@ use crate::{api::Api, config::DRAIN_SECONDS_MAX, downlink::Downlink, uplink};
 /// For the link to say goodbye and the threads to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// For everything before that.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(DRAIN_SECONDS_MAX).saturating_sub(Duration::from_secs(2));
+pub(super) const DRAIN_TIMEOUT: Duration =
+    Duration::from_secs(DRAIN_SECONDS_MAX).saturating_sub(Duration::from_secs(2));
 /// For sockets to close when there is nobody to tell.
 const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 /// So often it is looked whether the last connection is over.
@@ -25,13 +26,15 @@ pub(super) struct Drain<'a> {
     pub(super) downlink: &'a Downlink,
     pub(super) uplink: &'a uplink::Handle,
     pub(super) window: Duration,
+    /// At most so long, usually [`DRAIN_TIMEOUT`].
+    pub(super) timeout: Duration,
 }
 
 impl Drain<'_> {
     /// Drains; says what was left behind, if anything.
     pub(super) async fn run(self, threads: Threads, stop: CancellationToken) -> Result<(), Left> {
         tracing::info!(connections = self.connections(), window = ?self.window, "edge drains");
-        let drained = timeout(DRAIN_TIMEOUT, self.drain(&threads)).await;
+        let drained = timeout(self.timeout, self.drain(&threads)).await;
         let left = Left { connections: self.connections(), bytes: self.uplink.inflight_bytes() };
         end(threads, stop).await;
         match drained {

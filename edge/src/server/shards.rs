@@ -166,18 +166,23 @@ impl First {
             return;
         }
         let mut shard = tokio::task::spawn_local(serve_shard(options, listener, uplink.clone(), inbox));
-        let mut link = pin!(link.run(granted, uplink, self.downlink, self.stop));
-        let (ended, shard) = tokio::select! {
-            ended = &mut link => (ended, shard.await),
-            shard = &mut shard => match shard {
-                Ok(()) => (link.await, Ok(())),
-                Err(error) => (Ok(()), Err(error)),
-            },
+        let said = self.said;
+        let link = link.run(granted, uplink, self.downlink, self.stop);
+        let mut link = pin!(async move {
+            if let Err(error) = link.await {
+                // at once: the shard ends only after the edge has acted on it. Nobody listens any more once the edge drains
+                let _ = said.send(Event::LinkEnded(error));
+            }
+        });
+        let shard = tokio::select! {
+            () = &mut link => shard.await,
+            shard = &mut shard => {
+                if shard.is_ok() {
+                    link.await;
+                }
+                shard
+            }
         };
-        if let Err(error) = ended {
-            // nobody listens any more once the edge drains
-            let _ = self.said.send(Event::LinkEnded(error));
-        }
         if let Err(panic) = shard.map_err(JoinError::try_into_panic)
             && let Ok(panic) = panic
         {
