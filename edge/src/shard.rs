@@ -37,6 +37,9 @@ const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Most sockets written to before others have their turn: at 7 µs a write, about 2 ms.
 const FLUSHES_MAX: usize = 256;
 
+/// A fit value of [`ShardOptions::handshakes_max`]: an idle stranger costs about 1 KiB and a file descriptor for ten seconds.
+pub const HANDSHAKES_MAX: usize = 8192;
+
 /// What a shard is made of, besides its sockets.
 #[derive(Clone, Debug)]
 pub struct ShardOptions {

@@ -1,6 +1,6 @@
 //! Runs one shard on its thread: accept, inbox, timers, pauses.
 
-use std::{net::TcpListener as StdListener, rc::Rc, time::Duration};
+use std::{io, net::TcpListener as StdListener, rc::Rc, time::Duration};
 
 use tokio::{net::TcpListener, time::MissedTickBehavior};
 
@@ -21,12 +21,14 @@ const PAUSE_CHECK: Duration = Duration::from_secs(1);
 
 /// Runs one shard: accepts from `listener` (see [`accept::bind`]), serves its sockets, and takes `inbox`. Returns when the last
 /// [`crate::inbox::ShardHandle`] is dropped and the last connection is over. Must run inside a `LocalSet` of a current-thread
-/// runtime. Returns at once, and says so in the log, if the listener cannot be used.
-pub async fn run<S: RecordSink>(options: ShardOptions, listener: StdListener, sink: S, mut inbox: ShardInbox) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, shard = options.index, "cannot listen"),
-    };
+/// runtime; fails only if the listener cannot be used.
+pub async fn run<S: RecordSink>(
+    options: ShardOptions,
+    listener: StdListener,
+    sink: S,
+    mut inbox: ShardInbox,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
     let shard = Rc::new(Shard::new(options, sink));
     let helpers = [
         tokio::task::spawn_local(accept::serve(Rc::clone(&shard), listener)),
@@ -47,6 +49,7 @@ pub async fn run<S: RecordSink>(options: ShardOptions, listener: StdListener, si
     for helper in helpers {
         helper.abort();
     }
+    Ok(())
 }
 
 /// Takes an input and those that wait behind it, up to a bound.

@@ -203,7 +203,7 @@ impl Edge {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, worker::run(options, listener, sink, inputs));
+            local.block_on(&runtime, worker::run(options, listener, sink, inputs)).unwrap();
         });
         Self { address, log, apis, shard: Some(shard), thread: Some(thread), offset: Mutex::new(0) }
     }
