@@ -5,8 +5,12 @@ A checker that was never seen failing proves nothing.
 
 from __future__ import annotations
 
+import pytest
+
 import checker
 from history import Handled, Record, Session, Submit, parse_journal, parse_message, parse_offset, parse_record
+
+pytestmark = pytest.mark.short
 
 
 class Log:

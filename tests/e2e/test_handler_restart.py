@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import websockets.sync.client
 import pytest
+import websockets.sync.client
 
 import checker
 from harness import Cluster, until
@@ -19,11 +19,15 @@ CLIENTS = 20
 MESSAGES = 25
 
 
+def connect(cluster):
+    return websockets.sync.client.connect(cluster.ws("/echo"), compression=None, legacy=True)
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_clients_stay_and_the_handler_gets_everything_when_it_returns(folder, how):
     cluster = Cluster(folder, APIS).start()
     handler = cluster.handler("echo", group="echo", api="echo")
-    clients = [websockets.sync.client.connect(cluster.ws("/echo"), compression=None) for _ in range(CLIENTS)]
+    clients = [connect(cluster) for _ in range(CLIENTS)]
     for client in clients:
         client.send("before")
         assert client.recv(timeout=10) == "before"
@@ -54,7 +58,7 @@ def test_a_second_member_takes_over_when_the_first_is_killed(folder):
     cluster = Cluster(folder, APIS, partitions=8).start()
     first = cluster.handler("echo", group="echo", api="echo")
     second = cluster.handler("echo", group="echo", api="echo")
-    clients = [websockets.sync.client.connect(cluster.ws("/echo"), compression=None) for _ in range(CLIENTS)]
+    clients = [connect(cluster) for _ in range(CLIENTS)]
     members = until(lambda: {row["member"] for row in cluster.groups() if row["member"]} if len(cluster.groups()) >= 2 else None, "the group to have members")
     assert members, cluster.groups()
     first.kill9()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from history import Record
 from model import connections_at, differences
+
+pytestmark = pytest.mark.short
 
 
 def record(index: int, kind: str, connection: str | None = "A", partition: int = 0, **fields) -> Record:

@@ -66,8 +66,8 @@ def test_garbage_on_grpc(unharmed, garbage):
                 sock.shutdown(socket.SHUT_WR)
                 while sock.recv(4096):
                     pass
-            except (ConnectionError, TimeoutError):
-                pass
+            except OSError:
+                pass  # closed at once: an answer too
 
 
 def grpc_call(address, path: str, body: bytes) -> bytes:
@@ -121,10 +121,10 @@ def test_malformed_grpc_messages_get_an_answer(unharmed, body):
     ("method", "path", "statuses"),
     [
         ("GET", "/v1/connections/nonsense", {400, 404, 410}),
-        ("GET", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAA", {410}),
-        ("POST", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAA/messages", {410}),
-        ("DELETE", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAA", {204, 410}),
-        ("DELETE", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAA?code=1", {400}),
+        ("GET", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAQ", {410}),
+        ("POST", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAQ/messages", {410}),
+        ("DELETE", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAQ", {204, 410}),
+        ("DELETE", "/v1/connections/AAAAAAAAAAAAAAAAAAAAAQ?code=1", {400}),
         ("POST", "/v1/channels/%00/messages", {400}),
         ("POST", "/v1/channels/" + "x" * 300 + "/messages", {400, 414}),
         ("GET", "/v1/connections?limit=x", {400}),
