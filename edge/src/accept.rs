@@ -112,7 +112,7 @@ fn retry_after() -> u32 {
 
 async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, peer: SocketAddr, on_loopback: bool) {
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-    let head = match timeout_at(deadline, read_head(&stream)).await {
+    let head = match timeout_at(deadline, read_head(&stream, &shard.options.headers)).await {
         Ok(Ok(head)) => head,
         // nobody is there to be answered
         Ok(Err(_)) => return shard.unmatched.handshake(HandshakeOutcome::Abandoned),
@@ -132,8 +132,8 @@ async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, p
     let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, Box::pin(refuse(&mut stream, &answer))).await;
 }
 
-async fn read_head(stream: &TcpStream) -> io::Result<Head> {
-    let mut reader = HeadReader::default();
+async fn read_head(stream: &TcpStream, kept: &Arc<[String]>) -> io::Result<Head> {
+    let mut reader = HeadReader::keeping(Arc::clone(kept));
     loop {
         stream.readable().await?;
         // not across the await: a stranger who sends nothing costs no buffer
@@ -253,7 +253,14 @@ mod tests {
     fn ids_belong_to_the_shard_and_never_repeat() {
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..3 {
-            let options = ShardOptions { edge: "e".into(), index, shards: 3, apis: Arc::new([]), handshakes_max: 1 };
+            let options = ShardOptions {
+                edge: "e".into(),
+                index,
+                shards: 3,
+                apis: Arc::default(),
+                headers: Arc::default(),
+                handshakes_max: 1,
+            };
             for _ in 0..10_000 {
                 let id = draw_id(&options);
                 assert_eq!(shard_of(id, 3), index);

@@ -51,6 +51,8 @@ pub struct ShardOptions {
     pub shards: usize,
     /// The front doors, the same list for every shard (it holds their connection counts).
     pub apis: Arc<[Arc<Api>]>,
+    /// Request headers that become part of ConnectionOpened, lower case. Not credentials: records are kept.
+    pub headers: Arc<[String]>,
     /// Most sockets of this shard whose request has no answer yet and no connection; beyond it 503 is answered at once.
     pub handshakes_max: usize,
 }
@@ -475,7 +477,8 @@ mod tests {
         // DESIGN 9: at most 1.1 KiB with tokio's own parts (a task of 256 bytes, an IO registration of 256)
         assert!(size_of::<Socket>() <= 480, "{}", size_of::<Socket>());
         let apis: Arc<[Arc<Api>]> = Arc::new([Arc::new(Api::new(ApiConfig::new("a", "/a".parse().unwrap())))]);
-        let options = ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, handshakes_max: 1 };
+        let options =
+            ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, headers: Arc::default(), handshakes_max: 1 };
         let count = trunkline_proto::PartitionCount::new(1).unwrap();
         let shard = Rc::new(Shard::new(options, uplink::Handle::new(count, 1, 1 << 20)));
         assert!(size_of_val(&shard.serve(0, 0)) <= 32);

@@ -1,6 +1,8 @@
 //! The upgrade request, strictly by RFC 6455 §4.2.1, and every HTTP answer an edge gives. tungstenite's own server answers
 //! nothing to a bad request and lets a missing Host or a second key pass (reference finding 0.7), hence this.
 
+use std::sync::Arc;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use trunkline_proto::v1;
@@ -15,8 +17,6 @@ pub const FIELDS_MAX: usize = 64;
 pub const TARGET_BYTES_MAX: usize = 2 << 10;
 /// Most subprotocols a client may offer (400).
 pub const SUBPROTOCOLS_MAX: usize = 32;
-/// Headers that become part of ConnectionOpened. Never credentials: records are kept.
-pub const HEADERS_KEPT: [&str; 5] = ["user-agent", "origin", "host", "x-request-id", "accept-language"];
 
 /// A correct upgrade request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Upgrade {
     pub accept: String,
     /// Offered subprotocols, in the client's order.
     pub subprotocols: Vec<String>,
-    /// Those of [`HEADERS_KEPT`], names in lower case.
+    /// Those that are kept, names in lower case.
     pub headers: Vec<v1::Header>,
 }
 
@@ -52,9 +52,15 @@ pub enum Head {
 pub struct HeadReader {
     bytes: Vec<u8>,
     scanned: usize,
+    kept: Arc<[String]>,
 }
 
 impl HeadReader {
+    /// Keeps headers of these names, given in lower case; all others are dropped.
+    pub fn keeping(headers: Arc<[String]>) -> Self {
+        Self { kept: headers, ..Self::default() }
+    }
+
     /// Takes the bytes that have come.
     pub fn feed(&mut self, bytes: &[u8]) -> Head {
         let room = HEAD_BYTES_MAX - self.bytes.len();
@@ -63,7 +69,7 @@ impl HeadReader {
             Err(answer) => return Head::Answer(answer),
             Ok(None) if bytes.len() > room => return Head::Answer(too_large()),
             Ok(None) => return Head::More,
-            Ok(Some(length)) => (parse(&self.bytes[..length]), length),
+            Ok(Some(length)) => (parse(&self.bytes[..length], &self.kept), length),
         };
         match judged {
             // a client may send nothing before it has seen 101; a body or a pipelined request is an attempt at smuggling
@@ -104,7 +110,7 @@ fn too_large() -> Answer {
 }
 
 /// Judges a complete head.
-fn parse(head: &[u8]) -> Result<Upgrade, Answer> {
+fn parse(head: &[u8], kept: &[String]) -> Result<Upgrade, Answer> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(head) {
@@ -127,10 +133,10 @@ fn parse(head: &[u8]) -> Result<Upgrade, Answer> {
     if !target.starts_with('/') || !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
         return Err(Answer::bad_request("the request target is no absolute path"));
     }
-    upgrade(target, &Fields(request.headers))
+    upgrade(target, &Fields(request.headers), kept)
 }
 
-fn upgrade(target: &str, fields: &Fields<'_>) -> Result<Upgrade, Answer> {
+fn upgrade(target: &str, fields: &Fields<'_>, kept: &[String]) -> Result<Upgrade, Answer> {
     fields
         .one("host")?
         .filter(|host| !host.is_empty())
@@ -158,7 +164,7 @@ fn upgrade(target: &str, fields: &Fields<'_>) -> Result<Upgrade, Answer> {
         origin: fields.origin()?.map(str::to_owned),
         accept: derive_accept_key(key.as_bytes()),
         subprotocols: fields.subprotocols()?,
-        headers: fields.kept(),
+        headers: fields.kept(kept),
     })
 }
 
@@ -209,11 +215,11 @@ impl<'a> Fields<'a> {
     }
 
     /// Values that are no UTF-8 are left out.
-    fn kept(&self) -> Vec<v1::Header> {
+    fn kept(&self, names: &[String]) -> Vec<v1::Header> {
         let kept = |field: &httparse::Header<'_>| {
-            let name = HEADERS_KEPT.into_iter().find(|name| field.name.eq_ignore_ascii_case(name))?;
+            let name = names.iter().find(|name| field.name.eq_ignore_ascii_case(name))?;
             let value = std::str::from_utf8(field.value).ok()?;
-            Some(v1::Header { name: name.to_owned(), value: value.to_owned() })
+            Some(v1::Header { name: name.clone(), value: value.to_owned() })
         };
         self.0.iter().filter_map(kept).collect()
     }

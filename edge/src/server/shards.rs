@@ -70,11 +70,13 @@ impl Threads {
         let (said, hear) = mpsc::unbounded_channel();
         let shards = listeners.len();
         let edge: Arc<str> = config.name.as_str().into();
+        let headers: Arc<[String]> = config.headers.as_slice().into();
         let options = |index| ShardOptions {
             edge: Arc::clone(&edge),
             index,
             shards,
             apis: Arc::clone(apis),
+            headers: Arc::clone(&headers),
             handshakes_max: HANDSHAKES_MAX,
         };
         let waiting = listeners.into_iter().zip(inboxes).enumerate();

@@ -197,8 +197,14 @@ impl Edge {
         let listener = accept::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
         let address = listener.local_addr().unwrap();
         let (shard, inputs) = inbox();
-        let options =
-            ShardOptions { edge: "e1".into(), index: 0, shards: 1, apis: Arc::clone(&apis), handshakes_max: 100 };
+        let options = ShardOptions {
+            edge: "e1".into(),
+            index: 0,
+            shards: 1,
+            apis: Arc::clone(&apis),
+            headers: ["host", "user-agent"].map(str::to_owned).into(),
+            handshakes_max: 100,
+        };
         let sink = log.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
