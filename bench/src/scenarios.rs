@@ -372,7 +372,7 @@ fn start_apart(setup: &Setup, folder: &Path) -> anyhow::Result<(Server, Server)>
     std::fs::write(
         &edge_config,
         format!(
-            "[edge]\nname = \"bench\"\npki = {pki:?}\nws = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n\n[[edge.brokers]]\nid = 1\naddress = \"{}\"\n\n\
+            "[edge]\nname = \"bench\"\npki = {pki:?}\nws = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nbrokers = [\"1@{}\"]\n\n\
              [[api]]\nname = \"idle\"\npath = \"/idle\"\nregistration = \"accept\"\n",
             broker.address("link")?
         ),

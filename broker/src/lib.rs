@@ -1,24 +1,24 @@
 //! The log, the state machine, delivery, and the gRPC and HTTP surfaces.
 //!
-//! Modules import downwards only, in this order (ARCHITECTURE.md, checked by a tidy test).
+//! Modules import downwards only, in the order of the ranks in ARCHITECTURE.md (a tidy test checks it).
 
-pub mod config;
-pub mod metrics;
-pub mod clock;
-pub mod core;
-pub mod store;
-pub mod raft;
-pub mod tail;
 pub mod append;
-pub mod node;
+pub mod clock;
 pub mod commands;
-pub mod submit;
-pub mod forward;
+pub mod config;
+pub mod core;
 pub mod delivery;
-pub mod handlers;
-pub mod link;
+pub mod forward;
 pub mod grpc;
+pub mod handlers;
 pub mod http;
+pub mod link;
+pub mod metrics;
+pub mod node;
+pub mod raft;
 pub mod server;
+pub mod store;
+pub mod submit;
+pub mod tail;
 #[cfg(test)]
 mod testing;

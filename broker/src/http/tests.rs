@@ -403,7 +403,7 @@ async fn the_operator_sees_connections_log_cluster_and_metrics() {
     assert_eq!(cluster["edges"][0]["connections"], 1);
     assert!(call(&router, "GET", "/v1/groups", "").await.json()["groups"].as_array().unwrap().is_empty());
     let metrics = call(&router, "GET", "/metrics", "").await;
-    assert!(std::str::from_utf8(&metrics.body).unwrap().contains("trunkline_link_edges"));
+    assert!(std::str::from_utf8(&metrics.body).unwrap().contains("trunkline_storage_healthy"));
     let document = call(&router, "GET", "/v1/openapi.json", "").await;
     assert_eq!(document.json()["openapi"], "3.1.0");
     let page = call(&router, "GET", "/demo/chat", "").await;

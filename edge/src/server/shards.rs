@@ -16,12 +16,9 @@ use crate::{
     downlink::Downlink,
     inbox::ShardInbox,
     link::{Granted, Link, LinkError, Settings, Status},
-    shard::ShardOptions,
+    shard::{HANDSHAKES_MAX, ShardOptions},
     uplink, worker,
 };
-
-/// Most upgrade requests under way in the whole edge; beyond it 503 is answered at once. Each may cost 16 KiB of headers.
-const HANDSHAKES_MAX: usize = 4096;
 
 /// The link is up: its first incarnation is granted.
 pub(super) struct Linked {
@@ -78,7 +75,7 @@ impl Threads {
             index,
             shards,
             apis: Arc::clone(apis),
-            handshakes_max: HANDSHAKES_MAX.div_ceil(shards.max(1)),
+            handshakes_max: HANDSHAKES_MAX,
         };
         let waiting = listeners.into_iter().zip(inboxes).enumerate();
         let waiting = waiting.map(|(index, (listener, inbox))| Waiting { options: options(index), listener, inbox });
@@ -108,7 +105,7 @@ impl Threads {
     pub(super) fn start_others(&mut self, uplink: &uplink::Handle) -> Result<(), ServeError> {
         while let Some(Waiting { options, listener, inbox }) = self.waiting.pop() {
             let uplink = uplink.clone();
-            self.spawn(options.index, move || worker::run(options, listener, uplink, inbox))?;
+            self.spawn(options.index, move || serve_shard(options, listener, uplink, inbox))?;
         }
         Ok(())
     }
@@ -168,7 +165,7 @@ impl First {
         if self.linked.send(Ok(Linked { uplink: uplink.clone(), status: link.status() })).is_err() {
             return;
         }
-        let mut shard = tokio::task::spawn_local(worker::run(options, listener, uplink.clone(), inbox));
+        let mut shard = tokio::task::spawn_local(serve_shard(options, listener, uplink.clone(), inbox));
         let said = self.said;
         let link = link.run(granted, uplink, self.downlink, self.stop);
         let mut link = pin!(async move {
@@ -202,6 +199,13 @@ async fn open(settings: Settings, stop: &CancellationToken) -> Result<Option<(Li
         () = stop.cancelled() => return Ok(None),
     };
     Ok(Some((link, granted)))
+}
+
+async fn serve_shard(options: ShardOptions, listener: TcpListener, uplink: uplink::Handle, inbox: ShardInbox) {
+    let shard = options.index;
+    if let Err(error) = worker::run(options, listener, uplink, inbox).await {
+        tracing::error!(shard, %error, "shard cannot use its listener");
+    }
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {

@@ -34,6 +34,7 @@ mod context;
 mod error;
 mod event;
 mod handler;
+mod lane;
 mod schedule;
 mod session;
 mod subscription;

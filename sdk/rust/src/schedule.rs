@@ -15,13 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prost::Message as _;
 use trunkline_proto::{
     ConnectionId, limits,
     v1::{self, Code},
 };
 
-use crate::backoff::exponential;
+use crate::{
+    backoff::exponential,
+    lane::{Lane, Settled, WorkId},
+};
 
 #[cfg(test)]
 mod tests;
@@ -52,10 +54,6 @@ pub(crate) struct Bounds {
     /// How often events that are held are reported as worked on.
     pub(crate) extend_every: Duration,
 }
-
-/// Names one run of a handler.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct WorkId(u64);
 
 /// An event to run the handler on.
 #[derive(Debug)]
@@ -94,36 +92,6 @@ struct Assignment {
     sendable: VecDeque<ConnectionId>,
 }
 
-#[derive(Debug, Default)]
-struct Lane {
-    queue: VecDeque<(v1::Event, Instant)>,
-    running: Option<WorkId>,
-    /// Outcomes that wait to be sent, in order.
-    settled: VecDeque<Settled>,
-    /// Outcomes in a commit without an answer.
-    committing: usize,
-    /// In `sendable`.
-    listed: bool,
-    /// In `ready`.
-    ready: bool,
-    /// Highest offset seen: what comes above it cannot be held already.
-    newest: u64,
-    /// This event was refused, and the broker may not know yet: later ones that still come are given back.
-    refused: Option<u64>,
-    /// Send outcomes one by one: a commit with several was refused for one of them.
-    alone: bool,
-}
-
-impl Lane {
-    fn is_idle(&self) -> bool {
-        self.queue.is_empty()
-            && self.running.is_none()
-            && self.settled.is_empty()
-            && self.committing == 0
-            && !self.ready
-    }
-}
-
 #[derive(Debug)]
 struct Running {
     lane: LaneKey,
@@ -131,40 +99,6 @@ struct Running {
     offset: u64,
     attempt: u32,
     since: Instant,
-}
-
-#[derive(Clone, Debug)]
-struct Settled {
-    offset: u64,
-    attempt: u32,
-    since: Instant,
-    verdict: v1::outcome::Verdict,
-    commands: Vec<v1::Command>,
-    bytes: usize,
-}
-
-impl Settled {
-    fn new(
-        offset: u64,
-        attempt: u32,
-        since: Instant,
-        verdict: v1::outcome::Verdict,
-        commands: Vec<v1::Command>,
-    ) -> Self {
-        let bytes = 32 + commands.iter().map(|command| command.encoded_len() + 32).sum::<usize>();
-        Self { offset, attempt, since, verdict, commands, bytes }
-    }
-
-    fn refused(offset: u64, attempt: u32, since: Instant, delay: Duration) -> Self {
-        let delay_ms = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
-        let refused = v1::Refused { delay_ms, released: false };
-        Self::new(offset, attempt, since, v1::outcome::Verdict::Refused(refused), Vec::new())
-    }
-
-    fn released(offset: u64, attempt: u32, since: Instant) -> Self {
-        let released = v1::Refused { delay_ms: 0, released: true };
-        Self::new(offset, attempt, since, v1::outcome::Verdict::Refused(released), Vec::new())
-    }
 }
 
 #[derive(Debug)]
@@ -335,7 +269,7 @@ impl Schedule {
             Verdict::Refuse(delay) => {
                 lane.settled.push_back(Settled::refused(offset, attempt, since, delay));
                 lane.refused = Some(offset);
-                release(lane);
+                lane.release();
             }
         }
         self.list(key);
@@ -372,7 +306,7 @@ impl Schedule {
         for key in self.lanes.keys().copied().collect::<Vec<_>>() {
             if let Some(lane) = self.lanes.get_mut(&key) {
                 lane.ready = false;
-                release(lane);
+                lane.release();
                 self.list(key);
             }
         }
@@ -578,7 +512,7 @@ impl Schedule {
                 for later in &mut lane.settled {
                     *later = Settled::released(later.offset, later.attempt, later.since);
                 }
-                release(lane);
+                lane.release();
             }
         }
         self.send_again(now, commit, false);
@@ -658,12 +592,5 @@ impl Schedule {
 impl Assignment {
     fn may_commit(&self, now: Instant) -> bool {
         !self.sendable.is_empty() && self.pause_until.is_none_or(|until| until <= now)
-    }
-}
-
-/// Gives back what the lane has not begun.
-fn release(lane: &mut Lane) {
-    for (event, since) in lane.queue.drain(..) {
-        lane.settled.push_back(Settled::released(event.offset, event.attempt, since));
     }
 }

@@ -25,7 +25,8 @@ use crate::{
     error::{ClientError, Retry},
     event::{Closed, Message, Opened},
     handler::{Decision, Handler, HandlerError, Registration, Then},
-    schedule::{Bounds, Schedule, Verdict, Work, WorkId, refuse_delay},
+    lane::WorkId,
+    schedule::{Bounds, Schedule, Verdict, Work, refuse_delay},
     subscription::Settings,
 };
 
