@@ -113,7 +113,7 @@ impl From<StoreError> for ReadError {
 /// Where in the past.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moment {
-    /// After the record at this offset (and the rest of its entry before it).
+    /// After the entry that holds the record at this offset: entries are applied at once, so no commit is seen half done.
     Offset(Offset),
     /// After the last entry stamped at or before this time.
     Time(Timestamp),

@@ -135,7 +135,13 @@ class Crowd:
     def connected(self) -> int:
         return sum(session.end == "open" for session in [*self.sessions, *self.watching])
 
+    @property
+    def answered(self) -> bool:
+        """Every message of those who are connected was answered."""
+        return all(len(session.acks) == session.sent for session in list(self.sessions) if session.end == "open")
+
     def quiet(self) -> None:
+        """Nobody sends any more; all stay connected."""
         self._loop.call_soon_threadsafe(self._quiet.set)
 
     def finish(self, seconds: float = 60) -> None:

@@ -57,6 +57,9 @@ def no_process_outlives_its_test():
     for process in list(harness.Process.running):
         if process not in before:
             process.kill9()
+    panicked = [process.name for process in harness.Process.started if "panicked at" in process.log_text()]
+    harness.Process.started[:] = harness.Process.running
+    assert not panicked, f"{panicked} panicked, see the logs"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -103,6 +103,7 @@ class Process:
     """One process. Start it from the main thread: it is killed when the thread that started it ends."""
 
     running: list[Process] = []
+    started: list[Process] = []
 
     def __init__(self, name: str, argv: list[str], logs: Path, env: dict[str, str] | None = None) -> None:
         self.name = name
@@ -127,6 +128,8 @@ class Process:
                 self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=self.env, preexec_fn=_die_with_parent
             )
         Process.running.append(self)
+        if self not in Process.started:
+            Process.started.append(self)
         threading.Thread(target=self._read, args=(self.popen,), daemon=True).start()
         if ready:
             self.wait_ready(seconds)

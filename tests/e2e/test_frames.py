@@ -145,6 +145,7 @@ def test_utf8_split_over_fragments_is_one_text(sock):
 def test_a_message_at_the_limit_passes(dev, small):
     small.send(frame(BINARY, b"x" * LIMIT))
     small.close()
+    assert close_record(dev, small)["code"] == 1000
     assert any(record.kind == "message_received" and record.payload == b"x" * LIMIT for record in dev.tail("--api", "small"))
 
 

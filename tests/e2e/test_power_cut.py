@@ -19,7 +19,7 @@ from disk import Disk
 from harness import Cluster, until
 from test_kills import APIS, judge_at_the_end, judge_while_connected
 
-CUTS = 4
+CUTS = 6
 CONTROL_CUTS = 8
 NO_SYNC = {"TRUNKLINE_TEST_NO_SYNC": "1"}
 
@@ -52,7 +52,6 @@ def test_nothing_acknowledged_is_lost_when_the_power_goes(folder, need):
         until(lambda: crowd.connected == 32, "all clients connected", 60)
         submits = submitters.finish()
         crowd.quiet()
-        until(lambda: cluster.lag("effects") == 0, "the handler group to have settled everything", 60)
         judge_while_connected(cluster, crowd, submits)
         crowd.finish()
         until(lambda: not cluster.connections(), "every connection closed in the log", 40)
