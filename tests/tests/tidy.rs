@@ -316,6 +316,13 @@ fn only_the_named_layers_use_the_big_libraries() {
 }
 
 #[test]
+fn the_readme_shows_a_handler_that_compiles() {
+    let example = read("sdk/rust/examples/first.rs");
+    let code = example.split_once("\n\n").map_or("", |(_, code)| code.trim());
+    assert!(read("README.md").contains(code), "the handler in README.md is not sdk/rust/examples/first.rs");
+}
+
+#[test]
 fn the_readme_tells_commands_that_exist() {
     let makefile = read("Makefile");
     let targets: BTreeSet<&str> = makefile

@@ -1,4 +1,5 @@
-//! The handler of the README. Start `trunkline dev` first, then `cargo run -p trunkline-sdk --example first`.
+//! The handler of the README. Start `trunkline dev` first, then `cargo build --workspace --examples` and
+//! `target/debug/examples/first`.
 
 use trunkline_sdk::{Context, Handler, HandlerError, Message, Subscriber};
 
