@@ -36,7 +36,14 @@ pub(crate) struct Pending {
 
 impl Pending {
     pub(crate) fn new(registration: Registration, deadline: Millis) -> Self {
-        Self { registration, headers: Vec::new(), is_applied: false, joined: Vec::new(), deadline, deliveries: Outbound::default() }
+        Self {
+            registration,
+            headers: Vec::new(),
+            is_applied: false,
+            joined: Vec::new(),
+            deadline,
+            deliveries: Outbound::default(),
+        }
     }
 
     /// ConnectionOpened is applied.
