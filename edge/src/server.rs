@@ -122,8 +122,8 @@ impl fmt::Display for Left {
     }
 }
 
-/// Runs an edge until `shutdown`, then drains it. Brokers are asked for an incarnation first, however long that takes; then
-/// sockets are accepted and `ready` is called. Must run inside a tokio runtime, which serves health and metrics; sockets and
+/// Runs an edge until `shutdown`, then drains it. Brokers are asked for an incarnation first and every partition is attached,
+/// however long that takes; then sockets are accepted and `ready` is called. Must run inside a tokio runtime, which serves health and metrics; sockets and
 /// link have threads of their own.
 pub async fn run(
     config: EdgeConfig,

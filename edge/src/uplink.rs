@@ -234,7 +234,7 @@ impl Handle {
         self.shared.pauses.set(partition, apis);
     }
 
-    /// The incarnation is over: drops every record and takes none until [`Handle::restart`].
+    /// The incarnation is over: drops every record and takes none until [`Handle::resume`].
     pub(crate) fn fence(&self) {
         self.refuse(UplinkError::Fenced);
     }
@@ -256,13 +256,17 @@ impl Handle {
         }
     }
 
-    /// A new incarnation: sequences start anew and records are taken again.
+    /// A new incarnation: sequences start anew. Records are taken from [`Handle::resume`] on.
     pub(crate) fn restart(&self, incarnation: u64) {
         self.shared.incarnation.store(incarnation, Ordering::Release);
-        for queue in &self.shared.queues {
-            queue.state.lock().refusing = None;
-        }
         self.shared.settled.notify_waiters();
+    }
+
+    /// Takes records, again or still; not after [`Handle::close`].
+    pub(crate) fn resume(&self) {
+        for queue in &self.shared.queues {
+            queue.state.lock().refusing.take_if(|reason| *reason == UplinkError::Fenced);
+        }
     }
 }
 

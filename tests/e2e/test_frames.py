@@ -161,6 +161,13 @@ def test_one_byte_more_over_two_fragments_is_1009(small):
     small.expect_close(1009)
 
 
+def test_who_sends_all_of_a_message_that_is_too_large_reads_its_1009(small):
+    """What is refused by its first bytes still comes: the server must read it and throw it away, for a socket closed with
+    unread bytes is reset, and the close frame lost with it."""
+    small.send(frame(BINARY, b"x" * (2 * LIMIT)))
+    small.expect_close(1009)
+
+
 @pytest.mark.parametrize("declared", [1 << 30, (1 << 63) - 1])
 def test_a_huge_declared_length_is_1009_at_once_and_allocates_nothing(dev, declared):
     before = dev.process.rss_kib()

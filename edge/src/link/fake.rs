@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::{RootCertStore, server::WebPkiClientVerifier};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
-    sync::{Notify, broadcast},
+    sync::{Notify, broadcast, watch},
     time::timeout,
 };
 use trunkline_proto::{
@@ -198,25 +198,39 @@ impl Stream {
     }
 }
 
-/// A broker of one partition that applies whatever comes, remembers it, and sends what it is told to.
+/// A broker that applies whatever comes, remembers it, and sends what it is told to on every stream.
 pub(crate) struct Automatic {
     pub(crate) address: BrokerAddress,
     inner: Arc<Inner>,
 }
 
 struct Inner {
+    partitions: u32,
     log: Mutex<Vec<Record>>,
-    /// Last applied sequence of each incarnation.
-    sequences: Mutex<BTreeMap<u64, u64>>,
+    /// Last applied sequence of each incarnation and partition.
+    sequences: Mutex<BTreeMap<(u64, u32), u64>>,
+    /// The partition that is not attached for now.
+    held: watch::Sender<Option<u32>>,
+    /// Incarnation and partition of each Attach.
+    asked: watch::Sender<Vec<(u64, u32)>>,
     arrived: Notify,
     frames: broadcast::Sender<Frame>,
 }
 
 impl Automatic {
+    /// Of one partition.
     pub(crate) fn start(pki: &Pki) -> Self {
+        Self::start_with(pki, 1, None)
+    }
+
+    /// Does not attach the partition `held` until it is told to.
+    pub(crate) fn start_with(pki: &Pki, partitions: u32, held: Option<u32>) -> Self {
         let broker = Broker::start(pki, 1);
         let inner = Inner {
+            partitions,
             log: Mutex::default(),
+            held: watch::Sender::new(held),
+            asked: watch::Sender::default(),
             sequences: Mutex::default(),
             arrived: Notify::new(),
             frames: broadcast::Sender::new(64),
@@ -226,7 +240,19 @@ impl Automatic {
         Self { address, inner }
     }
 
-    /// Sends a frame on the partition's stream.
+    /// Attaches every partition but this one from now on.
+    pub(crate) fn hold(&self, partition: Option<u32>) {
+        self.inner.held.send_replace(partition);
+    }
+
+    /// Until the edge wants this partition attached.
+    pub(crate) async fn asked(&self, incarnation: u64, partition: u32) {
+        let mut asked = self.inner.asked.subscribe();
+        let asked = asked.wait_for(|asked| asked.contains(&(incarnation, partition)));
+        drop(soon("Attach", asked).await.unwrap());
+    }
+
+    /// Sends a frame on each partition's stream.
     pub(crate) fn send(&self, frame: Frame) {
         self.inner.frames.send(frame).unwrap();
     }
@@ -257,7 +283,7 @@ impl Inner {
             let Ok(Frame::Hello(hello)) = reader.next().await else { continue };
             granted += u64::from(hello.incarnation == 0);
             let mut hello = Hello { broker: broker.id, hello, connection, _reader: reader, writer };
-            hello.welcome(granted, 1).await;
+            hello.welcome(granted, self.partitions).await;
             tokio::spawn(Arc::clone(&self).session(hello));
         }
     }
@@ -281,15 +307,18 @@ impl Inner {
 
     async fn stream(self: Arc<Self>, mut reader: FrameReader, mut writer: FrameWriter) {
         let Ok(Frame::Attach(attach)) = reader.next().await else { return };
+        let life = (attach.incarnation, attach.partition);
+        self.asked.send_modify(|asked| asked.push(life));
+        let _ = self.held.subscribe().wait_for(|held| *held != Some(attach.partition)).await;
         let mut frames = self.frames.subscribe();
-        let last_sequence = self.sequences.lock().get(&attach.incarnation).copied().unwrap_or_default();
+        let last_sequence = self.sequences.lock().get(&life).copied().unwrap_or_default();
         let attached = pb::Attached { last_sequence, start: attach.after };
         let mut answer = Frame::Attached(attached);
         while writer.send(&answer).await.is_ok() {
             answer = loop {
                 tokio::select! {
                     frame = reader.next() => match frame {
-                        Ok(Frame::Batch(batch)) => break self.apply(attach.incarnation, batch),
+                        Ok(Frame::Batch(batch)) => break self.apply(life, batch),
                         Ok(_) => {}
                         Err(_) => return,
                     },
@@ -299,9 +328,9 @@ impl Inner {
         }
     }
 
-    fn apply(&self, incarnation: u64, batch: UplinkBatch) -> Frame {
+    fn apply(&self, life: (u64, u32), batch: UplinkBatch) -> Frame {
         let mut sequences = self.sequences.lock();
-        let last = sequences.entry(incarnation).or_default();
+        let last = sequences.entry(life).or_default();
         if batch.sequence == *last + 1 {
             *last += 1;
             let batch = Batch::checked(Source::Leader, batch.count, batch.records).unwrap();

@@ -3,6 +3,11 @@
 //!
 //! An **incarnation** is granted when the edge starts and lives until a broker says that it is lost. Brokers that are away end
 //! nothing: sockets stay open, records wait in the uplink, and the link tries again forever.
+//!
+//! An incarnation is **open** once each of its partitions has been attached. A first stream begins where its partition stands,
+//! so what was applied before it is not delivered: a connection taken earlier might never hear that it is in a channel. Hence
+//! no socket is served, and no record taken, before that. A stream that comes back later begins where the last one ended (the
+//! offset its feed has seen): the broker reads what was missed from its log, and sockets go on meanwhile.
 
 mod backoff;
 mod directory;
@@ -28,7 +33,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
+use parking_lot::Mutex;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{
     PartitionCount, PartitionId,
@@ -118,17 +124,25 @@ impl fmt::Display for Fate {
 /// How much of the link is up. Shared with the health endpoint.
 pub struct Status {
     attached: AtomicUsize,
+    /// An incarnation has been open.
+    opened: watch::Sender<bool>,
     metrics: LinkMetrics,
 }
 
 impl Status {
     fn new() -> Self {
-        Self { attached: AtomicUsize::new(0), metrics: LinkMetrics::new() }
+        Self { attached: AtomicUsize::new(0), opened: watch::Sender::new(false), metrics: LinkMetrics::new() }
     }
 
     /// Partitions whose stream is attached.
     pub fn attached_partitions(&self) -> usize {
         self.attached.load(Ordering::Relaxed)
+    }
+
+    /// Waits until an incarnation is open: each of its partitions has been attached. Cancel safe.
+    pub(crate) async fn opened(&self) {
+        // never closed: this holds the sender
+        let _ = self.opened.subscribe().wait_for(|opened| *opened).await;
     }
 
     /// One more, until the guard is dropped.
@@ -296,6 +310,7 @@ impl Link {
             uplink: uplink.clone(),
             directory: Arc::clone(&self.directory),
             status: Arc::clone(&self.status),
+            unattached: Mutex::new(welcome.count.iter().collect()),
         });
         let mut tasks = JoinSet::new();
         for partition in welcome.count.iter() {

@@ -1,6 +1,7 @@
 //! One partition: finds its leader, attaches, and runs both directions of the stream, again and again, for one incarnation.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     sync::{
         Arc,
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -44,6 +46,20 @@ pub(crate) struct Context {
     pub(crate) uplink: uplink::Handle,
     pub(crate) directory: Arc<Directory>,
     pub(crate) status: Arc<Status>,
+    /// Partitions that have not been attached in this incarnation.
+    pub(crate) unattached: Mutex<BTreeSet<PartitionId>>,
+}
+
+impl Context {
+    /// The partition's stream is attached; with the last first one the incarnation is open.
+    fn note_attached(&self, partition: PartitionId) {
+        let mut unattached = self.unattached.lock();
+        if unattached.remove(&partition) && unattached.is_empty() {
+            tracing::info!(incarnation = self.incarnation, "every partition attached");
+            self.uplink.resume();
+            self.status.opened.send_replace(true);
+        }
+    }
 }
 
 /// Why a stream ended.
@@ -145,6 +161,7 @@ async fn stream(
     }
     backoff.reset();
     let _attached = context.status.attached();
+    context.note_attached(partition);
     tracing::info!(%partition, seen = %feed.seen(), "partition attached");
     let seen = Seen::default();
     tokio::select! {

@@ -207,7 +207,9 @@ async fn a_lost_incarnation_closes_all_and_the_next_begins() {
     again.welcome(8, 1).await;
     let mut stream = again.stream().await;
     assert_eq!((stream.attach.incarnation, stream.attach.after), (8, 0));
+    assert_eq!(soon("an answer", edge.say("too early")).await.unwrap(), Err(uplink::UplinkError::Fenced));
     stream.attached(0, at(50)).await;
+    soon("the stream", edge.attached()).await;
     drop(edge.say("first of the next"));
     let batch = stream.batch().await;
     assert_eq!((batch.sequence, texts(&batch)), (1, vec!["first of the next".to_owned()]));

@@ -20,7 +20,7 @@ use crate::{
     uplink, worker,
 };
 
-/// The link is up: its first incarnation is granted.
+/// The link is up: an incarnation is granted, and every partition of it has been attached.
 pub(super) struct Linked {
     pub(super) uplink: uplink::Handle,
     pub(super) status: Arc<Status>,
@@ -85,7 +85,8 @@ impl Threads {
         Self { waiting: waiting.rev().collect(), running: Vec::new(), said, hear }
     }
 
-    /// Starts the first shard's thread with the link on it. The receiver resolves when an incarnation is granted.
+    /// Starts the first shard's thread with the link on it. The receiver resolves when every partition of
+    /// an incarnation has been attached: only then may sockets be served.
     pub(super) fn start_first(
         &mut self,
         settings: Settings,
@@ -164,12 +165,23 @@ impl First {
             }
         };
         let uplink = uplink::Handle::new(granted.partition_count(), granted.incarnation(), self.budget);
-        if self.linked.send(Ok(Linked { uplink: uplink.clone(), status: link.status() })).is_err() {
+        let status = link.status();
+        let mut link = pin!(link.run(granted, uplink.clone(), self.downlink, self.stop));
+        // what is applied for a connection must find this edge listening, in every partition
+        tokio::select! {
+            ended = &mut link => {
+                if let Err(error) = ended {
+                    let _ = self.linked.send(Err(error.into()));
+                }
+                return;
+            }
+            () = status.opened() => {}
+        }
+        if self.linked.send(Ok(Linked { uplink: uplink.clone(), status })).is_err() {
             return;
         }
-        let mut shard = tokio::task::spawn_local(serve_shard(options, listener, uplink.clone(), inbox));
+        let mut shard = tokio::task::spawn_local(serve_shard(options, listener, uplink, inbox));
         let said = self.said;
-        let link = link.run(granted, uplink, self.downlink, self.stop);
         let mut link = pin!(async move {
             if let Err(error) = link.await {
                 // at once: the shard ends only after the edge has acted on it. Nobody listens any more once the edge drains

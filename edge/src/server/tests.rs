@@ -68,6 +68,20 @@ impl Edge {
         soon("101", client_async(format!("ws://{}/news", self.ws), stream)).await.unwrap().0
     }
 
+    /// As soon as sockets are taken again.
+    async fn connect_again(&self) -> Client {
+        let again = async {
+            loop {
+                let stream = TcpStream::connect(self.ws).await.unwrap();
+                match client_async(format!("ws://{}/news", self.ws), stream).await {
+                    Ok((client, _)) => return client,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        soon("101 again", again).await
+    }
+
     /// Status and body.
     async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
@@ -167,16 +181,7 @@ async fn a_lost_edge_closes_its_sockets_and_takes_new_ones_under_the_next_incarn
     let mut client = edge.connect().await;
     broker.send(Frame::Goodbye(pb::Goodbye { reason: pb::Reason::Lost.into(), ..Default::default() }));
     assert_eq!(closed(&mut client).await, 1012);
-    let again = async {
-        loop {
-            let stream = TcpStream::connect(edge.ws).await.unwrap();
-            match client_async(format!("ws://{}/news", edge.ws), stream).await {
-                Ok((client, _)) => return client,
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    let mut client = soon("101 again", again).await;
+    let mut client = edge.connect_again().await;
     let opened: v1::ConnectionOpened = broker.record(RecordKind::ConnectionOpened, 1).await.decode().unwrap();
     assert_eq!(opened.incarnation, 2);
     edge.shutdown.cancel();
@@ -184,6 +189,40 @@ async fn a_lost_edge_closes_its_sockets_and_takes_new_ones_under_the_next_incarn
     edge.end().await.unwrap();
     let closed: v1::ConnectionClosed = broker.record(RecordKind::ConnectionClosed, 0).await.decode().unwrap();
     assert_eq!(closed.cause(), CloseCause::EdgeDrained, "the brokers write the lost incarnation's close records");
+}
+
+#[tokio::test]
+async fn no_socket_is_served_before_every_partition_is_attached() {
+    let pki = Pki::new();
+    let broker = Automatic::start_with(&pki, 2, Some(1));
+    let mut edge = start(&pki, broker.address.clone());
+    broker.asked(1, 0).await;
+    broker.asked(1, 1).await;
+    let mut ready = edge.ready.take().unwrap();
+    let mut waiting = Box::pin(edge.connect());
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "a socket was served");
+    assert!(ready.try_recv().is_err(), "ready was said");
+    broker.hold(None);
+    // the system kept it
+    drop(waiting.await);
+    soon("ready", ready).await.unwrap();
+
+    // the next incarnation likewise, with an answer to those who come meanwhile
+    let mut client = edge.connect().await;
+    broker.hold(Some(1));
+    broker.send(Frame::Goodbye(pb::Goodbye { reason: pb::Reason::Lost.into(), ..Default::default() }));
+    assert_eq!(closed(&mut client).await, 1012);
+    broker.asked(2, 0).await;
+    broker.asked(2, 1).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let stream = TcpStream::connect(edge.ws).await.unwrap();
+    let refused = soon("503", client_async(format!("ws://{}/news", edge.ws), stream)).await;
+    assert!(refused.unwrap_err().to_string().contains("503"));
+    broker.hold(None);
+    drop(edge.connect_again().await);
+    edge.shutdown.cancel();
+    edge.end().await.unwrap();
 }
 
 #[tokio::test]

@@ -115,6 +115,7 @@ async fn lost_incarnation_drops_everything_and_the_next_starts_anew() {
     assert_eq!((uplink.inflight_bytes(), uplink.take(P0)), (0, None));
 
     uplink.restart(8);
+    uplink.resume();
     assert_eq!(uplink.incarnation(), 8);
     uplink.append(connection(0), bytes(10));
     assert_eq!(uplink.take(P0).unwrap().sequence, 1);
