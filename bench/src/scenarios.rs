@@ -79,7 +79,7 @@ pub(crate) async fn echo(setup: &Setup, report: &mut Report) -> anyhow::Result<(
             let started = Instant::now();
             let (latencies, _sockets) =
                 LocalSet::new().run_until(drive_echo(sockets, window, setup.payload, setup.load())).await?;
-            let (elapsed, cpu) = (started.elapsed(), server.cpu()? - before);
+            let (elapsed, cpu) = (started.elapsed(), server.cpu()?.saturating_sub(before));
             let values = [
                 latencies.len() as f64 / elapsed.as_secs_f64(),
                 latencies.len() as f64 / cpu.as_secs_f64(),
@@ -156,7 +156,7 @@ pub(crate) async fn ingest(setup: &Setup, report: &mut Report) -> anyhow::Result
         let (before, started) = (server.cpu()?, Instant::now());
         let sent = LocalSet::new().run_until(drive_ingest(sockets, setup.payload, setup.load())).await?;
         wait_until_applied(edge, sent).await?;
-        let (elapsed, cpu) = (started.elapsed(), server.cpu()? - before);
+        let (elapsed, cpu) = (started.elapsed(), server.cpu()?.saturating_sub(before));
         rates.push(sent as f64 / elapsed.as_secs_f64());
         per_cpu.push(sent as f64 / cpu.as_secs_f64());
         server.stop()?;
@@ -229,7 +229,7 @@ pub(crate) async fn fanout(setup: &Setup, subscribers: usize, report: &mut Repor
             let before = server.cpu()?;
             let run =
                 LocalSet::new().run_until(drive_fanout(sockets, server.address("http")?, in_flight, setup)).await?;
-            let cpu = server.cpu()? - before;
+            let cpu = server.cpu()?.saturating_sub(before);
             let values = [
                 run.deliveries as f64 / run.elapsed.as_secs_f64(),
                 run.deliveries as f64 / cpu.as_secs_f64(),

@@ -22,7 +22,7 @@ impl Server {
     pub(crate) fn start(binary: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(binary)
             .args(arguments)
-            .env("RUST_LOG", "warn")
+            .env("TRUNKLINE_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -46,13 +46,16 @@ impl Server {
         self.listeners.get(listener).copied().with_context(|| format!("no listener {listener}: {:?}", self.listeners))
     }
 
-    /// User and system time so far.
+    /// Time on a processor so far, all threads: from the scheduler, as the tick-sampled times of /proc/PID/stat are off by a
+    /// factor where threads run for less than a tick at a time.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // the second field is a name in parentheses that may hold spaces; utime and stime are fields 14 and 15
-        let fields = stat.rsplit_once(')').context("odd /proc/PID/stat")?.1;
-        let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse().unwrap_or(0)).sum();
-        Ok(Duration::from_millis(ticks * 10)) // USER_HZ is 100 on Linux
+        let mut nanoseconds = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // a thread of the blocking pool may end in between
+            let Ok(stat) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            nanoseconds += stat.split_whitespace().next().context("odd schedstat")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
     }
 
     /// Resident memory, in bytes.
