@@ -49,9 +49,9 @@ pub enum AppendError {
         leader: Option<u64>,
     },
     /// Caller error.
-    #[error("batch of {bytes} bytes exceeds the limit of {limit} bytes")]
+    #[error("batch or record of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
-        /// The batch.
+        /// The batch, or its largest record where only that is too large.
         bytes: usize,
         /// The bound.
         limit: usize,
@@ -172,6 +172,10 @@ impl Handle {
         if bytes > limits::FRAME_BYTES_MAX {
             return Err(AppendError::TooLarge { bytes, limit: limits::FRAME_BYTES_MAX });
         }
+        // it would reach the log, and the entry would not parse when it is read
+        if let Some(bytes) = oversized_record(&batch.records) {
+            return Err(AppendError::TooLarge { bytes, limit: limits::RECORD_BYTES_MAX });
+        }
         // in records; no sender that keeps to its limits comes here
         if usize::from(batch.count) > limits::ENTRY_RECORDS_MAX {
             return Err(AppendError::TooLarge { bytes: usize::from(batch.count), limit: limits::ENTRY_RECORDS_MAX });
@@ -197,6 +201,20 @@ impl Handle {
     fn closed(&self) -> AppendError {
         closed(&self.shared.health)
     }
+}
+
+/// The declared length of the first record that no reader of the log would take.
+fn oversized_record(records: &[u8]) -> Option<usize> {
+    // what is smaller as a whole holds none: few batches are walked
+    let mut rest = Some(records).filter(|records| records.len() > limits::RECORD_BYTES_MAX)?;
+    while let Some((declared, after)) = rest.split_first_chunk::<4>() {
+        let declared = u32::from_le_bytes(*declared) as usize;
+        if declared > limits::RECORD_BYTES_MAX {
+            return Some(declared);
+        }
+        rest = after.get(declared..)?;
+    }
+    None
 }
 
 fn closed(health: &Health) -> AppendError {

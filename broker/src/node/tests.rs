@@ -259,6 +259,12 @@ async fn what_is_too_large_is_refused_and_what_is_large_stands_alone() {
     assert_eq!((appended.verdict(0), appended.entry.logged.entry.batches.len()), (Verdict::Applied, 1));
     let two = [large.clone(), large];
     assert!(matches!(append.append(edge(3, &two)).await, Err(AppendError::TooLarge { .. })));
+    // fits the frame, but no reader of the log would take the record
+    let oversized = message(connection(0, 1), &vec![b'x'; limits::RECORD_BYTES_MAX]);
+    assert!(oversized.bytes().len() < limits::FRAME_BYTES_MAX);
+    let small = message(connection(0, 1), b"small");
+    let refused = append.append(edge(3, &[small, oversized])).await;
+    assert!(matches!(refused, Err(AppendError::TooLarge { limit: limits::RECORD_BYTES_MAX, .. })), "{refused:?}");
     let many: Vec<Record> = (0..=4096).map(|_| message(connection(0, 1), b"")).collect();
     let many = Batch { source: edge(3, &[]).source, count: 4097, records: many[0].bytes().clone() };
     assert!(matches!(append.append(many).await, Err(AppendError::TooLarge { .. })));
@@ -333,4 +339,32 @@ async fn an_entry_that_does_not_parse_stops_its_partition_only() {
     node.shutdown().await;
     let damage = store::verify(dir.path(), |_| {}).unwrap().partitions[0].damage.clone().unwrap();
     assert!(damage.contains("partition 0 index"), "{damage}");
+}
+
+/// Opens a folder whose log is damaged at `index`, and says why it does not become ready, and what verify finds.
+async fn refused_with_damage_at(dir: &Path, index: u64) -> (String, String) {
+    {
+        let db = store::Db::open(dir, count(1), false).unwrap();
+        store::spoil_entry(&db, PartitionId(0), LogIndex(index));
+    }
+    let damage = store::verify(dir, |_| {}).unwrap().partitions[0].damage.clone().unwrap();
+    // a replay while opening meets it, or one after it, by how far the log was known to be committed
+    let node = match Node::open(config(dir, 1)).await {
+        Ok(node) => node,
+        Err(error) => return (error.to_string(), damage),
+    };
+    let ready = tokio::time::timeout(Duration::from_secs(10), node.wait_ready()).await.unwrap();
+    node.shutdown().await;
+    (ready.unwrap_err(), damage)
+}
+
+#[tokio::test]
+async fn a_broker_does_not_become_ready_on_a_damaged_entry_and_names_it_as_verify_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path(), 1)).await;
+    talk(&node, 0, 20).await;
+    node.shutdown().await;
+    let (refused, damage) = refused_with_damage_at(dir.path(), 3).await;
+    assert!(damage.starts_with("partition 0 index 3 is damaged: checksum"), "{damage}");
+    assert!(refused.contains(&damage), "verify: {damage}\nbroker: {refused}");
 }

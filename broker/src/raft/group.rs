@@ -252,10 +252,11 @@ async fn watch_role(
         }
     }
     gauge.set(0.0);
-    roles.send_replace(Role::Closed);
     let running = metrics.borrow_watched().running_state.clone();
     match running {
         Err(Fatal::Stopped) | Ok(()) => {}
         Err(error) => health.fail(&format!("partition {partition}: {error}")),
     }
+    // whoever sees it closed asks health why
+    roles.send_replace(Role::Closed);
 }

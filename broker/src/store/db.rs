@@ -1,15 +1,17 @@
 //! Opens RocksDB for an append-only log that is synced at every write (reference: dependencies 2, costs A5).
 
-use std::{fmt, path::Path};
+use std::{fmt, fs, path::Path};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Options,
+    ReadOptions,
 };
 use trunkline_proto::{PartitionCount, PartitionId};
 
 use super::{
-    error::{OpenError, StoreError},
-    identity, keys,
+    error::{OpenError, StoreError, blamed},
+    files::{self, damaged},
+    identity, keys, wal,
 };
 
 /// All memtables together: with eight partitions files become 16 to 32 MB (costs A5).
@@ -22,6 +24,8 @@ const WAL_BYTES_MAX: u64 = 512 << 20;
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 /// "Never": a log that stalls is worse than one whose level 0 is deep.
 const NEVER: i32 = 1 << 30;
+/// Names the manifest RocksDB begins with.
+const CURRENT: &str = "CURRENT";
 
 /// An open database. Reads may come from any thread that may block; writes go through the writer only.
 pub struct Db {
@@ -39,6 +43,9 @@ impl Db {
     /// Opens the database in `dir`. With `fresh` it is made, otherwise it and all its column families must exist.
     pub fn open(dir: &Path, partitions: PartitionCount, fresh: bool) -> Result<Self, OpenError> {
         let path = dir.join(identity::DB);
+        if !fresh || path.join(CURRENT).exists() || holds_data(&path) {
+            check_current(&path)?;
+        }
         let mut options = database_options();
         options.create_if_missing(fresh);
         // a crash while it was made leaves some out; they hold nothing then, and the marks know
@@ -54,18 +61,35 @@ impl Db {
             }
         }
         let rocks = rocks.map_err(|error| failed(&path, &error))?;
-        Ok(Self { rocks, logs })
+        let db = Self { rocks, logs };
+        // what is overwritten since is never looked up, but damage there is damage of the disk; and there is little of it
+        db.scrub(keys::CF_META)?;
+        Ok(db)
     }
 
     /// Opens the database of a stopped broker without changing it.
     pub fn open_read_only(dir: &Path, partitions: PartitionCount) -> Result<Self, OpenError> {
         let path = dir.join(identity::DB);
+        check_current(&path)?;
         let logs: Vec<String> = partitions.iter().map(keys::log_cf).collect();
         let mut options = database_options();
         options.set_use_direct_io_for_flush_and_compaction(false);
         let rocks = DB::open_cf_descriptors_read_only(&options, &path, descriptors(&logs), false)
             .map_err(|error| failed(&path, &error))?;
         Ok(Self { rocks, logs })
+    }
+
+    /// Reads every block of a column family, those too whose values are overwritten since.
+    pub(super) fn scrub(&self, name: &str) -> Result<(), StoreError> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let family = self.rocks.cf_handle(name).ok_or_else(|| missing(name))?;
+        let mut iterator = self.rocks.raw_iterator_cf_opt(family, options);
+        iterator.seek_to_first();
+        while iterator.valid() {
+            iterator.next();
+        }
+        iterator.status().map_err(|error| StoreError::from(error).within(|| format!("column family {name}")))
     }
 
     pub(super) fn rocks(&self) -> &DB {
@@ -96,10 +120,39 @@ fn missing(name: &str) -> StoreError {
 }
 
 fn failed(path: &Path, error: &rocksdb::Error) -> OpenError {
-    let (place, reason) = (path.display().to_string(), error.to_string());
-    match error.kind() {
-        rocksdb::ErrorKind::Corruption => OpenError::Damaged { place, reason },
-        _ => OpenError::Io { path: place, reason },
+    let message = error.to_string();
+    if error.kind() != rocksdb::ErrorKind::Corruption {
+        return OpenError::Io { path: path.display().to_string(), reason: message };
+    }
+    match blamed(&message) {
+        (Some(file), reason) => damaged(&path.join(file), reason),
+        (None, reason) => match wal::first_damage(path) {
+            Some((file, at)) => damaged(&file, format!("{reason} at byte {at}")),
+            None => damaged(path, reason),
+        },
+    }
+}
+
+/// Whether there is more than a crash leaves while a database is made, which writes CURRENT before any of these.
+fn holds_data(path: &Path) -> bool {
+    let mut files = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    files.any(|file| Path::new(&file.file_name()).extension().is_some_and(|found| found == "log" || found == "sst"))
+}
+
+/// Looks at the two files RocksDB begins with: it takes a missing one for a folder that holds no database, or for one to make.
+fn check_current(path: &Path) -> Result<(), OpenError> {
+    let current = path.join(CURRENT);
+    let bytes = files::read(&current)?.ok_or_else(|| damaged(&current, "it is missing"))?;
+    let name = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_suffix('\n'));
+    let number = name.and_then(|name| name.strip_prefix("MANIFEST-"));
+    let named = number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
+    let Some(name) = name.filter(|_| named) else {
+        return Err(damaged(&current, "it does not name a manifest"));
+    };
+    let manifest = path.join(name);
+    match manifest.exists() {
+        true => Ok(()),
+        false => Err(damaged(&manifest, "it is missing, but CURRENT names it")),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod verify;
+pub mod wal;
 pub mod write;
 pub mod writer;
 
@@ -44,4 +45,13 @@ pub(crate) fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
             false => drop(std::fs::copy(file.path(), to.join(file.file_name())).unwrap()),
         }
     }
+}
+
+/// Damages the stored value of an entry below RocksDB's own checksums.
+#[cfg(test)]
+pub(crate) fn spoil_entry(db: &Db, partition: trunkline_proto::PartitionId, index: trunkline_proto::LogIndex) {
+    let (log, key) = (db.log(partition).unwrap(), keys::log_key(index));
+    let mut value = db.rocks().get_cf(log, key).unwrap().unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    db.rocks().put_cf(log, key, value).unwrap();
 }

@@ -44,7 +44,9 @@ impl Reader {
     pub fn last(&self) -> Result<Option<StoredLogId>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_last();
-        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, LogIndex(0)))?;
+        let entry = self.current(&iterator);
+        let entry =
+            entry.map_err(|error| error.within(|| format!("partition {} at the end of its log", self.partition)))?;
         Ok(entry.map(|entry| entry.id))
     }
 
@@ -58,7 +60,10 @@ impl Reader {
 
     /// The entry at `index`.
     pub fn entry(&self, index: LogIndex) -> Result<Option<StoredEntry>, StoreError> {
-        let value = self.db.rocks().get_pinned_cf(self.db.log(self.partition)?, keys::log_key(index))?;
+        let value = self.db.rocks().get_pinned_cf(self.db.log(self.partition)?, keys::log_key(index));
+        let value = value.map_err(|error| {
+            StoreError::from(error).within(|| format!("partition {} at index {index}", self.partition))
+        })?;
         value.map(|value| self.decode(index, &value)).transpose()
     }
 
@@ -109,7 +114,10 @@ impl Reader {
             refused.push((index, decoded));
             iterator.next();
         }
-        iterator.status()?;
+        iterator.status().map_err(|error| {
+            StoreError::from(error)
+                .within(|| format!("partition {} refused records of index {first} to {last}", self.partition))
+        })?;
         Ok(refused)
     }
 
@@ -177,7 +185,9 @@ impl Reader {
     pub fn last_with_records(&self, through: LogIndex) -> Result<LogIndex, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_for_prev(keys::log_key(through));
-        while let Some(entry) = self.current(&iterator)? {
+        let near =
+            |error: StoreError| error.within(|| format!("partition {} at or before index {through}", self.partition));
+        while let Some(entry) = self.current(&iterator).map_err(near)? {
             if matches!(entry.payload, Payload::Entry(_)) {
                 return Ok(entry.id.index);
             }
@@ -188,24 +198,32 @@ impl Reader {
 
     /// Raft's vote.
     pub fn vote(&self) -> Result<Option<StoredVote>, StoreError> {
-        let vote = self.meta(MetaTag::Vote)?.map(|value| record::decode_vote(self.partition, &value)).transpose();
+        let vote =
+            self.meta(MetaTag::Vote, "vote")?.map(|value| record::decode_vote(self.partition, &value)).transpose();
         vote.map_err(|error| self.meta_damage("vote", &error))
     }
 
     /// The committed position last written.
     pub fn committed(&self) -> Result<Option<StoredLogId>, StoreError> {
-        let id = self.meta(MetaTag::Committed)?.map(|value| record::decode_log_id(self.partition, &value)).transpose();
+        let id = self
+            .meta(MetaTag::Committed, "committed")?
+            .map(|value| record::decode_log_id(self.partition, &value))
+            .transpose();
         id.map_err(|error| self.meta_damage("committed", &error))
     }
 
     /// Raft's logical purge.
     pub fn purged(&self) -> Result<Option<StoredLogId>, StoreError> {
-        let id = self.meta(MetaTag::Purged)?.map(|value| record::decode_log_id(self.partition, &value)).transpose();
+        let id = self
+            .meta(MetaTag::Purged, "purged")?
+            .map(|value| record::decode_log_id(self.partition, &value))
+            .transpose();
         id.map_err(|error| self.meta_damage("purged", &error))
     }
 
-    fn meta(&self, tag: MetaTag) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.db.rocks().get_cf(self.db.meta()?, keys::meta_key(tag, self.partition))?)
+    fn meta(&self, tag: MetaTag, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.db.rocks().get_cf(self.db.meta()?, keys::meta_key(tag, self.partition));
+        value.map_err(|error| StoreError::from(error).within(|| format!("partition {} {name}", self.partition)))
     }
 
     fn meta_damage(&self, name: &str, error: &record::ValueError) -> StoreError {

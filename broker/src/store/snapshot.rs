@@ -111,7 +111,7 @@ pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, St
     loop {
         iterator.seek_for_prev(target);
         let Some((key, value)) = iterator.item() else {
-            iterator.status()?;
+            iterator.status().map_err(|error| unreadable(partition, error))?;
             return Ok(None);
         };
         match keys::parse_snapshot_key(key) {
@@ -140,7 +140,7 @@ pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError>
         }
         let expected = keys::snapshot_key(partition, index, chunk);
         let Some((_, value)) = iterator.item().filter(|(key, _)| *key == expected) else {
-            iterator.status()?;
+            iterator.status().map_err(|error| unreadable(partition, error))?;
             return Err(damaged(partition, index, &format!("chunk {chunk} is missing")));
         };
         let bytes = record::decode_chunk(partition, index, chunk, value);
@@ -151,6 +151,10 @@ pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError>
         true => Ok(state),
         false => Err(damaged(partition, index, "its bytes are not those its manifest describes")),
     }
+}
+
+fn unreadable(partition: PartitionId, error: rocksdb::Error) -> StoreError {
+    StoreError::from(error).within(|| format!("partition {partition} snapshots"))
 }
 
 fn damaged(partition: PartitionId, index: LogIndex, reason: &str) -> StoreError {

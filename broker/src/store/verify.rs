@@ -8,6 +8,7 @@ use super::{
     db::Db,
     error::{OpenError, StoreError},
     identity::{self, Identity},
+    keys,
     marks::{self, Mark},
     reader::{self, Reader},
     record::{Payload, StoredLogId},
@@ -50,12 +51,14 @@ pub struct Report {
     pub identity: Identity,
     /// One per partition.
     pub partitions: Vec<PartitionReport>,
+    /// Damaged blocks of the column families that partitions share, of values that are overwritten since too.
+    pub damage: Vec<String>,
 }
 
 impl Report {
     /// Whether nothing is wrong.
     pub fn is_sound(&self) -> bool {
-        self.partitions.iter().all(|partition| partition.damage.is_none())
+        self.damage.is_empty() && self.partitions.iter().all(|partition| partition.damage.is_none())
     }
 }
 
@@ -81,7 +84,10 @@ pub fn verify(dir: &Path, mut progress: impl FnMut(Progress)) -> Result<Report, 
         let reader = Reader::new(Arc::clone(&db), partition);
         Walk::new(&reader, identity.partitions).run(mark, &mut progress)
     });
-    Ok(Report { partitions: partitions.collect(), identity })
+    let partitions = partitions.collect();
+    let shared = [keys::CF_META, keys::CF_REFUSED, keys::CF_SNAPSHOTS];
+    let damage = shared.into_iter().filter_map(|family| db.scrub(family).err()).map(|error| error.to_string());
+    Ok(Report { identity, partitions, damage: damage.collect() })
 }
 
 struct Walk<'a> {
@@ -118,6 +124,7 @@ impl<'a> Walk<'a> {
     }
 
     fn walk(&mut self, mark: Mark, progress: &mut impl FnMut(Progress)) -> Result<(), StoreError> {
+        self.find_end()?;
         check_mark(self.reader, mark)?;
         self.report.committed = self.reader.committed()?;
         let mut snapshots = snapshot::list(self.reader)?;
@@ -158,6 +165,16 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Where the end cannot be read, a walk from the beginning tells from which entry on.
+    fn find_end(&self) -> Result<(), StoreError> {
+        let Err(unplaced) = self.reader.last() else { return Ok(()) };
+        if let Some(first) = self.reader.first()? {
+            let mut scan = self.reader.scan(first.index, LogIndex(u64::MAX))?;
+            while scan.next_entry()?.is_some() {}
+        }
+        Err(unplaced)
     }
 
     /// Where retention has taken the beginning, the replay begins at the oldest snapshot.

@@ -26,8 +26,10 @@ pub(crate) fn run(args: VerifyArgs) -> Result<(), Failure> {
     let mut out = Out::new();
     if args.json {
         report.partitions.iter().try_for_each(|partition| out.json(&object(partition)))?;
+        report.damage.iter().try_for_each(|damage| out.json(&json!({ "damage": damage })))?;
     } else {
         print(&mut out, &report)?;
+        report.damage.iter().try_for_each(|damage| out.line(damage))?;
     }
     out.flush()?;
     if report.is_sound() { Ok(()) } else { Err(Failure::Other(anyhow::anyhow!("the log is damaged"))) }

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use super::*;
-use crate::store::OpenError;
+use crate::store::{OpenError, StoredVote, keys};
 
 /// The newest write-ahead log of a folder.
 fn wal(dir: &Path) -> PathBuf {
@@ -116,4 +116,157 @@ fn a_missing_entry_is_found() {
     }
     let report = super::super::verify(dir.path(), |_| {}).unwrap();
     assert!(report.partitions[0].damage.as_ref().unwrap().contains("partition 0 index 4"));
+}
+
+/// The largest file of this kind in a folder's database.
+fn largest(dir: &Path, extension: &str) -> PathBuf {
+    let files = fs::read_dir(dir.join("db")).unwrap().map(|file| file.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|found| found == extension));
+    files.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+fn spoil(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+/// What verify says is wrong, and what opening says.
+fn said(dir: &Path) -> (String, Option<String>) {
+    let verified = match super::super::verify(dir, |_| {}) {
+        Ok(report) => {
+            let partitions = report.partitions.iter().filter_map(|partition| partition.damage.clone());
+            partitions.chain(report.damage.clone()).collect::<Vec<_>>().join("\n")
+        }
+        Err(error) => error.to_string(),
+    };
+    (verified, open(dir, 1).err().map(|error| error.to_string()))
+}
+
+#[test]
+fn damage_of_a_write_ahead_log_names_its_file_and_byte() {
+    let image = killed(20);
+    let path = wal(image.path());
+    let middle = fs::metadata(&path).unwrap().len() as usize / 2;
+    spoil(&path, middle);
+    let (verified, opened) = said(image.path());
+    assert!(verified.contains(&name(&path)) && verified.contains("at byte"), "{verified}");
+    assert_eq!(opened, Some(verified));
+}
+
+#[test]
+fn damaged_or_missing_files_of_the_database_are_named_by_verify_and_by_opening() {
+    let made = killed(20);
+    drop(open(made.path(), 1).unwrap());
+    let current = fs::read_to_string(made.path().join("db/CURRENT")).unwrap();
+    let manifest = PathBuf::from("db").join(current.trim());
+    let table = PathBuf::from("db").join(name(&largest(made.path(), "sst")));
+    let victims = [PathBuf::from("db/CURRENT"), manifest, table, "marks".into(), "identity".into()];
+    for (victim, mark) in victims.iter().flat_map(|victim| [(victim, 0), (victim, 20)]) {
+        for how in ["flip", "cut", "remove"] {
+            let image = tempfile::tempdir().unwrap();
+            super::super::copy_folder(made.path(), image.path());
+            with_mark(image.path(), mark);
+            let path = image.path().join(victim);
+            let length = fs::metadata(&path).unwrap().len() as usize;
+            match how {
+                // of a table the footer: its blocks are another test's
+                "flip" => spoil(&path, if victim.extension().is_some() { length - 20 } else { length / 2 }),
+                "cut" => fs::write(&path, &fs::read(&path).unwrap()[..length / 2]).unwrap(),
+                _ => fs::remove_file(&path).unwrap(),
+            }
+            let (verified, opened) = said(image.path());
+            assert!(verified.contains(&name(&path)), "{victim:?} {how}: {verified}");
+            let opened = opened.unwrap_or_else(|| panic!("{victim:?} {how}: it opens"));
+            assert!(opened.contains(&name(&path)) && opened.contains("is damaged"), "{victim:?} {how}: {opened}");
+        }
+    }
+}
+
+#[test]
+fn damage_of_what_is_overwritten_since_is_found_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = {
+        let store = open(dir.path(), 1).unwrap();
+        let committed = |index| Write::Committed(StoredLogId { term: 1, index: LogIndex(index) });
+        store.append(0, 0..3);
+        store.writer.handle().write_blocking(PartitionId(0), committed(0)).unwrap();
+        store.db.rocks().flush_cf(store.db.meta().unwrap()).unwrap();
+        let table = largest(dir.path(), "sst");
+        store.writer.handle().write_blocking(PartitionId(0), committed(1)).unwrap();
+        table
+    };
+    spoil(&table, 10);
+    let (verified, opened) = said(dir.path());
+    assert!(verified.contains("column family meta") && verified.contains(&name(&table)), "{verified}");
+    let opened = opened.unwrap();
+    assert!(verified.contains(&opened), "verify: {verified}\nopening: {opened}");
+}
+
+#[test]
+fn a_block_in_the_middle_of_the_log_is_placed_between_its_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = open(dir.path(), 1).unwrap();
+        store.append(0, 0..5000);
+        store.db.rocks().flush_cf(store.db.log(PartitionId(0)).unwrap()).unwrap();
+    }
+    let table = largest(dir.path(), "sst");
+    spoil(&table, fs::metadata(&table).unwrap().len() as usize / 2);
+    let (verified, _) = said(dir.path());
+    let index = verified.split_once("at or after index ").map(|(_, rest)| rest.split(' ').next().unwrap());
+    let index: u64 = index.unwrap_or_else(|| panic!("{verified}")).parse().unwrap();
+    assert!((1..4999).contains(&index) && verified.contains(&name(&table)), "{verified}");
+}
+
+#[test]
+fn a_damaged_value_is_named_by_what_it_is_of() {
+    type Spoil = fn(&Store);
+    fn flip(store: &Store, family: &rocksdb::ColumnFamily, key: &[u8]) {
+        let mut value = store.db.rocks().get_cf(family, key).unwrap().unwrap();
+        *value.last_mut().unwrap() ^= 1;
+        store.db.rocks().put_cf(family, key, value).unwrap();
+    }
+    let cases: [(&str, Spoil); 4] = [
+        ("partition 0 index 4 ", |store| {
+            flip(store, store.db.log(PartitionId(0)).unwrap(), &keys::log_key(LogIndex(4)));
+        }),
+        ("partition 0 snapshot 6 ", |store| {
+            let key = keys::snapshot_key(PartitionId(0), LogIndex(6), 0);
+            flip(store, store.db.snapshots().unwrap(), &key);
+        }),
+        ("partition 0 snapshot 6 ", |store| {
+            let key = keys::snapshot_key(PartitionId(0), LogIndex(6), keys::MANIFEST_CHUNK);
+            flip(store, store.db.snapshots().unwrap(), &key);
+        }),
+        ("partition 0 vote ", |store| {
+            flip(store, store.db.meta().unwrap(), &keys::meta_key(keys::MetaTag::Vote, PartitionId(0)));
+        }),
+    ];
+    for (place, spoil) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let store = open(dir.path(), 1).unwrap();
+            let handle = store.writer.handle();
+            store.append(0, 0..10);
+            handle
+                .write_blocking(PartitionId(0), Write::Vote(StoredVote { term: 1, node: 1, committed: true }))
+                .unwrap();
+            crate::raft::snapshotter::make(
+                &store.reader(0),
+                testing::count(1),
+                &handle,
+                LogIndex(6),
+                &tokio_util::sync::CancellationToken::new(),
+            )
+            .unwrap();
+            spoil(&store);
+        }
+        let (verified, _) = said(dir.path());
+        assert!(verified.starts_with(place), "{place}: {verified}");
+    }
 }
