@@ -113,7 +113,8 @@ impl From<StoreError> for ReadError {
 /// Where in the past.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moment {
-    /// After the entry that holds the record at this offset: entries are applied at once, so no commit is seen half done.
+    /// After the record at this offset, and before those behind it in its entry (where there is none at it: after the last
+    /// one before it).
     Offset(Offset),
     /// After the last entry stamped at or before this time.
     Time(Timestamp),
@@ -241,25 +242,29 @@ impl Node {
         self.blocking(partition, move |reader, _| Ok(reader.index_at(first, applied, time)?.unwrap_or_default())).await
     }
 
-    /// The state at a moment of the past: newest snapshot before it, and replay. Gives the offset folded in last.
+    /// The state at a moment of the past: newest snapshot before it, and replay. Gives the offset up to which records are folded
+    /// in. Inside a commit its outcomes, which are its first record, and the commands up to that offset are.
     pub async fn state_at(
         &self,
         partition: PartitionId,
         moment: Moment,
     ) -> Result<(core::Partition, Offset), ReadError> {
         let applied = self.applied(partition)?;
-        let index = match moment {
-            Moment::Offset(offset) => offset.index(),
-            Moment::Time(time) => self.index_at(partition, time).await?,
+        let end = match moment {
+            Moment::Offset(offset) => offset,
+            Moment::Time(time) => Offset::end_of(self.index_at(partition, time).await?),
         };
-        if index > applied {
+        if end.index() > applied {
             return Err(ReadError::Future { end: Offset::end_of(applied) });
         }
+        // a snapshot holds whole entries: one of the moment's own entry is of use only at its end
+        let is_end = end == Offset::end_of(end.index());
+        let covered = LogIndex(if is_end { end.index().0 } else { end.index().0.saturating_sub(1) });
         let count = self.inner.count;
         self.blocking(partition, move |reader, _| {
-            let mut replay = Replay::from_newest(reader, count, index)?;
-            replay.run(index, &CancellationToken::new())?;
-            Ok((replay.state, Offset::end_of(index)))
+            let mut replay = Replay::from_newest(reader, count, covered)?;
+            replay.run_until(end, &CancellationToken::new())?;
+            Ok((replay.state, end))
         })
         .await
     }

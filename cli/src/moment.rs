@@ -1,6 +1,6 @@
 //! Moments as people write them: earliest, latest, an offset, a time, or so long ago.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use trunkline_proto::{Offset, Timestamp};
 use trunkline_sdk::StartAt;
@@ -69,18 +69,6 @@ pub(crate) fn now() -> Timestamp {
     Timestamp(u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0))
 }
 
-/// RFC 3339 in UTC with microseconds.
-pub(crate) struct Rfc3339(pub(crate) u64);
-
-impl fmt::Display for Rfc3339 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match i64::try_from(self.0).ok().and_then(|micros| jiff::Timestamp::from_microsecond(micros).ok()) {
-            Some(time) => write!(f, "{time:.6}"),
-            None => write!(f, "{} µs", self.0), // beyond the year 9999
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,12 +83,5 @@ mod tests {
         for wrong in ["", "yesterday", "12", "1969-01-01T00:00:00Z", "12.70000"] {
             assert_eq!(wrong.parse::<From>(), Err(MomentError), "{wrong}");
         }
-    }
-
-    #[test]
-    fn times_have_microseconds_always() {
-        assert_eq!(Rfc3339(0).to_string(), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(Rfc3339(1_764_000_000_000_001).to_string(), "2025-11-24T16:00:00.000001Z");
-        assert_eq!(Rfc3339(u64::MAX).to_string(), format!("{} µs", u64::MAX));
     }
 }

@@ -4,6 +4,7 @@
 pub mod close;
 pub mod entry;
 pub mod ids;
+pub mod json;
 pub mod limits;
 pub mod link;
 pub mod record;

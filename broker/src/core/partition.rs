@@ -74,18 +74,41 @@ impl Partition {
     /// Applies one committed entry; indexes only grow. Same state and entry give the same outcome on every replica. Cannot
     /// fail: what is wrong with a record is a refusal.
     pub fn apply(&mut self, index: LogIndex, entry: &Entry) -> Applied {
+        let out = self.fold(index, entry, u16::MAX);
+        self.digest = roll(self.digest, index, entry, &out);
+        out
+    }
+
+    /// The state after the record at `position` of the entry, with nothing of the records behind it: history only, nothing may
+    /// be applied after it. Each batch is judged as a whole, as [`Partition::apply`] judges it (its sequence, epoch or
+    /// predecessor), and so is its HandlerCommitted with all its outcomes, which comes first. The digest is that of an entry
+    /// that ends there; at or beyond the last record it is the entry's own.
+    pub fn apply_until(&mut self, index: LogIndex, entry: &Entry, position: u16) {
+        if position == u16::MAX {
+            self.apply(index, entry);
+            return;
+        }
+        let mut out = self.fold(index, entry, position);
+        out.refused.retain(|(refused, _)| *refused <= position);
+        self.digest = roll(self.digest, index, &cut(entry, position), &out);
+    }
+
+    /// Applies an entry's records up to the one at `through`.
+    fn fold(&mut self, index: LogIndex, entry: &Entry, through: u16) -> Applied {
         debug_assert!(index > self.applied);
         self.time = self.time.max(entry.time);
         self.dedup.expire(self.time);
         let mut out = Applied::new(self.time, entry.batches.len());
         let mut first = 0;
         for batch in &entry.batches {
-            let reply = self.apply_batch(&Located { index, first, batch }, &mut out);
+            if is_after(batch, first, through) {
+                break;
+            }
+            let reply = self.apply_batch(&Located { index, first, through, batch }, &mut out);
             out.outcomes.push(BatchOutcome { first, count: batch.count, reply });
             first = first.saturating_add(batch.count);
         }
         self.applied = index;
-        self.digest = roll(self.digest, index, entry, &out);
         out
     }
 
@@ -111,7 +134,7 @@ impl Partition {
             Err((refusal, reply)) => return refuse(batch, &refusal, reply, out),
         };
         let from = From { edge, incarnation: source.incarnation };
-        for logged in batch.records() {
+        for logged in batch.taken() {
             let verdict = self.event(from, &logged, out);
             out.note(logged.position(), verdict);
         }
@@ -124,7 +147,7 @@ impl Partition {
             Ok(group) => group,
             Err(refusal) => return refuse(batch, &refusal, Reply::None, out),
         };
-        for logged in batch.records().skip(1) {
+        for logged in batch.taken().skip(1) {
             let verdict = self.command(Origin::Commit(&group), &logged, out);
             out.note(logged.position(), verdict);
         }
@@ -149,7 +172,7 @@ impl Partition {
 
     /// Commands that acknowledge nothing, each alone, each once per idempotency key.
     fn apply_submit(&mut self, source: &v1::SubmitSource, batch: &Located<'_>, out: &mut Applied) -> Reply {
-        for (n, logged) in (0..).zip(batch.records()) {
+        for (n, logged) in (0..).zip(batch.taken()) {
             let key = (!source.key.is_empty()).then(|| CommandKey::new(source, source.first_command.wrapping_add(n)));
             let verdict = match key {
                 None => self.command(Origin::Submit, &logged, out),
@@ -178,7 +201,7 @@ impl Partition {
             return refuse(batch, &Refusal::ForwardGap, Reply::Watermark { offset: watermark }, out);
         }
         self.watermarks.insert(partition, offset);
-        for logged in batch.records() {
+        for logged in batch.taken() {
             let verdict = self.command(Origin::Forward(partition), &logged, out);
             out.note(logged.position(), verdict);
         }
@@ -188,7 +211,7 @@ impl Partition {
     /// The leader's bookkeeping, record by record; the reply is the last one's that has something to tell.
     fn apply_leader(&mut self, batch: &Located<'_>, out: &mut Applied) -> Reply {
         let mut reply = Reply::None;
-        for logged in batch.records() {
+        for logged in batch.taken() {
             let (told, verdict) = self.bookkeeping(&logged);
             out.note(logged.position(), verdict.map(|()| Done::Here));
             if told != Reply::None {
@@ -257,6 +280,33 @@ impl Partition {
 fn refuse(batch: &Located<'_>, refusal: &Refusal, reply: Reply, out: &mut Applied) -> Reply {
     out.refuse_batch(batch.first, batch.batch.count, refusal);
     reply
+}
+
+/// Whether the batch, which begins at `first`, comes after the record at `position`. One without records does only where
+/// another record comes between them.
+fn is_after(batch: &Batch, first: u16, position: u16) -> bool {
+    first > position.saturating_add(u16::from(batch.count == 0))
+}
+
+/// The entry as if it ended with the record at `position`.
+fn cut(entry: &Entry, position: u16) -> Entry {
+    let (mut batches, mut first) = (Vec::with_capacity(entry.batches.len()), 0u16);
+    for batch in &entry.batches {
+        if is_after(batch, first, position) {
+            break;
+        }
+        let room = position.saturating_add(1).saturating_sub(first);
+        batches.push(if batch.count <= room { batch.clone() } else { first_records(batch, room) });
+        first = first.saturating_add(batch.count);
+    }
+    Entry { time: entry.time, batches }
+}
+
+/// The batch's first `count` records, sharing the buffer.
+fn first_records(batch: &Batch, count: u16) -> Batch {
+    let records = batch.iter().take(usize::from(count)).map_while(Result::ok);
+    let bytes: usize = records.map(|record| record.bytes().len()).sum();
+    Batch { source: batch.source.clone(), count, records: batch.records.slice(..bytes) }
 }
 
 /// The digest after an entry: over the one before it, the entry's place, time and bytes, and what was refused.

@@ -11,13 +11,15 @@ use super::effects::Refusal;
 pub(super) struct Located<'a> {
     pub index: LogIndex,
     pub first: u16,
+    /// Position in the entry of the last record to take effect.
+    pub through: u16,
     pub batch: &'a Batch,
 }
 
 impl<'a> Located<'a> {
     /// Its records with their offsets. Entries are checked before they get here; the walk ends where that does not hold.
     pub(super) fn records(&self) -> impl Iterator<Item = Logged<'a>> + use<'a> {
-        let Self { index, first, batch } = *self;
+        let Self { index, first, batch, .. } = *self;
         let mut start = 0;
         (0..batch.count).map_while(move |n| {
             let record = RecordRef::first(batch.records.get(start..)?).ok()?;
@@ -26,6 +28,12 @@ impl<'a> Located<'a> {
             start += record.length;
             Some(logged)
         })
+    }
+
+    /// Those of its records that take effect.
+    pub(super) fn taken(&self) -> impl Iterator<Item = Logged<'a>> + use<'a> {
+        let through = self.through;
+        self.records().take_while(move |logged| logged.position() <= through)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use trunkline_proto::{Batch, ConnectionId, LogIndex, Offset, PartitionId, Record, RecordKind, Timestamp, v1};
+use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, Record, RecordKind, Timestamp, v1};
 
 use crate::{
     core::{LoggedEntry, Refusal},
@@ -164,6 +164,7 @@ impl Reading {
     fn take(&mut self, entry: &LoggedEntry, time: Timestamp) -> Vec<v1::ReadResponse> {
         let mut responses = Vec::new();
         let (mut records, mut bytes) = (Vec::new(), 0);
+        let place = (self.query.partition, self.node.partition_count());
         for (offset, record, batch) in entry.raw_records() {
             let wanted = offset >= self.first && offset <= self.query.until && self.wants(entry, offset, &record);
             if !wanted || (self.query.limit > 0 && self.sent >= self.query.limit) {
@@ -175,7 +176,7 @@ impl Reading {
                 bytes = 0;
             }
             bytes += size;
-            records.push(self.logged(entry, offset, time, &record, entry.entry.batches.get(batch)));
+            records.push(logged(place, entry, time, offset, &record, batch));
             self.sent += 1;
         }
         self.index = entry.index;
@@ -199,46 +200,46 @@ impl Reading {
         let state = self.partition.state.read();
         state.connection(&record.connection).map(|connection| connection.api.to_owned()).unwrap_or_default()
     }
+}
 
-    fn logged(
-        &self,
-        entry: &LoggedEntry,
-        offset: Offset,
-        time: Timestamp,
-        record: &Record,
-        batch: Option<&Batch>,
-    ) -> v1::LoggedRecord {
-        let refused = entry.refused.binary_search_by_key(&offset.position(), |(position, _)| *position).ok();
-        let refused = refused.and_then(|at| entry.refused.get(at)).map_or("", |(_, refusal)| refusal_name(refusal));
-        v1::LoggedRecord {
-            offset: offset.0,
-            time: time.0,
-            kind: u32::from(record.kind as u8),
-            connection: match record.connection.is_none() {
-                true => bytes::Bytes::new(),
-                false => bytes::Bytes::copy_from_slice(&record.connection.0),
-            },
-            api: record.api().to_owned(),
-            body: record.body(),
-            refused: refused.to_owned(),
-            forwarded: refused.is_empty() && self.is_forwarded(record),
-            source: batch.map_or("", |batch| batch.source.name()).to_owned(),
-        }
+/// A record as tools are sent it.
+pub fn logged(
+    (partition, count): (PartitionId, PartitionCount),
+    entry: &LoggedEntry,
+    time: Timestamp,
+    offset: Offset,
+    record: &Record,
+    batch: usize,
+) -> v1::LoggedRecord {
+    let refused = entry.refused.binary_search_by_key(&offset.position(), |(position, _)| *position).ok();
+    let refused = refused.and_then(|at| entry.refused.get(at)).map_or("", |(_, refusal)| refusal_name(refusal));
+    v1::LoggedRecord {
+        offset: offset.0,
+        time: time.0,
+        kind: u32::from(record.kind as u8),
+        connection: match record.connection.is_none() {
+            true => bytes::Bytes::new(),
+            false => bytes::Bytes::copy_from_slice(&record.connection.0),
+        },
+        api: record.api().to_owned(),
+        body: record.body(),
+        refused: refused.to_owned(),
+        forwarded: refused.is_empty() && is_forwarded(partition, count, record),
+        source: entry.entry.batches.get(batch).map_or("", |batch| batch.source.name()).to_owned(),
     }
+}
 
-    /// Whether another partition decides about it. Joins and leaves are decided where the connection is, or arrive here by a forward.
-    fn is_forwarded(&self, record: &Record) -> bool {
-        let count = self.node.partition_count();
-        let decides = match record.kind {
-            RecordKind::ChannelJoined | RecordKind::ChannelLeft => return false,
-            RecordKind::Published => match record.decode::<v1::Published>() {
-                Ok(published) if !published.channel.is_empty() => count.of_name(&published.channel),
-                Ok(published) => count.of_name(&published.api),
-                Err(_) => return false,
-            },
-            kind if kind.is_command() => record.connection.partition(count),
-            _ => return false,
-        };
-        decides != self.query.partition
-    }
+/// Whether another partition decides about it. Joins and leaves are decided where the connection is, or arrive here by a forward.
+fn is_forwarded(partition: PartitionId, count: PartitionCount, record: &Record) -> bool {
+    let decides = match record.kind {
+        RecordKind::ChannelJoined | RecordKind::ChannelLeft => return false,
+        RecordKind::Published => match record.decode::<v1::Published>() {
+            Ok(published) if !published.channel.is_empty() => count.of_name(&published.channel),
+            Ok(published) => count.of_name(&published.api),
+            Err(_) => return false,
+        },
+        kind if kind.is_command() => record.connection.partition(count),
+        _ => return false,
+    };
+    decides != partition
 }

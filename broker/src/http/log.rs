@@ -1,12 +1,11 @@
 //! `GET /v1/log`: a partition's records as JSON.
 
 use axum::{Json, extract::State};
-use serde::Deserialize;
-use serde_json::{Value, json};
-use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp};
+use serde::{Deserialize, Serialize};
+use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp, json as shown};
 
 use super::{App, extract::InQuery, json, problem::Problem};
-use crate::node::ReadError;
+use crate::{grpc, node::ReadError};
 
 /// Most records of one answer.
 const LIMIT_MAX: usize = 1000;
@@ -27,7 +26,7 @@ pub(super) struct LogQuery {
 }
 
 /// `GET /v1/log`
-pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuery>) -> Result<Json<Value>, Problem> {
+pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuery>) -> Result<Json<Page>, Problem> {
     let limit = match query.limit.unwrap_or(LIMIT_DEFAULT) {
         limit @ 1..=LIMIT_MAX => limit,
         limit => return Err(Problem::invalid(format!("limit {limit} must be 1 to {LIMIT_MAX}"))),
@@ -38,7 +37,7 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
         return Err(Problem::invalid(format!("partition {partition} must be below {}", node.partition_count().get())));
     };
     let from = start(&app, partition, &query.from).await?;
-    let end = handle.tail.applied();
+    let (count, end) = (node.partition_count(), handle.tail.applied());
     let mut records = Vec::new();
     let (mut after, mut bytes, mut next) = (LogIndex(from.index().0.saturating_sub(1)), 0, from);
     while records.len() < limit && after < end && bytes < ANSWER_BYTES {
@@ -48,13 +47,17 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
         }
         for entry in entries {
             after = entry.index;
-            for (offset, record) in entry.records().filter(|(offset, _)| *offset >= from) {
+            for (offset, record, batch) in entry.raw_records() {
+                if offset < from || entry.is_refused(offset.position()) {
+                    continue;
+                }
                 if records.len() == limit {
                     return Ok(answer(records, next, end));
                 }
                 bytes += record.bytes().len();
                 next = Offset(offset.0 + 1);
-                records.push(json::record(partition, offset, entry.entry.time, &record));
+                let logged = grpc::log::logged((partition, count), &entry, entry.entry.time, offset, &record, batch);
+                records.push(shown::record(partition.0, &logged, false));
             }
             next = next.max(Offset::new(LogIndex(entry.index.0 + 1), 0));
         }
@@ -62,8 +65,16 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
     Ok(answer(records, next, end))
 }
 
-fn answer(records: Vec<Value>, next: Offset, end: LogIndex) -> Json<Value> {
-    Json(json!({ "records": records, "next": next.to_string(), "end": Offset::end_of(end).to_string() }))
+/// Records, where the next page begins, and where the log ends.
+#[derive(Serialize)]
+pub(super) struct Page {
+    records: Vec<shown::Object>,
+    next: String,
+    end: String,
+}
+
+fn answer(records: Vec<shown::Object>, next: Offset, end: LogIndex) -> Json<Page> {
+    Json(Page { records, next: next.to_string(), end: Offset::end_of(end).to_string() })
 }
 
 /// The first offset to show.

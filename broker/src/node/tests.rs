@@ -158,6 +158,31 @@ async fn the_log_on_disk_and_the_tail_say_the_same() {
 }
 
 #[tokio::test]
+async fn a_state_inside_an_entry_ends_with_its_record() {
+    let dir = tempfile::tempdir().unwrap();
+    // a snapshot of each entry: one that covers the rest of the entry must not be taken
+    let every = SnapshotEvery { entries: 1, bytes: u64::MAX };
+    let node = open(NodeConfig { snapshot_every: every, ..config(dir.path(), 1) }).await;
+    let append = &partition(&node, 0).append;
+    append.append(attach(0)).await.unwrap();
+    let records: Vec<Record> = (0..4).map(|n| opened(connection(0, n))).collect();
+    let index = append.append(edge(1, &records)).await.unwrap().entry.logged.index;
+    append.append(edge(2, &[opened(connection(0, 4))])).await.unwrap();
+    wait_for_snapshots(&node).await;
+    let open_at = async |position| {
+        let end = Offset::new(index, position);
+        let (state, through) = node.state_at(PartitionId(0), Moment::Offset(end)).await.unwrap();
+        assert_eq!((through, state.applied()), (end, index));
+        (state.connections_after(None).count(), state.state_digest())
+    };
+    for position in 0..4 {
+        assert_eq!(open_at(position).await.0, usize::from(position) + 1);
+    }
+    assert_eq!(open_at(3).await, open_at(u16::MAX).await, "behind the last record it is the whole entry");
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn snapshots_and_a_full_replay_agree() {
     let dir = tempfile::tempdir().unwrap();
     let every = SnapshotEvery { entries: 20, bytes: u64::MAX };
@@ -178,7 +203,7 @@ async fn snapshots_and_a_full_replay_agree() {
         assert_eq!(applied.refused, entry.refused);
         if entry.index.0 % 13 == 0 {
             let (state, offset) =
-                node.state_at(PartitionId(1), Moment::Offset(Offset::new(entry.index, 0))).await.unwrap();
+                node.state_at(PartitionId(1), Moment::Offset(Offset::end_of(entry.index))).await.unwrap();
             assert_eq!(offset, Offset::end_of(entry.index));
             assert_eq!(state, model);
             let (state, _) = node.state_at(PartitionId(1), Moment::Time(entry.entry.time)).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use trunkline_proto::{LogIndex, PartitionCount, PartitionId};
+use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId};
 
 use super::types;
 use crate::{
@@ -182,6 +182,13 @@ impl<'a> Replay<'a> {
 
     /// Folds in the entries up to and with `through`; `false` if stopped before.
     pub fn run(&mut self, through: LogIndex, stop: &CancellationToken) -> Result<bool, StoreError> {
+        self.run_until(Offset::end_of(through), stop)
+    }
+
+    /// Folds in the records up to and with the one at `end`; `false` if stopped before. Within an entry the replay cannot go on
+    /// ([`Partition::apply_until`]).
+    pub fn run_until(&mut self, end: Offset, stop: &CancellationToken) -> Result<bool, StoreError> {
+        let through = end.index();
         loop {
             let next = self.last.map_or(0, |last| last.index.0 + 1);
             if next > through.0 {
@@ -199,7 +206,8 @@ impl<'a> Replay<'a> {
                 return Err(StoreError::at(self.reader.partition(), first, "it is applied, but missing on disk"));
             }
             for entry in entries {
-                self.fold(entry.id, &entry.payload)?;
+                let position = if entry.id.index == through { end.position() } else { u16::MAX };
+                self.fold(entry.id, &entry.payload, position)?;
             }
         }
     }
@@ -216,11 +224,11 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn fold(&mut self, id: StoredLogId, payload: &Payload) -> Result<(), StoreError> {
+    fn fold(&mut self, id: StoredLogId, payload: &Payload, position: u16) -> Result<(), StoreError> {
         match payload {
             Payload::Entry(bytes) => {
                 let entry = reader::parse(self.reader.partition(), id.index, bytes)?;
-                self.state.apply(id.index, &entry);
+                self.state.apply_until(id.index, &entry, position);
             }
             Payload::Blank => self.state.skip(id.index),
             Payload::Membership(members) => {

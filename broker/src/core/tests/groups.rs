@@ -1,4 +1,6 @@
-use trunkline_proto::{Batch, LogIndex, Offset, RecordKind, Source, limits, v1, v1::outcome::Verdict as Outcome};
+use trunkline_proto::{
+    Batch, Entry, LogIndex, Offset, RecordKind, Source, limits, v1, v1::outcome::Verdict as Outcome,
+};
 
 use super::{
     super::{PARKED_MAX, Refusal, Reply, Verdict},
@@ -142,6 +144,34 @@ fn a_commit_applies_wholly_or_not_at_all() {
     expect(commit("g", 1, base, d, &[(a, ack())], &[(c, 0)], &commands), Refusal::Malformed);
     let applied = log.put(&[commit("g", 1, base, a, &[(a, ack())], &[], &[pushed(id(9)), pushed(id(1))])]);
     assert_eq!((applied.refused, applied.deliveries.len()), (vec![(1, Refusal::Gone)], 1));
+}
+
+#[test]
+fn inside_a_commit_its_outcomes_and_the_commands_so_far_have_happened() {
+    let (mut log, base, [a, ..]) = four_events();
+    let before = log.state.clone();
+    let joins = [joined(id(1), "red"), joined(id(9), "red"), joined(id(1), "blue")];
+    let batch = commit("g", 1, base, a, &[(a, ack())], &[], &joins);
+    assert_eq!(log.put(&[batch, Batch::new(submit(), &[joined(id(1), "green")])]).refused, [(2, Refusal::Gone)]);
+    let (index, entry) = log.entries.last().unwrap();
+    let mut digests = Vec::new();
+    for (position, channels) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 3), (u16::MAX, 3)] {
+        let mut state = before.clone();
+        state.apply_until(*index, entry, position);
+        state.check().unwrap();
+        assert_eq!((state.group_lag("g"), state.group("g").unwrap().through.0), (3, a));
+        assert_eq!(state.connection(&id(1)).unwrap().channels.len(), channels, "{position}");
+        digests.push(state.digest());
+    }
+    assert_eq!(digests[4..], [log.state.digest(); 2]);
+    digests.dedup();
+    assert_eq!(digests.len(), 5, "what was folded is in the digest");
+    // refused as a whole it has done nothing, wherever one looks
+    let mut state = before.clone();
+    let (refused_whole, seen) = (commit("g", 2, base, a, &[(a, ack())], &[], &joins), LogIndex(index.0));
+    let entry = Entry { time: entry.time, batches: vec![refused_whole] };
+    state.apply_until(seen, &entry, 1);
+    assert_eq!((state.group_lag("g"), state.connection(&id(1)).unwrap().channels.len()), (4, 0));
 }
 
 #[test]

@@ -555,4 +555,52 @@ proptest! {
         let open: BTreeSet<ConnectionId> = state.connections_after(None).map(|view| view.id).collect();
         prop_assert_eq!(open, model.open);
     }
+
+    #[test]
+    fn the_state_inside_an_entry_is_that_of_an_entry_that_ends_there(
+        entries in prop::collection::vec(entry(), 1..40),
+        picked in any::<prop::sample::Index>(),
+    ) {
+        let mut state = Partition::new(PartitionId(0), PartitionCount::new(2).unwrap());
+        let (mut model, mut time) = (Model::default(), 1_000_000_000i64);
+        for (n, (attempts, passed)) in entries.iter().enumerate() {
+            time += passed;
+            let index = LogIndex(n as u64 + 1);
+            let entry = Entry::parse(&written(&state, &model, attempts, time)).unwrap();
+            let records: u16 = entry.batches.iter().map(|batch| batch.count).sum();
+            let (position, mut inside) = (picked.index(usize::from(records.max(1))) as u16, state.clone());
+            inside.apply_until(index, &entry, position);
+            inside.check().map_err(TestCaseError::fail)?;
+            let (shorter, cuts_commit) = ending_at(&entry, position);
+            if !cuts_commit {
+                let mut ended = state.clone();
+                ended.apply(index, &shorter);
+                prop_assert_eq!(inside.digest(), ended.digest());
+                prop_assert_eq!(inside.encode(), ended.encode(), "{:?}", attempts);
+            }
+            let mut last = state.clone();
+            last.apply_until(index, &entry, records.saturating_sub(1));
+            let applied = state.apply(index, &entry);
+            prop_assert_eq!(last.encode(), state.encode());
+            model.note(index, &entry, &applied, &state);
+        }
+    }
+}
+
+/// The entry without the records after `position`, and whether that takes some from a commit, which says how many it has.
+fn ending_at(entry: &Entry, position: u16) -> (Entry, bool) {
+    let (mut builder, mut left) = (EntryBuilder::new(entry.time, 0), position + 1);
+    for batch in &entry.batches {
+        let taken = batch.count.min(left);
+        left -= taken;
+        let records: Vec<Record> = batch.iter().map(Result::unwrap).take(usize::from(taken)).collect();
+        if taken > 0 || batch.count == 0 {
+            builder.push(&Batch::new(batch.source.clone(), &records));
+        }
+        if taken < batch.count {
+            let cuts_commit = taken > 0 && batch.source == Source::Commit;
+            return (Entry::parse(&builder.finish()).unwrap(), cuts_commit);
+        }
+    }
+    (entry.clone(), false)
 }
