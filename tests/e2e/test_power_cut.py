@@ -49,7 +49,8 @@ def test_nothing_acknowledged_is_lost_when_the_power_goes(folder, need):
             time.sleep(chance.uniform(0, 1.5))  # the random moment
             cut(cluster, device)
             cluster.start_broker()
-        until(lambda: crowd.connected == 32, "all clients connected", 60)
+        answered = crowd.received
+        until(lambda: crowd.connected == 32 and crowd.received > answered + 50, "all clients connected and answered", 60)
         submits = submitters.finish()
         crowd.quiet()
         judge_while_connected(cluster, crowd, submits)
