@@ -81,15 +81,6 @@ def judge_while_connected(cluster: Cluster, crowd: Crowd, submits) -> None:
     while not crowd.answered and time.monotonic() < end:
         time.sleep(0.1)
     until(lambda: cluster.lag("effects") == 0, "the handler group to have settled everything", 30)
-    log = cluster.tail()
-
-<<<<<<< HEAD
-    def verdict() -> list[checker.Violation]:
-        return checker.deliveries(log, crowd.sessions) + checker.fan_out(log, crowd.watching, channel="effects")
-
-    # the last publishes may be on their way to the watchers
-    while (found := verdict()) and time.monotonic() < end:
-=======
     end = time.monotonic() + 20
     while True:
         # read anew: an edge that was cut off brings what it holds when it is back, and that may be now
@@ -97,7 +88,6 @@ def judge_while_connected(cluster: Cluster, crowd: Crowd, submits) -> None:
         found = checker.deliveries(log, crowd.sessions) + checker.fan_out(log, crowd.watching, channel="effects")
         if not found or time.monotonic() > end:
             break
->>>>>>> fix-store
         time.sleep(0.2)
     found += checker.submits(log, submits, channel="submits")
     found += checker.effects(log, channel="effects", api="effects")
