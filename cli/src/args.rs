@@ -56,7 +56,7 @@ pub(crate) enum Command {
 /// What every role takes.
 #[derive(Args, Debug, Default, Clone)]
 pub(crate) struct FileArgs {
-    /// TOML file with tables [broker], [edge] and [[api]].
+    /// TOML file with tables `[broker]`, `[edge]` and `[[api]]`.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Set any key, such as broker.edge_grace=5s. May be repeated; TRUNKLINE_BROKER__EDGE_GRACE does the same.

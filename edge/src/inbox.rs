@@ -55,7 +55,7 @@ pub struct ShardInbox {
     pub(crate) inputs: mpsc::Receiver<ShardInput>,
 }
 
-/// A shard's queue: the handle for who tells, the inbox for [`crate::shard::run`].
+/// A shard's queue: the handle for who tells, the inbox for [`crate::worker::run`].
 pub fn inbox() -> (ShardHandle, ShardInbox) {
     let (sender, receiver) = mpsc::channel(SHARD_INBOX_MAX);
     (ShardHandle { inputs: sender }, ShardInbox { inputs: receiver })

@@ -1,6 +1,6 @@
 //! What handlers talk to: who of a group gets which partition, what it may be given, and what its commits come to.
 //!
-//! [`session`] reads one `Subscribe` stream. [`registry`] assigns partitions to members and runs one [`stream`] for each assignment, which
+//! [`session`] reads one `Subscribe` stream. [`registry`] assigns partitions to members and runs one `stream` for each assignment, which
 //! reads with a [`cursor`], decides with a pure [`flow`], and takes commits to the log with [`commit`].
 
 pub mod commit;

@@ -1,6 +1,6 @@
 //! HTTP on the broker: messages and connections, the operator's JSON, health and metrics (SURFACE: HTTP on the broker).
 //!
-//! One table of routes ([`routes`]) makes the router and is held against the OpenAPI document by a test.
+//! One table of routes (`routes`) makes the router and is held against the OpenAPI document by a test.
 
 mod connections;
 mod extract;

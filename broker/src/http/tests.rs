@@ -366,6 +366,8 @@ async fn connections_are_listed_in_pages() {
 
 #[tokio::test]
 async fn the_operator_sees_connections_log_cluster_and_metrics() {
+    // before the store opens: what is counted without a recorder is lost
+    crate::metrics::install().unwrap();
     let (broker, _edge, _stream) = with_a_connection().await;
     let router = real(&broker);
     let id = connection(1).to_string();

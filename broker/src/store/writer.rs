@@ -99,7 +99,7 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Queues a write; waits while [`QUEUE_BYTES_MAX`] wait already. Writes of one caller are carried out in its order.
+    /// Queues a write; waits while `QUEUE_BYTES_MAX` wait already. Writes of one caller are carried out in its order.
     /// `done` is always called, from the writer's thread, unless the process ends first.
     pub async fn submit(&self, partition: PartitionId, write: Write, done: Option<Done>) {
         let lazy = write.is_lazy();
