@@ -5,10 +5,11 @@ pub mod handlers;
 pub mod link;
 pub mod store;
 
-use std::{sync::OnceLock, time::Duration};
+use std::time::Duration;
 
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// How often histograms are drained into their buckets. Without it they grow until the next scrape.
@@ -33,11 +34,13 @@ pub enum InstallError {
     Taken,
 }
 
-static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+static HANDLE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
 /// Installs the process's recorder, once; later calls give the same handle. What was counted before the first is lost.
 pub fn install() -> Result<PrometheusHandle, InstallError> {
-    if let Some(handle) = HANDLE.get() {
+    // held throughout: broker and edge of one process may come here at the same moment
+    let mut installed = HANDLE.lock();
+    if let Some(handle) = &*installed {
         return Ok(handle.clone());
     }
     let recorder = PrometheusBuilder::new()
@@ -46,19 +49,12 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
         .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)?
         .build_recorder();
     let handle = recorder.handle();
-    if metrics_set(recorder).is_err() {
-        // two threads at once: the other one's handle is the one
-        return HANDLE.get().cloned().ok_or(InstallError::Taken);
-    }
-    let handle = HANDLE.get_or_init(|| handle).clone();
+    ::metrics::set_global_recorder(recorder).map_err(|_| InstallError::Taken)?;
+    *installed = Some(handle.clone());
     store::describe_store();
     handlers::describe();
     link::describe();
     Ok(handle)
-}
-
-fn metrics_set(recorder: metrics_exporter_prometheus::PrometheusRecorder) -> Result<(), ()> {
-    ::metrics::set_global_recorder(recorder).map_err(|_| ())
 }
 
 /// Keeps the histograms small, beside the servers, until `stop`.
@@ -73,6 +69,12 @@ pub async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn installing_from_many_threads_at_once_gives_all_the_same_recorder() {
+        let threads: Vec<_> = (0..16).map(|_| std::thread::spawn(|| install().map(|_| ()))).collect();
+        assert!(threads.into_iter().all(|thread| thread.join().unwrap().is_ok()));
+    }
 
     #[test]
     fn installing_twice_gives_one_recorder() {
