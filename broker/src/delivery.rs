@@ -199,10 +199,12 @@ impl Cursor {
         let (mut bytes, mut deliveries, mut applied_at) = (0, Vec::new(), Timestamp::default());
         while let Some((time, delivery)) = self.ready.front() {
             let same_offset = deliveries.last().is_some_and(|last: &Delivery| last.offset == delivery.offset);
-            if bytes >= FRAME_BYTES && !same_offset {
+            let more = 8 + delivery.record.bytes().len();
+            // one large record goes alone: behind small ones it could make a frame longer than the edge takes
+            if !deliveries.is_empty() && bytes + more > FRAME_BYTES && !same_offset {
                 break;
             }
-            bytes += 8 + delivery.record.bytes().len();
+            bytes += more;
             applied_at = applied_at.max(*time);
             deliveries.extend(self.ready.pop_front().map(|(_, delivery)| delivery));
         }
