@@ -71,6 +71,8 @@ struct Target {
     acknowledged: Offset,
     /// Since then.
     unacknowledged: usize,
+    /// One of the pipeline failed or was refused: those behind it will be too. Nothing more is sent until they are back.
+    is_broken: bool,
     /// Cannot be reached before.
     retry_at: Option<tokio::time::Instant>,
 }
@@ -126,7 +128,7 @@ impl Forwarder {
         for id in waiting {
             let target = self.targets.entry(id).or_default();
             let room = PIPELINE_MAX.saturating_sub(target.pending.len());
-            if room == 0 || target.retry_at.is_some() {
+            if room == 0 || target.is_broken || target.retry_at.is_some() {
                 continue;
             }
             let items: Vec<Item> = {
@@ -171,25 +173,24 @@ impl Forwarder {
                 Reply::Watermark { offset: watermark } => {
                     target.unacknowledged += 1;
                     target.held = target.held.max(watermark);
-                    if watermark != offset && target.pending.is_empty() {
-                        // refused: the target has more, or less, than was thought; everything behind it was refused too
+                    if watermark != offset {
+                        // refused: the target has more, or less, than was thought; everything behind it is refused too
                         tracing::debug!(source = %self.source.id, target = %id, %offset, %watermark, "forward out of step");
-                        target.sent = watermark;
-                        if watermark < offset {
-                            target.retry_at = Some(tokio::time::Instant::now() + RETRY);
-                        }
+                        target.is_broken = true;
                     }
                 }
                 ref other => tracing::error!(target = %id, ?other, "a forward was answered with something else"),
             },
             Err(error) => {
                 tracing::debug!(source = %self.source.id, target = %id, %error, "forward failed");
-                // what follows in the pipeline does not follow its predecessor any more: wait it out, then begin after what is held
-                if target.pending.is_empty() {
-                    target.sent = target.held;
-                    target.retry_at = Some(tokio::time::Instant::now() + RETRY);
-                }
+                target.is_broken = true;
             }
+        }
+        if target.is_broken && target.pending.is_empty() {
+            // begin again after what the target holds
+            target.is_broken = false;
+            target.sent = target.held;
+            target.retry_at = Some(tokio::time::Instant::now() + RETRY);
         }
     }
 
