@@ -314,6 +314,10 @@ impl Schedule {
 
     /// Time has passed.
     pub(crate) fn handle_timer(&mut self, now: Instant) {
+        // else the timer would be due for as long as commits find no room
+        for assignment in self.partitions.values_mut() {
+            assignment.pause_until = assignment.pause_until.filter(|until| *until > now);
+        }
         if self.next_extend.is_none_or(|at| at > now) {
             return;
         }
