@@ -51,6 +51,11 @@ impl Pending {
         self.is_applied = true;
     }
 
+    /// In the log, and only the decision is missing.
+    pub(crate) fn waits_for_handler(&self) -> bool {
+        self.is_applied && self.registration.needs_decision
+    }
+
     /// The handler lets it in. A subprotocol the client did not offer is not named (RFC 6455 §4.2.2).
     pub(crate) fn accepted(&mut self, accepted: v1::ConnectionAccepted) {
         let registration = &mut self.registration;

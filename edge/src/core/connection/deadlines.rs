@@ -41,17 +41,23 @@ impl Connection {
             self.handle_close(now, code_of_wire(cause), "", cause, out);
         }
         match self.phase {
-            Phase::Pending if self.pending.as_ref().is_some_and(|pending| pending.deadline <= now) => self.refuse(
-                now,
-                &Answer::new(504, "no handler has decided in time"),
-                HandshakeOutcome::TimedOut,
-                (CloseCode::ABNORMAL, "", CloseCause::RegistrationTimeout),
-                out,
-            ),
+            Phase::Pending if self.pending.as_ref().is_some_and(|pending| pending.deadline <= now) => {
+                self.give_up(now, out);
+            }
             Phase::Open => self.check_client(now, limits, out),
             Phase::Closing | Phase::Lingering if self.ends <= now => self.end(),
             Phase::Pending | Phase::Closing | Phase::Lingering | Phase::Over => {}
         }
+    }
+
+    /// A registration took too long: its handler's silence, or the log's.
+    fn give_up(&mut self, now: Millis, out: &mut impl FnMut(Output<'_>)) {
+        let (answer, outcome) = if self.pending.as_ref().is_some_and(|pending| pending.waits_for_handler()) {
+            (Answer::new(504, "no handler has decided in time"), HandshakeOutcome::TimedOut)
+        } else {
+            (Answer::unavailable("the log is out of reach", 2), HandshakeOutcome::Unavailable)
+        };
+        self.refuse(now, &answer, outcome, (CloseCode::ABNORMAL, "", CloseCause::RegistrationTimeout), out);
     }
 
     fn check_client(&mut self, now: Millis, limits: &Limits, out: &mut impl FnMut(Output<'_>)) {
