@@ -45,9 +45,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// Raises the soft limit of open files to the hard one: each socket is a file, and a log that cannot open one more closes for
+/// good. The usual soft limit of 1,024 is for programs that use `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, files = limit.current, "the limit of open files stays as it is");
+    }
+}
+
 fn run(cli: Cli) -> Result<(), Failure> {
     let is_role = matches!(cli.command, Command::Dev(_) | Command::Broker(_) | Command::Edge(_));
     logging::init(cli.log_json, if is_role { "info" } else { "warn" })?;
+    if is_role {
+        raise_file_limit();
+    }
     match cli.command {
         Command::Dev(args) => dev::run(&args),
         Command::Broker(args) => roles::broker(&args),
