@@ -160,12 +160,19 @@ fn pending_connection_ends_in_one_answer_and_one_record() {
     let status = |rig: &mut Rig| String::from_utf8(rig.sent()).unwrap().split(' ').nth(1).map(str::to_owned);
 
     let mut rig = pending();
+    call!(rig, handle_opened, Millis(1), true);
     rig.timer(14_999);
     assert_eq!(rig.take(), [""; 0]);
     rig.timer(15_000);
     assert_eq!(rig.take(), ["Closed 1006 \"\" RegistrationTimeout", "TimedOut"]);
     assert_eq!(status(&mut rig).as_deref(), Some("504"));
     assert!(rig.connection.wants_shutdown());
+
+    // no answer from the log: no handler was asked
+    let mut rig = pending();
+    rig.timer(15_000);
+    assert_eq!(rig.take(), ["Closed 1006 \"\" RegistrationTimeout", "Unavailable"]);
+    assert_eq!(status(&mut rig).as_deref(), Some("503"));
 
     let mut rig = pending();
     rig.deliver("dropped");
