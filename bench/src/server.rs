@@ -46,8 +46,7 @@ impl Server {
         self.listeners.get(listener).copied().with_context(|| format!("no listener {listener}: {:?}", self.listeners))
     }
 
-    /// Time on a processor so far, all threads: from the scheduler, as the tick-sampled times of /proc/PID/stat are off by a
-    /// factor where threads run for less than a tick at a time.
+    /// Time on a processor so far, all threads: from the scheduler, which counts nanoseconds where /proc/PID/stat samples ticks.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         let mut nanoseconds = 0;
         for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
