@@ -167,11 +167,9 @@ impl Cursor {
     fn take_logged(&mut self, entries: Vec<LoggedEntry>) {
         let (id, count) = (self.partition.id, self.node.partition_count());
         for entry in entries {
-            for (offset, record) in entry.records() {
-                for Expanded { recipient, record } in expand::deliveries(id, count, &record) {
-                    if self.is_for_me(&recipient) {
-                        self.take(entry.entry.time, offset, record);
-                    }
+            for (offset, Expanded { recipient, record }) in expand::entry(id, count, &entry) {
+                if self.is_for_me(&recipient) {
+                    self.take(entry.entry.time, offset, record);
                 }
             }
             self.read = entry.index;
