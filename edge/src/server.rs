@@ -6,9 +6,11 @@ mod shards;
 mod tests;
 
 use std::{
+    convert::Infallible,
     fmt, io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -27,8 +29,11 @@ use crate::{
     http::{self, Health},
     inbox,
     link::{LinkError, OpenError, Settings, Status},
-    metrics,
+    metrics, uplink,
 };
+
+/// So often the time of pauses that last is counted.
+const PAUSE_COUNT_PERIOD: Duration = Duration::from_secs(1);
 
 /// Bound sockets: tests bind port 0, and an address in use is known before anything starts.
 #[derive(Debug)]
@@ -170,6 +175,7 @@ pub async fn run(
             Event::ShardDied(shard) => ServeError::ShardDied { shard },
         }),
         served = &mut http => Some(no_health(served)),
+        never = count_pauses(&uplink) => match never {},
     };
     health.drain();
     let drain = Drain {
@@ -190,6 +196,15 @@ pub async fn run(
             drain.abandon(threads, stop).await;
             Err(error)
         }
+    }
+}
+
+/// A pause shows in the metrics while it lasts: one that does not end is the one to be warned of.
+async fn count_pauses(uplink: &uplink::Handle) -> Infallible {
+    let mut ticks = tokio::time::interval(PAUSE_COUNT_PERIOD);
+    loop {
+        ticks.tick().await;
+        uplink.count_pauses(Instant::now());
     }
 }
 
