@@ -209,6 +209,13 @@ impl Handle {
         (Waiting { batch, term, answer, since: Instant::now(), _permit: permit }, pending)
     }
 
+    /// Fills the queue for as long as it is held.
+    #[cfg(test)]
+    pub(crate) fn fill(&self) -> OwnedSemaphorePermit {
+        let all = u32::try_from(self.shared.budget.available_permits()).expect("fewer");
+        Arc::clone(&self.shared.budget).try_acquire_many_owned(all).expect("nobody else takes any")
+    }
+
     fn busy(&self) -> AppendError {
         AppendError::Busy { queued: self.shared.queued.load(Ordering::Relaxed) }
     }
