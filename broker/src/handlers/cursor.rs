@@ -221,3 +221,48 @@ pub async fn read_record(
     let entry = read.entries.first().filter(|entry| entry.index == offset.index());
     Ok(entry.and_then(|entry| find(entry, entry.entry.time)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use trunkline_proto::PartitionId;
+
+    use super::*;
+    use crate::{
+        node::NodeConfig,
+        raft::AppliedSink,
+        testing::{attach, connection, count, edge, message, opened},
+    };
+
+    #[tokio::test]
+    async fn a_cursor_gets_past_entries_without_records_that_a_snapshot_has_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let append = node.partition(PartitionId(0)).unwrap().append.clone();
+        append.append(attach(0)).await.unwrap();
+        append.append(edge(1, &[opened(connection(0, 1)), message(connection(0, 1), b"x")])).await.unwrap();
+        drop(append);
+        node.shutdown().await;
+        // a term's first entry has no records
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let partition = node.partition(PartitionId(0)).unwrap().clone();
+        let applied = partition.tail.applied();
+        partition.tail.installed(applied);
+        let mut cursor =
+            Cursor::new(node.clone(), partition.clone(), "group", Filter::default(), Offset::ZERO, LogIndex(0));
+        let read = async {
+            while cursor.read_tail() != Ahead::End {
+                cursor.read_log().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("the end of the log");
+        let events = std::iter::from_fn(|| cursor.take_step()).filter(|step| matches!(step, Step::Event(_)));
+        assert_eq!((events.count(), cursor.index()), (2, applied));
+        drop(cursor);
+        drop(partition);
+        node.shutdown().await;
+    }
+}
