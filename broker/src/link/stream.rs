@@ -35,6 +35,8 @@ use crate::{
 
 /// The first frame of a stream must come within this.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// And the log must have taken the edge in within this.
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a stream that ends may still take to say so.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -129,7 +131,12 @@ pub(super) async fn serve(
 ) {
     let mut reader = FrameReader::new(receive, limits::FRAME_BYTES_MAX);
     let mut writer = FrameWriter::new(send);
-    let end = match attach(&link, &peer, &mut reader).await {
+    let attached = tokio::select! {
+        attached = attach(&link, &peer, &mut reader) => attached,
+        _ = connection.closed() => Err(End::Gone),
+        () = link.shutdown.cancelled() => Err(End::Shutdown),
+    };
+    let end = match attached {
         Ok(attached) => tokio::select! {
             end = run(&link, &peer, attached, &mut reader, &mut writer) => end,
             _ = connection.closed() => End::Gone,
@@ -181,7 +188,12 @@ async fn attach(link: &Arc<Link>, peer: &Peer, reader: &mut FrameReader) -> Resu
         .sessions
         .attach(partition.id, &peer.edge, attach.incarnation, Offset(attach.after))
         .ok_or(End::Replaced)?;
-    let edge = admit(&partition, peer, attach.incarnation).await?;
+    let mut kick = inputs.kick.clone();
+    let edge = tokio::select! {
+        // a log that stalls: the edge may find a leader that can commit
+        edge = timeout(ADMIT_TIMEOUT, admit(&partition, peer, attach.incarnation)) => edge.unwrap_or(Err(End::Unknown))?,
+        kicked = kick.wait_for(Option::is_some) => return Err(kicked.ok().and_then(|kick| *kick).map_or(End::Gone, End::from)),
+    };
     let start = if attach.after == 0 { edge.attached } else { Offset(attach.after) };
     if start.index() > partition.tail.applied() {
         return Err(End::Lost);
