@@ -182,6 +182,12 @@ impl Node {
         drop(running.folder);
     }
 
+    /// What tests stall the log with.
+    #[cfg(test)]
+    pub(crate) fn writer(&self) -> crate::store::WriterHandle {
+        self.inner.running.lock().as_ref().expect("the node runs").writer.handle()
+    }
+
     /// How many partitions the cluster has.
     pub fn partition_count(&self) -> PartitionCount {
         self.inner.count

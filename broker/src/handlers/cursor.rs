@@ -229,7 +229,7 @@ pub async fn read_connections(
     let mut connections = Vec::with_capacity(offsets.len());
     while let Some(&first) = offsets.get(connections.len()) {
         let rest = offsets.get(connections.len()..).unwrap_or_default();
-        let near = |offset: &&Offset| offset.index().0 - first.index().0 < NEAR_ENTRIES;
+        let near = |offset: &&Offset| offset.index().0.saturating_sub(first.index().0) < NEAR_ENTRIES;
         let last = rest.iter().take_while(near).last().copied().unwrap_or(first);
         let bytes = if last.index() > first.index() { READ_BYTES } else { 1 };
         let entries = match node.read_log(partition.id, LogIndex(first.index().0.saturating_sub(1)), bytes).await {

@@ -32,7 +32,7 @@ use crate::{
 /// After an assignment failed.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the last member's going may take to get into the log; the next assignment makes up for it.
-const NOBODY_TIMEOUT: Duration = Duration::from_secs(5);
+const NOBODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often lags are measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -261,6 +261,9 @@ impl Worker {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(group = self.group, partition = %self.partition.id, %error, "assignment failed");
+                if matches!(error, AssignError::Refused) {
+                    self.left.leftover = None; // the same again would be refused again
+                }
                 tokio::time::sleep(RETRY).await;
                 return;
             }
@@ -334,6 +337,9 @@ impl Worker {
         match tokio::time::timeout(NOBODY_TIMEOUT, self.append(record)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
+                if matches!(error, AssignError::Refused) {
+                    self.left.leftover = None;
+                }
                 tracing::debug!(group = self.group, partition = %self.partition.id, %error, "assignment to nobody failed");
             }
             Err(_) => {
