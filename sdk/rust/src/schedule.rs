@@ -5,7 +5,7 @@
 //! - outcomes of a lane that are on their way in a commit hold back its later ones, so that a commit that has to be sent
 //!   again cannot be overtaken; commits of different lanes are pipelined;
 //! - when an event is refused, everything the lane holds after it is given back untried (`released`), because the broker
-//!   sends those again behind the refused one.
+//!   sends those again behind the refused one; so it is when an outcome came too late, and its event is to come again.
 //!
 //! Bounds: events held ≤ twice the credit (a broker that does not keep to it is disconnected), running ≤ `workers`,
 //! commits in flight ≤ `commits_max`, a commit ≤ the wire's limits.
@@ -99,6 +99,8 @@ struct Running {
     offset: u64,
     attempt: u32,
     since: Instant,
+    /// An event before it comes again: so must this one.
+    given_back: bool,
 }
 
 #[derive(Debug)]
@@ -255,6 +257,10 @@ impl Schedule {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let Running { offset, attempt, since, .. } = running;
         match verdict {
+            _ if running.given_back => {
+                lane.settled.push_back(Settled::released(offset, attempt, since));
+                lane.release();
+            }
             // a commit before this one came back refused for good: this event follows it
             _ if lane.refused.is_some() => lane.settled.push_back(Settled::released(offset, attempt, since)),
             Verdict::Acknowledge(commands) => {
@@ -285,8 +291,11 @@ impl Schedule {
             // nothing happened, or nobody knows: the same again. If it had happened, it will not be open any more
             Code::Throttled | Code::NoLeader | Code::Unknown => self.send_again(now, commit, false),
             _ if commit.settled.len() > 1 => self.send_again(now, commit, true),
-            // settled already, by an earlier sending of the same outcome
-            Code::NotOpen => self.settle(now, commit),
+            // too late: the broker gives it to somebody again, and then what comes after it
+            Code::NotOpen => {
+                self.give_back_later(&commit);
+                self.settle(now, commit);
+            }
             other => {
                 self.refuse_malformed(now, commit);
                 return Some(other);
@@ -349,7 +358,14 @@ impl Schedule {
             if let Some(lane) = self.lanes.get_mut(&key) {
                 lane.running = Some(id);
             }
-            let running = Running { lane: key, generation, offset: event.offset, attempt: event.attempt, since };
+            let running = Running {
+                lane: key,
+                generation,
+                offset: event.offset,
+                attempt: event.attempt,
+                since,
+                given_back: false,
+            };
             self.running.insert(id, running);
             return Some(Work { id, partition: key.0, event });
         }
@@ -498,6 +514,20 @@ impl Schedule {
                 lane.settled.push_front(settled);
                 self.list(key);
             }
+        }
+    }
+
+    /// What its lane holds after the one event of this commit.
+    fn give_back_later(&mut self, commit: &InFlight) {
+        let Some((connection, _)) = commit.settled.first() else { return };
+        let Some(lane) = self.lanes.get_mut(&(commit.partition, *connection)) else { return };
+        for later in &mut lane.settled {
+            *later = Settled::released(later.offset, later.attempt, later.since);
+        }
+        match lane.running.and_then(|id| self.running.get_mut(&id)) {
+            // in order: what is queued goes back behind it
+            Some(running) => running.given_back = true,
+            None => lane.release(),
         }
     }
 

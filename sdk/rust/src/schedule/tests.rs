@@ -192,6 +192,31 @@ fn one_outcome_that_is_not_open_does_not_hold_up_the_others() {
 }
 
 #[test]
+fn events_after_one_whose_outcome_came_too_late_are_given_back_in_order() {
+    let (mut schedule, now) = start();
+    schedule.handle_events(now, events(0, 1, (1..=3).map(|n| event(n, 1)).collect())).unwrap();
+    let first = schedule.next_work().unwrap();
+    acknowledge(&mut schedule, &first);
+    let late = commit(&mut schedule, now);
+    let running = schedule.next_work().unwrap();
+    assert_eq!((offsets(&late), running.event.offset), (vec![1], 2));
+    schedule.handle_committed(now, late.id, Code::NotOpen);
+    assert!(!schedule.has_request(now), "3 goes back behind 2");
+    acknowledge(&mut schedule, &running);
+    assert!(schedule.next_work().is_none());
+    let back = commit(&mut schedule, now);
+    assert_eq!((offsets(&back), back.commands.len()), (vec![2, 3], 0));
+    assert!(back.outcomes.iter().all(is_released));
+    schedule.handle_committed(now, back.id, Code::Applied);
+    schedule.handle_events(now, events(0, 1, (1..=3).map(|n| event(n, 1)).collect())).unwrap();
+    for offset in 1..=3 {
+        let work = schedule.next_work().unwrap();
+        assert_eq!(work.event.offset, offset);
+        acknowledge(&mut schedule, &work);
+    }
+}
+
+#[test]
 fn an_answer_the_broker_finds_malformed_is_refused_without_its_commands() {
     let (mut schedule, now) = start();
     schedule.handle_events(now, events(0, 1, vec![event(1, 1), event(2, 1)])).unwrap();
