@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use trunkline_proto::v1::subscribe_request::Request;
+use trunkline_proto::{limits, v1::subscribe_request::Request};
 
 use super::*;
 
