@@ -2,9 +2,13 @@
 floor does (bench/src/floor.rs). Its fan-out is C++ throughout, uWebSockets' own publish; in an echo each message passes through
 Python, so compare that with the floor instead. Not a dependency of this project."""
 
+from collections import deque
+
 from socketify import App, AppListenOptions, OpCode
 
 received = 0
+# socketify's own references end too early where several requests are under way
+recent = deque(maxlen=4096)
 app = App()
 
 
@@ -18,7 +22,9 @@ def count(socket, message, opcode):
 
 
 async def publish(response, request):
-    app.publish("news", await response.get_data(), OpCode.BINARY)
+    recent.append(response)
+    body = await response.get_data()
+    app.publish("news", body.getvalue(), OpCode.BINARY)
     response.end("")
 
 

@@ -27,7 +27,7 @@ enum Scenario {
     Echo,
     /// From sockets to acknowledged: events/s.
     Ingest,
-    /// One publish to many: deliveries/s, beside a floor that keeps nothing.
+    /// One publish to many: deliveries/s at capacity, and latency at half of it.
     Fanout,
     /// Connections opened and closed, each a record: handshakes/s.
     Handshakes,
@@ -82,9 +82,6 @@ struct Arguments {
     /// Messages in the log that is replayed.
     #[arg(long, default_value_t = 3_000_000)]
     messages: u64,
-    /// Also fan out at half of the capacity, whatever becomes of the publishes before.
-    #[arg(long)]
-    open_loop: bool,
     /// A command that serves what the floor does, to compare with too: "python bench/peers/uws.py".
     #[arg(long, value_name = "COMMAND")]
     peer: Option<String>,
@@ -138,7 +135,7 @@ async fn run(arguments: &Arguments, setup: &Setup, report: &mut Report) -> anyho
     }
     if wanted(Scenario::Fanout) {
         for subscribers in &arguments.subscribers {
-            scenarios::fanout::fanout(setup, *subscribers, arguments.open_loop, report).await?;
+            scenarios::fanout::fanout(setup, *subscribers, report).await?;
         }
     }
     if wanted(Scenario::Handshakes) {

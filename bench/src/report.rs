@@ -1,10 +1,7 @@
 //! What the runs print: machine, commit and settings first, then a row per figure, beside what was measured with it in turns.
 //! 100 columns wide.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Instant};
 
 use serde_json::{Value, json};
 
@@ -63,20 +60,23 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(json: bool, setup: &Setup) -> Self {
         let commit = commit();
-        let mut settings = json!({
+        let settings = json!({
             "fsync": "on", "partitions": 1, "pinned": "no",
             "payload_bytes": setup.payload, "connections": setup.connections,
             "seconds": setup.seconds, "repeat": setup.repeat,
         });
-        if !setup.peer.is_empty() {
-            settings["peer"] = setup.peer.join(" ").into();
-        }
         if json {
-            println!("{}", json!({"machine": machine(), "commit": commit, "settings": settings}));
+            println!(
+                "{}",
+                json!({"machine": machine(), "commit": commit, "settings": settings, "peer": setup.peer.join(" ")})
+            );
         } else {
             println!("machine   {}", machine());
             println!("commit    {commit}");
             println!("settings  {}", plain(&settings));
+            if !setup.peer.is_empty() {
+                println!("peer      {}", setup.peer.join(" "));
+            }
             println!("          load generator on the same machine; median of the runs, ± half their range");
             println!("          x: this / floor or peer, measured in turns with it (docs/performance.md)");
         }
@@ -135,7 +135,7 @@ impl Report {
     /// The last line.
     pub(crate) fn finish(self) {
         if !self.json {
-            println!("\ntook {} s", Duration::from_secs(self.started.elapsed().as_secs()).as_secs());
+            println!("\ntook {} s", self.started.elapsed().as_secs());
         }
     }
 }

@@ -17,19 +17,22 @@ use crate::report::{Report, Subject, rows};
 const EVENT_BYTES: usize = 160;
 /// Events a sync.
 const BATCHES: [usize; 4] = [1, 32, 256, 1024];
+/// How long each batch size is written, at most: a disk's caches fill, its figures do not settle.
+const TIME_MAX: Duration = Duration::from_secs(1);
 /// Lone syncs that a median is taken of.
 const SYNCS: u32 = 200;
 
 /// Appending with one sync a batch: to a plain file (the floor), and by RocksDB's `WriteBatch` with `sync`.
 pub(crate) fn disk(setup: &Setup, report: &mut Report) -> anyhow::Result<()> {
     report.scenario("disk, events of 160 bytes: RocksDB beside append + fdatasync to one file (floor)");
+    let time = setup.load().min(TIME_MAX);
     for batch in BATCHES {
         let mut measured = rows::<2>();
         for _ in 0..setup.repeat {
             let folder = setup.folder()?;
             for (subject, (rate, p50)) in [
-                (Subject::Trunkline, rocks(folder.path(), batch, setup.load())?),
-                (Subject::Floor, file(folder.path(), batch, setup.load())?),
+                (Subject::Trunkline, rocks(folder.path(), batch, time)?),
+                (Subject::Floor, file(folder.path(), batch, time)?),
             ] {
                 measured[0].push(subject, rate);
                 measured[1].push(subject, p50);

@@ -44,10 +44,9 @@ pub(crate) async fn idle(setup: &Setup, count: usize, report: &mut Report) -> an
 
 /// The state's bytes per connection, at this number of them.
 pub(crate) fn memory(setup: &Setup, count: usize, report: &mut Report) -> anyhow::Result<()> {
-    report.scenario(format!("state in memory, connections: {count}, ids random, peer address set"));
-    for (child, name) in
-        [("state", "bytes/connection"), ("state-in-channels", "bytes/connection, each in 1 of 1000 channels")]
-    {
+    report
+        .scenario(format!("state in memory, connections: {count}, random ids, with a peer address; of 1000 channels"));
+    for (child, name) in [("state", "bytes/connection"), ("state-in-channels", "bytes/connection, each in a channel")] {
         let bytes = (0..setup.repeat).map(|_| state_bytes(child, count)).collect::<anyhow::Result<_>>()?;
         report.add(name, &Runs::of(bytes), if child == "state" { "≤ 250" } else { "" });
     }

@@ -37,8 +37,7 @@ pub(crate) async fn replay(setup: &Setup, connections: u64, messages: u64, repor
     for _ in 0..setup.repeat {
         let copy = setup.folder()?;
         copy_folder(&data, &copy.path().join("data"))?;
-        let [_, whole] = restarted(setup, copy.path(), connections).await?;
-        starts.push(events / whole);
+        starts.push(events / restarted(setup, copy.path(), connections).await?.whole);
     }
     report.add("events/s by a broker that starts", &Runs::of(starts), "≥ 1000000");
     Ok(())
@@ -51,28 +50,40 @@ pub(crate) async fn restart(setup: &Setup, connections: u64, report: &mut Report
     let data = folder.path().join("data");
     let contents = Contents { connections, channels: 0, messages: 0, payload: 0 };
     let filled = fill::fill(&data, contents).await?;
-    for (with, target) in [("no snapshot", ""), ("snapshot of everything", "≤ 5 at 1000000")] {
+    let empty = setup.folder()?;
+    let empty = restarted(setup, empty.path(), 0).await?.resident;
+    for (with, target) in [("no snapshot", ""), ("snapshot", "≤ 5 at 1000000")] {
         if with != "no snapshot" {
             let started = Instant::now();
             fill::snapshot(&data, filled.last)?;
             report.add("making a snapshot, s", &Runs::of(vec![started.elapsed().as_secs_f64()]), "");
         }
-        let (mut ready, mut whole) = (Vec::new(), Vec::new());
+        let (mut ready, mut whole, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..setup.repeat {
             let copy = setup.folder()?;
             copy_folder(&data, &copy.path().join("data"))?;
-            let seconds = restarted(setup, copy.path(), connections).await?;
-            ready.push(seconds[0]);
-            whole.push(seconds[1]);
+            let restarted = restarted(setup, copy.path(), connections).await?;
+            ready.push(restarted.ready);
+            whole.push(restarted.whole);
+            bytes.push(restarted.resident.saturating_sub(empty) as f64 / connections as f64);
         }
         report.add(&format!("{with}, ready, s"), &Runs::of(ready), target);
         report.add(&format!("{with}, all connections, s"), &Runs::of(whole), "");
+        report.add(&format!("{with}, broker's bytes/connection"), &Runs::of(bytes), "");
     }
     Ok(())
 }
 
-/// Seconds until the broker says that it is ready, and until it shows all connections.
-async fn restarted(setup: &Setup, folder: &Path, connections: u64) -> anyhow::Result<[f64; 2]> {
+struct Restarted {
+    /// Seconds until the broker says that it is ready.
+    ready: f64,
+    /// Seconds until it shows all connections.
+    whole: f64,
+    /// Its memory then, in bytes.
+    resident: u64,
+}
+
+async fn restarted(setup: &Setup, folder: &Path, connections: u64) -> anyhow::Result<Restarted> {
     let started = Instant::now();
     let broker = start_broker(setup, folder, "64MiB")?;
     let ready = started.elapsed().as_secs_f64();
@@ -89,8 +100,9 @@ async fn restarted(setup: &Setup, folder: &Path, connections: u64) -> anyhow::Re
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let whole = started.elapsed().as_secs_f64();
+    let resident = broker.resident()?;
     broker.kill()?;
-    Ok([ready, whole])
+    Ok(Restarted { ready, whole, resident })
 }
 
 fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
