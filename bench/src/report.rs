@@ -89,7 +89,7 @@ impl Report {
         if !self.json {
             println!("\n{}", self.scenario);
             println!(
-                "  {:<38} {:>9} {:>5} {:>9} {:>6} {:>9} {:>6}  target",
+                "  {:<34} {:>8} {:>4} {:>8} {:>6} {:>8} {:>6}  target",
                 "figure", "median", "±", "floor", "x", "peer", "x"
             );
         }
@@ -120,7 +120,7 @@ impl Report {
         let other = |value: Option<f64>| value.map_or_else(String::new, number);
         let times = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));
         let row = format!(
-            "  {:<38} {:>9} {:>5} {:>9} {:>6} {:>9} {:>6}  {target}",
+            "  {:<34} {:>8} {:>4} {:>8} {:>6} {:>8} {:>6}  {target}",
             name,
             number(middle),
             spread(&runs.ours),

@@ -52,7 +52,7 @@ pub(crate) async fn fanout(setup: &Setup, subscribers: usize, report: &mut Repor
     report.scenario(format!("fan-out, subscribers: {subscribers}, open loop, publishes/s: {rate:.0}"));
     let measured = measure(setup, subscribers, Pace::PerSecond(rate)).await?;
     let names = ["deliveries/s", "deliveries per server CPU-second", "due to receive, p50 ms", "p99 ms"];
-    report.add_all(names, measured, ["", "", "", "≤ 1.5 peer + sync"]);
+    report.add_all(names, measured, ["", "", "", "≤ 1.5 peer+sync"]);
     Ok(())
 }
 

@@ -36,17 +36,16 @@ pub(crate) async fn idle(setup: &Setup, count: usize, report: &mut Report) -> an
     report.add("edge, bytes/connection", &edges, "≤ 2000");
     report.add("broker, bytes/connection", &Runs::of(totals), "");
     report.add("  of it state (measured alone)", &Runs::of(states), "≤ 250");
-    report.add("  of it tail (64 MiB at most in all)", &Runs::of(small_tails), "");
-    report.add("  of it rest: memtables, link, caches", &Runs::of(rests), "");
+    report.add("  of it tail (at most 64 MiB)", &Runs::of(small_tails), "");
+    report.add("  of it memtables, link, caches", &Runs::of(rests), "");
     report.add("  its record in the log, bytes", &Runs::of(records), "");
     Ok(())
 }
 
 /// The state's bytes per connection, at this number of them.
 pub(crate) fn memory(setup: &Setup, count: usize, report: &mut Report) -> anyhow::Result<()> {
-    report
-        .scenario(format!("state in memory, connections: {count}, random ids, with a peer address; of 1000 channels"));
-    for (child, name) in [("state", "bytes/connection"), ("state-in-channels", "bytes/connection, each in a channel")] {
+    report.scenario(format!("state in memory, connections: {count}, random ids, a peer address, 1000 channels"));
+    for (child, name) in [("state", "bytes/connection"), ("state-in-channels", "bytes/connection in a channel")] {
         let bytes = (0..setup.repeat).map(|_| state_bytes(child, count)).collect::<anyhow::Result<_>>()?;
         report.add(name, &Runs::of(bytes), if child == "state" { "≤ 250" } else { "" });
     }
