@@ -21,11 +21,18 @@ def count(socket, message, opcode):
     received += 1
 
 
-async def publish(response, request):
+def publish(response, request):
     recent.append(response)
-    body = await response.get_data()
-    app.publish("news", body.getvalue(), OpCode.BINARY)
-    response.end("")
+    body = bytearray()
+
+    def on_data(response, chunk, last):
+        body.extend(chunk or b"")
+        if last:
+            app.publish("news", bytes(body), OpCode.BINARY)
+            response.end("")
+
+    response.on_aborted(lambda response: None)
+    response.on_data(on_data)
 
 
 def metrics(response, request):
