@@ -268,7 +268,9 @@ impl Broker {
             link: advertised.link.clone(),
             edge_lag: Arc::new(move |edge| lag_of.lags().get(edge).copied().unwrap_or_default()),
         };
-        let services = grpc::Services::new(node.clone(), registry.clone(), submitter.clone(), about, stop.clone());
+        let streams = config.limits.handler_streams;
+        let services =
+            grpc::Services::new(node.clone(), registry.clone(), submitter.clone(), about, streams, stop.clone());
         let settings = http::Settings {
             broker: config.node_id,
             cluster: config.cluster.clone(),
