@@ -2,7 +2,7 @@
 
 mod balance;
 #[cfg(test)]
-mod cluster_tests;
+pub(crate) mod cluster_tests;
 mod formation;
 mod members;
 mod open;
