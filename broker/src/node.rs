@@ -13,7 +13,9 @@ use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
 use crate::{
     append, core,
-    raft::{Group, Snapshotter, snapshotter::Replay, state_machine::PendingRefused},
+    raft::{
+        Floor, Group, Snapshotter, Transfers, retention::Trimmers, snapshotter::Replay, state_machine::PendingRefused,
+    },
     store::{Db, Health, Reader, StoreError, Writer, identity::Folder},
     tail,
 };
@@ -71,6 +73,8 @@ pub struct PartitionHandle {
     pub state: Arc<RwLock<core::Partition>>,
     /// Who leads it.
     pub role: watch::Receiver<Role>,
+    /// Snapshots of it that are being sent to peers.
+    pub transfers: Transfers,
 }
 
 /// Why history cannot be read.
@@ -132,6 +136,7 @@ struct Open {
 struct Running {
     appenders: Vec<tokio::task::JoinHandle<()>>,
     groups: Vec<Group>,
+    trimmers: Trimmers,
     snapshotter: Snapshotter,
     writer: Writer,
     folder: Folder,
@@ -141,8 +146,8 @@ struct Running {
 struct Inner {
     count: PartitionCount,
     partitions: Vec<PartitionHandle>,
-    /// First index of each log on disk when it was opened. Nothing deletes entries yet.
-    first: Vec<LogIndex>,
+    /// Where each readable log begins.
+    floors: Vec<Floor>,
     health: Health,
     open: RwLock<Option<Arc<Open>>>,
     running: Mutex<Option<Running>>,
@@ -171,6 +176,7 @@ impl Node {
             let _ = appender.await;
         }
         drop(running.groups);
+        running.trimmers.stop().await;
         running.snapshotter.stop().await;
         let mut writer = running.writer;
         // the writer's last sync may take its time
@@ -214,11 +220,8 @@ impl Node {
         bytes_max: usize,
     ) -> Result<Vec<core::LoggedEntry>, ReadError> {
         let applied = self.applied(partition)?;
-        let first = self.first(partition);
-        if after.0 + 1 < first.0 {
-            return Err(ReadError::Trimmed { earliest: self.earliest(partition) });
-        }
-        self.blocking(partition, move |reader, pending| {
+        self.check_retained(partition, after)?;
+        let read = self.blocking(partition, move |reader, pending| {
             // before the disk: a set leaves this list only once it is there
             let refused = pending.between(after, applied);
             // a leader may have applied what its own disk does not hold yet; the tail does
@@ -232,8 +235,11 @@ impl Node {
                 }
             }
             Ok(entries)
-        })
-        .await
+        });
+        let read = read.await;
+        // what was deleted while it was read
+        self.check_retained(partition, after)?;
+        read
     }
 
     /// The last entry stamped at or before `time` ([`LogIndex`] 0: none), by binary search.
@@ -260,13 +266,21 @@ impl Node {
         // a snapshot holds whole entries: one of the moment's own entry is of use only at its end
         let is_end = end == Offset::end_of(end.index());
         let covered = LogIndex(if is_end { end.index().0 } else { end.index().0.saturating_sub(1) });
+        // the snapshot at the trim point holds all of the last entry that is trimmed
+        let trimmed = || ReadError::Trimmed { earliest: self.earliest(partition) };
+        let before =
+            |first: LogIndex| first.0.checked_sub(1).map_or(Offset::ZERO, |last| Offset::end_of(LogIndex(last)));
+        if end < before(self.first(partition)) {
+            return Err(trimmed());
+        }
         let count = self.inner.count;
-        self.blocking(partition, move |reader, _| {
+        let replayed = self.blocking(partition, move |reader, _| {
             let mut replay = Replay::from_newest(reader, count, covered)?;
             replay.run_until(end, &CancellationToken::new())?;
             Ok((replay.state, end))
-        })
-        .await
+        });
+        let replayed = replayed.await;
+        if end < before(self.first(partition)) { Err(trimmed()) } else { replayed }
     }
 
     /// First offset that can still be read.
@@ -280,7 +294,14 @@ impl Node {
     }
 
     fn first(&self, partition: PartitionId) -> LogIndex {
-        self.inner.first.get(usize::from(partition.0)).copied().unwrap_or_default()
+        self.inner.floors.get(usize::from(partition.0)).map(Floor::first).unwrap_or_default()
+    }
+
+    fn check_retained(&self, partition: PartitionId, after: LogIndex) -> Result<(), ReadError> {
+        match after.0 + 1 < self.first(partition).0 {
+            true => Err(ReadError::Trimmed { earliest: self.earliest(partition) }),
+            false => Ok(()),
+        }
     }
 
     fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {

@@ -298,7 +298,11 @@ fn is_after(batch: &Batch, first: u16, position: u16) -> bool {
 
 /// The last entry of which nothing after `through` remains.
 pub(super) fn whole_entries(through: Offset) -> LogIndex {
-    if through == Offset::end_of(through.index()) { through.index() } else { LogIndex(through.index().0.saturating_sub(1)) }
+    if through == Offset::end_of(through.index()) {
+        through.index()
+    } else {
+        LogIndex(through.index().0.saturating_sub(1))
+    }
 }
 
 /// The entry as if it ended with the record at `position`.

@@ -145,7 +145,11 @@ mod tests {
         assert_eq!(indexes, [1, 3, 5, 7]);
         assert_eq!(retained.bytes(), 5 * SPACING_BYTES / 2 + 2 * (ENTRY_OVERHEAD + 1));
         retained.trim(LogIndex(4));
-        assert_eq!(retained.bytes(), SPACING_BYTES + 2 * (ENTRY_OVERHEAD + 1), "what is before the milestone at 3 is gone");
+        assert_eq!(
+            retained.bytes(),
+            SPACING_BYTES + 2 * (ENTRY_OVERHEAD + 1),
+            "what is before the milestone at 3 is gone"
+        );
         assert_eq!(retained.milestones().next().map(|first| first.index), Some(LogIndex(5)));
         assert_eq!(retained.check(LogIndex(7)), Ok(()));
         retained.trim(LogIndex(4));

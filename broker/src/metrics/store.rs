@@ -10,6 +10,8 @@ pub const LOG_SYNC_SECONDS: &str = "trunkline_log_sync_seconds";
 pub const LOG_BATCH_RECORDS: &str = "trunkline_log_batch_records";
 /// Bytes of log entries written.
 pub const LOG_BYTES_TOTAL: &str = "trunkline_log_bytes_total";
+/// Bytes of entries that are not trimmed; label `partition`.
+pub const LOG_RETAINED_BYTES: &str = "trunkline_log_retained_bytes";
 /// 2 leader, 1 follower, 0 closed; label `partition`.
 pub const PARTITION_ROLE: &str = "trunkline_partition_role";
 /// Raft index applied last; label `partition`.
@@ -31,6 +33,7 @@ pub fn describe_store() {
     describe_histogram!(LOG_SYNC_SECONDS, Unit::Seconds, "one synced write of the log");
     describe_histogram!(LOG_BATCH_RECORDS, Unit::Count, "records in one log entry");
     describe_counter!(LOG_BYTES_TOTAL, Unit::Bytes, "bytes of log entries written");
+    describe_gauge!(LOG_RETAINED_BYTES, Unit::Bytes, "entries that are not trimmed");
     describe_gauge!(PARTITION_ROLE, "2 leader, 1 follower, 0 closed");
     describe_gauge!(PARTITION_APPLIED_OFFSET, "raft index of the last applied entry");
     describe_gauge!(PARTITION_COMMIT_LAG, Unit::Count, "entries in the log that are not applied yet");

@@ -10,8 +10,9 @@ use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, stop_g
 use crate::{
     append, core,
     raft::{
-        Group, GroupConfig, Snapshotter,
+        Floor, Group, GroupConfig, Snapshotter, Transfers,
         log_store::LogStore,
+        retention::{Trimmer, Trimmers},
         snapshotter::Pace,
         state_machine::{Initial, Parts, PendingRefused},
         types,
@@ -21,7 +22,7 @@ use crate::{
         identity::{self, Folder},
         marks::{self, Mark},
         snapshot,
-        verify::{check_mark, decode_state},
+        verify::{check_covered, check_mark, decode_state},
     },
     tail,
 };
@@ -31,9 +32,9 @@ struct Found {
     log: LogStore,
     reader: Reader,
     initial: Initial,
-    /// The last entry with records in the initial state.
+    /// The last entry with records in the initial state, or the last one before the readable log.
     last_entry: LogIndex,
-    first: LogIndex,
+    floor: Floor,
 }
 
 /// What opening the folder gives.
@@ -53,7 +54,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         path: config.dir.display().to_string(),
         reason: format!("opening it ended: {error}"),
     })??;
-    let readers: Vec<_> = opened.found.iter().map(|found| found.reader.clone()).collect();
+    let readers: Vec<_> = opened.found.iter().map(|found| (found.reader.clone(), found.floor.clone())).collect();
     let writer = opened.writer.handle();
     let snapshotter = Snapshotter::start(readers, config.partitions, writer.clone(), health.clone());
     let mut started = Started::default();
@@ -68,9 +69,11 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
             }
         }
     }
+    let trimmers = Trimmers::start(started.trimmers, config.partitions, &writer, &snapshotter);
     let running = Running {
         appenders: started.appenders,
         groups: started.groups,
+        trimmers,
         snapshotter,
         writer: opened.writer,
         folder: opened.folder,
@@ -78,7 +81,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     Ok(Inner {
         count: config.partitions,
         partitions: started.partitions,
-        first: started.first,
+        floors: started.floors,
         health,
         open: RwLock::new(Some(Arc::new(Open { db: opened.db, readers: started.readers }))),
         running: Mutex::new(Some(running)),
@@ -89,7 +92,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
 struct Started {
     partitions: Vec<PartitionHandle>,
     readers: Vec<(Reader, PendingRefused)>,
-    first: Vec<LogIndex>,
+    floors: Vec<Floor>,
+    trimmers: Vec<Trimmer>,
     groups: Vec<Group>,
     appenders: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -97,8 +101,13 @@ struct Started {
 impl Started {
     fn push(&mut self, partition: StartedPartition) {
         self.partitions.push(partition.handle);
+        self.trimmers.push(Trimmer {
+            group: partition.group.clone(),
+            reader: partition.reader.0.clone(),
+            floor: partition.floor.clone(),
+        });
         self.readers.push(partition.reader);
-        self.first.push(partition.first);
+        self.floors.push(partition.floor);
         self.groups.push(partition.group);
         self.appenders.push(partition.appender);
     }
@@ -107,7 +116,7 @@ impl Started {
 struct StartedPartition {
     handle: PartitionHandle,
     reader: (Reader, PendingRefused),
-    first: LogIndex,
+    floor: Floor,
     group: Group,
     appender: tokio::task::JoinHandle<()>,
 }
@@ -122,8 +131,9 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
     for (partition, mark) in config.partitions.iter().zip(on_disk) {
         let reader = Reader::new(Arc::clone(&db), partition);
         check_mark(&reader, mark)?;
+        check_covered(&reader)?;
         // opening has flushed what it recovered: it is on disk, and what openraft finds there counts as synced
-        let end = reader.last()?.map_or(0, |last| last.index.0 + 1);
+        let end = reader.end()?;
         marks.push(Mark { end, term: reader.vote()?.map_or(mark.term, |vote| vote.term) });
     }
     let writer = Writer::start(Arc::clone(&db), config.dir.clone(), marks, health.clone())
@@ -136,21 +146,25 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
 fn find(db: &Arc<Db>, id: PartitionId, count: PartitionCount, writer: &WriterHandle) -> Result<Found, StoreError> {
     let reader = Reader::new(Arc::clone(db), id);
     let log = LogStore::open(reader.clone(), writer.clone())?;
-    let first = reader.first()?.map_or(LogIndex(0), |first| first.index);
+    let purged = reader.purged()?.map_or(LogIndex(0), |purged| LogIndex(purged.index.0 + 1));
     let (initial, last_entry) = match snapshot::newest(&reader, LogIndex(u64::MAX))? {
         Some(manifest) => {
             let members = types::from_stored_members(&manifest.membership)
                 .map_err(|error| StoreError::at(id, manifest.last.index, error.to_string()))?;
             let applied = Some(types::from_stored(&manifest.last));
-            let last_entry = reader.last_with_records(manifest.last.index)?;
-            (Initial { state: decode_state(&reader, &manifest)?, applied, members }, last_entry)
+            let state = decode_state(&reader, &manifest)?;
+            let first = purged.max(state.first_retained());
+            let before = LogIndex(first.0.saturating_sub(1));
+            let last_entry = reader.last_with_records(first, manifest.last.index)?.unwrap_or(before);
+            (Initial { state, applied, members }, last_entry)
         }
         None => {
             let state = core::Partition::new(id, count);
             (Initial { state, applied: None, members: types::Members::default() }, LogIndex(0))
         }
     };
-    Ok(Found { log, reader, initial, last_entry, first })
+    let floor = Floor::new(purged.max(initial.state.first_retained()));
+    Ok(Found { log, reader, initial, last_entry, floor })
 }
 
 async fn start_partition(
@@ -165,7 +179,7 @@ async fn start_partition(
     let applied = found.initial.applied.map_or(LogIndex(0), |applied| LogIndex(applied.index));
     let tail = tail::Handle::new(found.last_entry, applied, share, found.log.log().written());
     let refused = PendingRefused::default();
-    let (term, _) = watch::channel(0);
+    let ((term, _), transfers) = (watch::channel(0), Transfers::default());
     let parts = Parts {
         log: found.log.log().clone(),
         reader: found.reader.clone(),
@@ -174,6 +188,8 @@ async fn start_partition(
         sink: Arc::new(tail.clone()),
         term,
         pace: Pace::new(id, config.snapshot_every, snapshotter.requests()),
+        floor: found.floor.clone(),
+        transfers: transfers.clone(),
     };
     let group = Group::start(GroupConfig {
         node_id: config.node_id,
@@ -187,6 +203,6 @@ async fn start_partition(
     })
     .await?;
     let (append, appender) = append::start(group.clone(), health.clone());
-    let handle = PartitionHandle { id, append, tail, state: group.state(), role: group.role() };
-    Ok(StartedPartition { handle, reader: (found.reader, refused), first: found.first, group, appender })
+    let handle = PartitionHandle { id, append, tail, state: group.state(), role: group.role(), transfers };
+    Ok(StartedPartition { handle, reader: (found.reader, refused), floor: found.floor, group, appender })
 }

@@ -182,6 +182,10 @@ impl Group {
         }
     }
 
+    pub(super) fn raft(&self) -> &Raft<Types, StateMachine> {
+        &self.raft
+    }
+
     /// Stops the group; what was not applied by then is unknown to who proposed it.
     pub async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {

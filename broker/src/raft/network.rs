@@ -12,7 +12,7 @@ use openraft::{
 };
 
 use super::{
-    state_machine::SnapshotData,
+    transfer::SnapshotData,
     types::{Types, Vote},
 };
 

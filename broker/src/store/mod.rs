@@ -16,6 +16,7 @@ pub mod keys;
 pub mod marks;
 pub mod reader;
 pub mod record;
+pub mod retention;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
