@@ -1,11 +1,15 @@
 //! A broker's settings: the table `[broker]` of a config file. Parsing checks each value, [`BrokerConfig::validate`] their relations;
 //! nothing is adjusted silently.
 
+mod retention;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 pub use trunkline_proto::units::{HumanDuration, HumanSize};
 use trunkline_proto::{PartitionCount, limits};
+
+pub use self::retention::{RetentionConfig, WhenFull};
 
 /// Table `[broker]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -37,8 +41,12 @@ pub struct BrokerConfig {
     /// Applied entries kept in memory for live readers, over all partitions. Default 64MiB, at least 1MiB. Readers behind it read the
     /// disk.
     pub tail_bytes: HumanSize,
+    /// Bytes of disk kept free where the data is; with less nothing but what makes room is appended. Default 256MiB; 0: none.
+    pub disk_reserve: HumanSize,
     /// Snapshots.
     pub snapshots: SnapshotConfig,
+    /// How far back the logs go.
+    pub retention: RetentionConfig,
     /// Bounds on what callers may hold or ask for.
     pub limits: LimitsConfig,
 }
@@ -86,7 +94,9 @@ impl Default for BrokerConfig {
             insecure: false,
             edge_grace: HumanDuration::from_secs(10),
             tail_bytes: HumanSize::mib(64),
+            disk_reserve: HumanSize::mib(256),
             snapshots: SnapshotConfig::default(),
+            retention: RetentionConfig::default(),
             limits: LimitsConfig::default(),
         }
     }
@@ -156,6 +166,7 @@ impl BrokerConfig {
             format!("broker.tail_bytes {} must be at least 1MiB", self.tail_bytes),
         );
         self.snapshots.check(&mut check);
+        self.retention.check(&mut check);
         self.limits.check(&mut check);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }

@@ -16,6 +16,7 @@ pub mod link;
 pub mod metrics;
 pub mod node;
 pub mod raft;
+pub mod retention;
 pub mod server;
 pub mod store;
 pub mod submit;

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     raft::{
         Floor, Group, Snapshotter, Transfers, retention::Trimmers, snapshotter::Replay, state_machine::PendingRefused,
     },
-    store::{Db, Health, Reader, StoreError, Writer, identity::Folder},
+    store::{Db, Health, NoSpace, Reader, Space, StoreError, Writer, identity::Folder},
     tail,
 };
 pub use crate::{
@@ -44,6 +44,10 @@ pub struct NodeConfig {
     pub tail_bytes: usize,
     /// How often a partition's state is snapshotted.
     pub snapshot_every: SnapshotEvery,
+    /// Bytes of a partition's log at which nothing but what makes room is appended; 0: none.
+    pub retained_max: u64,
+    /// Bytes of disk to keep free, as above; 0: none.
+    pub disk_reserve: u64,
 }
 
 impl NodeConfig {
@@ -56,6 +60,8 @@ impl NodeConfig {
             partitions,
             tail_bytes: TAIL_BYTES_DEFAULT,
             snapshot_every: SnapshotEvery::default(),
+            retained_max: 0,
+            disk_reserve: 0,
         }
     }
 }
@@ -137,6 +143,8 @@ struct Running {
     appenders: Vec<tokio::task::JoinHandle<()>>,
     groups: Vec<Group>,
     trimmers: Trimmers,
+    /// Ends what measures the disk.
+    measuring: DropGuard,
     snapshotter: Snapshotter,
     writer: Writer,
     folder: Folder,
@@ -149,6 +157,7 @@ struct Inner {
     /// Where each readable log begins.
     floors: Vec<Floor>,
     health: Health,
+    space: Space,
     open: RwLock<Option<Arc<Open>>>,
     running: Mutex<Option<Running>>,
 }
@@ -175,7 +184,7 @@ impl Node {
             // a panic was reported when it happened
             let _ = appender.await;
         }
-        drop(running.groups);
+        drop((running.groups, running.measuring));
         running.trimmers.stop().await;
         running.snapshotter.stop().await;
         let mut writer = running.writer;
@@ -288,9 +297,25 @@ impl Node {
         Offset::new(self.first(partition), 0)
     }
 
+    /// Whether the disk has room for more.
+    pub fn space(&self) -> Result<(), NoSpace> {
+        self.inner.space.check()
+    }
+
     /// Whether the store takes writes; otherwise why not.
     pub fn health(&self) -> Result<(), String> {
         self.inner.health.check()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn reader(&self, partition: PartitionId) -> Option<Reader> {
+        let open = self.inner.open.read();
+        open.as_ref()?.readers.get(usize::from(partition.0)).map(|(reader, _)| reader.clone())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pretend_free(&self, bytes: u64) {
+        self.inner.space.pretend(bytes);
     }
 
     fn first(&self, partition: PartitionId) -> LogIndex {

@@ -421,7 +421,7 @@ impl Stream {
                 self.expire_most = 1;
                 Ok(())
             }
-            AppendError::Busy { .. } => Ok(()),
+            AppendError::Busy { .. } | AppendError::Full(_) => Ok(()),
             AppendError::NotLeader { .. } | AppendError::Closed { .. } => Err(End::NotLeader),
             AppendError::Unknown { .. } => Err(End::Restart),
         }

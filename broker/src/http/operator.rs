@@ -117,6 +117,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, Probl
 /// Why records cannot be committed, if they cannot: the store is closed, or a partition has no leader.
 pub(crate) fn readiness(node: &crate::node::Node) -> Result<(), String> {
     node.health()?;
+    node.space().map_err(|error| error.to_string())?;
     for id in node.partition_count().iter() {
         // another broker answers for a partition that is not here
         let Some(handle) = node.partition(id) else { continue };

@@ -20,6 +20,8 @@ pub const PARTITION_APPLIED_OFFSET: &str = "trunkline_partition_applied_offset";
 pub const PARTITION_COMMIT_LAG: &str = "trunkline_partition_commit_lag";
 /// Terms this broker has seen begin.
 pub const RAFT_ELECTIONS_TOTAL: &str = "trunkline_raft_elections_total";
+/// Bytes left where the data folder is.
+pub const DISK_FREE_BYTES: &str = "trunkline_disk_free_bytes";
 /// 1 while the store takes writes, else 0.
 pub const STORAGE_HEALTHY: &str = "trunkline_storage_healthy";
 
@@ -38,5 +40,6 @@ pub fn describe_store() {
     describe_gauge!(PARTITION_APPLIED_OFFSET, "raft index of the last applied entry");
     describe_gauge!(PARTITION_COMMIT_LAG, Unit::Count, "entries in the log that are not applied yet");
     describe_counter!(RAFT_ELECTIONS_TOTAL, "terms this broker has seen begin");
+    describe_gauge!(DISK_FREE_BYTES, Unit::Bytes, "left where the data folder is");
     describe_gauge!(STORAGE_HEALTHY, "1 while the store takes writes");
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use trunkline_proto::{LogIndex, PartitionCount, PartitionId};
 
 use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, stop_groups};
@@ -18,7 +19,7 @@ use crate::{
         types,
     },
     store::{
-        Db, Health, Identity, Reader, StoreError, Writer, WriterHandle,
+        Db, Health, Identity, Reader, Space, StoreError, Writer, WriterHandle,
         identity::{self, Folder},
         marks::{self, Mark},
         snapshot,
@@ -57,9 +58,14 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     let readers: Vec<_> = opened.found.iter().map(|found| (found.reader.clone(), found.floor.clone())).collect();
     let writer = opened.writer.handle();
     let snapshotter = Snapshotter::start(readers, config.partitions, writer.clone(), health.clone());
+    let space = Space::new(config.dir.clone(), config.disk_reserve);
+    let measuring = CancellationToken::new();
+    tokio::spawn(space.clone().watch(measuring.clone()));
+    let bounds = append::Bounds { retained_max: config.retained_max, space: space.clone() };
+    let measuring = measuring.drop_guard();
     let mut started = Started::default();
     for found in opened.found {
-        let step = start_partition(&config, found, &writer, &snapshotter, &health).await;
+        let step = start_partition(&config, found, &writer, &snapshotter, &bounds, &health).await;
         match step {
             Ok(partition) => started.push(partition),
             Err(error) => {
@@ -74,6 +80,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         appenders: started.appenders,
         groups: started.groups,
         trimmers,
+        measuring,
         snapshotter,
         writer: opened.writer,
         folder: opened.folder,
@@ -83,6 +90,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         partitions: started.partitions,
         floors: started.floors,
         health,
+        space,
         open: RwLock::new(Some(Arc::new(Open { db: opened.db, readers: started.readers }))),
         running: Mutex::new(Some(running)),
     })
@@ -172,6 +180,7 @@ async fn start_partition(
     found: Found,
     writer: &WriterHandle,
     snapshotter: &Snapshotter,
+    bounds: &append::Bounds,
     health: &Health,
 ) -> Result<StartedPartition, OpenError> {
     let id = found.reader.partition();
@@ -202,7 +211,7 @@ async fn start_partition(
         health: health.clone(),
     })
     .await?;
-    let (append, appender) = append::start(group.clone(), health.clone());
+    let (append, appender) = append::start(group.clone(), bounds.clone(), health.clone());
     let handle = PartitionHandle { id, append, tail, state: group.state(), role: group.role(), transfers };
     Ok(StartedPartition { handle, reader: (found.reader, refused), floor: found.floor, group, appender })
 }

@@ -18,6 +18,7 @@ pub mod reader;
 pub mod record;
 pub mod retention;
 pub mod snapshot;
+pub mod space;
 #[cfg(test)]
 mod tests;
 pub mod verify;
@@ -32,6 +33,7 @@ pub use identity::Identity;
 pub use reader::Reader;
 pub use record::{Payload, StoredEntry, StoredLogId, StoredVote};
 pub use snapshot::Manifest;
+pub use space::{NoSpace, Space};
 pub use verify::{Report, verify};
 pub use write::Write;
 pub use writer::{Handle as WriterHandle, Writer};
