@@ -15,6 +15,7 @@ pub mod http;
 pub mod link;
 pub mod metrics;
 pub mod node;
+pub mod quic;
 pub mod raft;
 pub mod retention;
 pub mod server;

@@ -1,6 +1,13 @@
 //! A broker's partitions put together: store, Raft group, state, appender and tail of each.
 
+mod balance;
+#[cfg(test)]
+mod cluster_tests;
+mod formation;
+mod members;
 mod open;
+#[cfg(test)]
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -8,20 +15,28 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
 use crate::{
     append, core,
+    quic::Accepted,
     raft::{
-        Floor, Group, Snapshotter, Transfers, retention::Trimmers, snapshotter::Replay, state_machine::PendingRefused,
+        Floor, Group, PeerServer, Snapshotter, Transfers, retention::Trimmers, snapshotter::Replay,
+        state_machine::PendingRefused,
     },
     store::{Db, Health, NoSpace, Reader, Space, StoreError, Writer, identity::Folder},
     tail,
 };
 pub use crate::{
-    raft::{Role, SnapshotEvery},
-    store::OpenError,
+    raft::{
+        Advertised, CallError, CallKind, Calls, ChangeError, Member, MemberView, Membership, Peers, Role,
+        SnapshotEvery, peers::Dialer,
+    },
+    store::{DiskId, OpenError},
 };
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
@@ -48,6 +63,24 @@ pub struct NodeConfig {
     pub retained_max: u64,
     /// Bytes of disk to keep free, as above; 0: none.
     pub disk_reserve: u64,
+    /// The brokers that form the cluster, the same everywhere. Nobody, or this broker alone: a cluster of one. Without this broker: it
+    /// waits to be added.
+    pub founders: Vec<Founder>,
+    /// Addresses that other brokers, edges and clients are told.
+    pub advertised: Advertised,
+    /// What other brokers are dialed with; without it none is reached.
+    pub dialer: Option<Dialer>,
+    /// Bytes per second to a follower far behind; 0: no bound.
+    pub catchup_rate: u64,
+}
+
+/// A broker that the config names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Founder {
+    /// Its number.
+    pub id: u64,
+    /// Where its link listens: `host:port`.
+    pub link: String,
 }
 
 impl NodeConfig {
@@ -62,6 +95,10 @@ impl NodeConfig {
             snapshot_every: SnapshotEvery::default(),
             retained_max: 0,
             disk_reserve: 0,
+            founders: Vec::new(),
+            advertised: Advertised::default(),
+            dialer: None,
+            catchup_rate: 0,
         }
     }
 }
@@ -120,6 +157,15 @@ impl From<StoreError> for ReadError {
     }
 }
 
+/// What a read of the log on disk came to.
+#[derive(Debug)]
+pub struct LogRead {
+    /// Entries with records, in order.
+    pub entries: Vec<core::LoggedEntry>,
+    /// The last entry looked at, with records or without; the one read on from if there was none.
+    pub through: LogIndex,
+}
+
 /// Where in the past.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moment {
@@ -140,6 +186,10 @@ struct Open {
 /// What a shutdown ends, in this order.
 #[derive(Debug)]
 struct Running {
+    /// Forming the cluster, and keeping leaders spread.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    server: Arc<PeerServer>,
     appenders: Vec<tokio::task::JoinHandle<()>>,
     groups: Vec<Group>,
     trimmers: Trimmers,
@@ -158,6 +208,9 @@ struct Inner {
     floors: Vec<Floor>,
     health: Health,
     space: Space,
+    peers: Peers,
+    /// Why a group is not formed; empty: there is nothing to say.
+    forming: Arc<Mutex<String>>,
     open: RwLock<Option<Arc<Open>>>,
     running: Mutex<Option<Running>>,
 }
@@ -179,6 +232,9 @@ impl Node {
     /// holds the database then makes the exit fail. Later calls do nothing.
     pub async fn shutdown(&self) {
         let Some(running) = self.inner.running.lock().take() else { return };
+        running.stop.cancel();
+        running.tasks.close();
+        running.tasks.wait().await;
         stop_groups(&running.groups).await;
         for appender in running.appenders {
             // a panic was reported when it happened
@@ -186,6 +242,9 @@ impl Node {
         }
         drop((running.groups, running.measuring));
         running.trimmers.stop().await;
+        self.inner.peers.shutdown().await;
+        running.server.stopped().await;
+        drop(running.server);
         running.snapshotter.stop().await;
         let mut writer = running.writer;
         // the writer's last sync may take its time
@@ -207,35 +266,99 @@ impl Node {
         self.inner.partitions.get(usize::from(id.0))
     }
 
-    /// Waits until this broker leads every partition (a broker alone does within moments), or one of them is closed.
+    /// Waits until this broker knows the leader of every partition, or one of them is closed.
     pub async fn wait_ready(&self) -> Result<(), String> {
         for partition in &self.inner.partitions {
             let mut role = partition.role.clone();
-            let role = role.wait_for(|role| !matches!(role, Role::Follower { .. })).await.map(|role| *role);
-            if !matches!(role, Ok(Role::Leader { .. })) {
-                let reason = self.health().err().unwrap_or_else(|| "its group has stopped".into());
-                return Err(format!("partition {}: {reason}", partition.id));
+            let known = |role: &Role| !matches!(role, Role::Follower { leader: None });
+            let role = role.wait_for(known).await.map(|role| *role);
+            if matches!(role, Ok(Role::Closed) | Err(_)) {
+                return Err(self.closed(partition.id));
             }
         }
         Ok(())
     }
 
+    /// Whether every partition has a leader that this broker knows; otherwise why not.
+    pub fn readiness(&self) -> Result<(), String> {
+        self.health()?;
+        self.space().map_err(|error| error.to_string())?;
+        let forming = self.inner.forming.lock().clone();
+        for partition in &self.inner.partitions {
+            match *partition.role.borrow() {
+                Role::Leader { .. } | Role::Follower { leader: Some(_) } => {}
+                Role::Follower { leader: None } if forming.is_empty() => {
+                    return Err(format!("partition {} has no leader", partition.id));
+                }
+                Role::Follower { leader: None } => return Err(forming),
+                Role::Closed => return Err(self.closed(partition.id)),
+            }
+        }
+        Ok(())
+    }
+
+    fn closed(&self, partition: PartitionId) -> String {
+        let reason = self.health().err().unwrap_or_else(|| "its group has stopped".into());
+        format!("partition {partition}: {reason}")
+    }
+
+    /// The other brokers.
+    pub fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    /// Who leads each partition and where its link listens, as far as this broker knows. Without an address: this broker.
+    pub fn leaders(&self) -> Vec<(PartitionId, u64, Option<String>)> {
+        let members = self.inner.peers.members();
+        let leader = |partition: &PartitionHandle| match *partition.role.borrow() {
+            Role::Leader { .. } => Some((partition.id, self.inner.peers.own().node, None)),
+            Role::Follower { leader: Some(id) } => {
+                let member = members.iter().find(|member| member.id == id)?;
+                Some((partition.id, id, Some(member.link.clone())))
+            }
+            Role::Follower { leader: None } | Role::Closed => None,
+        };
+        self.inner.partitions.iter().filter_map(leader).collect()
+    }
+
+    /// Who answers what other brokers' upper layers ask. Before it is set, they are told that this one is starting.
+    pub fn set_calls(&self, calls: Arc<dyn Calls>) {
+        if let Some(running) = self.inner.running.lock().as_ref() {
+            running.server.set_calls(calls);
+        }
+    }
+
+    /// Serves another broker's connection to its end.
+    pub async fn serve_peer(&self, accepted: Accepted) {
+        let server = self.inner.running.lock().as_ref().map(|running| Arc::clone(&running.server));
+        if let Some(server) = server {
+            server.serve(accepted).await;
+        }
+    }
+
+    /// A partition's group, while the node runs.
+    fn group_of(&self, id: PartitionId) -> Option<Group> {
+        self.inner.running.lock().as_ref()?.groups.get(usize::from(id.0)).cloned()
+    }
+
     /// Reads applied entries from disk: those after `after`, about `bytes_max` bytes of them, at least one unless at the end.
-    /// Blocking work happens on the blocking pool.
+    /// Says how far it has looked, which may be beyond the last of them: a reader goes on from there. Blocking work happens on
+    /// the blocking pool.
     pub async fn read_log(
         &self,
         partition: PartitionId,
         after: LogIndex,
         bytes_max: usize,
-    ) -> Result<Vec<core::LoggedEntry>, ReadError> {
-        let applied = self.applied(partition)?;
+    ) -> Result<LogRead, ReadError> {
+        // before the disk: what the tail has let go of is there by then
+        let (applied, since) = (self.applied(partition)?, self.since(partition)?);
         self.check_retained(partition, after)?;
         let read = self.blocking(partition, move |reader, pending| {
             // before the disk: a set leaves this list only once it is there
             let refused = pending.between(after, applied);
             // a leader may have applied what its own disk does not hold yet; the tail does
             let through = applied.min(reader.last()?.map_or(LogIndex(0), |last| last.index));
-            let (mut entries, _) = reader.logged(after, through, bytes_max.max(1))?;
+            let (mut entries, through) = reader.logged(after, through, bytes_max.max(1))?;
             for (index, refused) in refused {
                 if let Ok(at) = entries.binary_search_by_key(&index, |entry| entry.index)
                     && let Some(entry) = entries.get_mut(at)
@@ -243,12 +366,17 @@ impl Node {
                     entry.refused = refused.to_vec();
                 }
             }
-            Ok(entries)
+            Ok(LogRead { entries, through })
         });
         let read = read.await;
         // what was deleted while it was read
         self.check_retained(partition, after)?;
-        read
+        let read = read?;
+        // a snapshot has replaced what neither the disk nor the tail holds: no reader ever comes to it
+        if read.entries.is_empty() && read.through < since {
+            return Err(ReadError::Trimmed { earliest: Offset::new(LogIndex(since.0 + 1), 0) });
+        }
+        Ok(read)
     }
 
     /// The last entry stamped at or before `time` ([`LogIndex`] 0: none), by binary search.
@@ -332,6 +460,11 @@ impl Node {
     fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
         let handle = self.partition(partition).ok_or_else(|| no_replica(partition))?;
         Ok(handle.tail.applied())
+    }
+
+    fn since(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
+        let handle = self.partition(partition).ok_or_else(|| no_replica(partition))?;
+        Ok(handle.tail.since())
     }
 
     async fn blocking<T: Send + 'static>(

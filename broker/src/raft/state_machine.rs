@@ -222,7 +222,7 @@ impl StateMachine {
 }
 
 /// What is kept in a snapshot's meta.
-fn meta(manifest: &Manifest) -> io::Result<SnapshotMetaOf<Types>> {
+pub(super) fn meta(manifest: &Manifest) -> io::Result<SnapshotMetaOf<Types>> {
     Ok(SnapshotMetaOf::<Types> {
         last_log_id: Some(types::from_stored(&manifest.last)),
         last_membership: types::from_stored_members(&manifest.membership)?,
@@ -348,6 +348,9 @@ fn install(reader: &Reader, writer: &WriterHandle, last: LogId, snapshot: &Snaps
     snapshot::install(writer, partition, manifest)?;
     Ok(state)
 }
+
+/// Chunks go over the wire as they are stored.
+const _: () = assert!(trunkline_proto::peer::SNAPSHOT_CHUNK_BYTES == snapshot::CHUNK_BYTES);
 
 /// Answers with a stored snapshot.
 #[derive(Debug)]

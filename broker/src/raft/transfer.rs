@@ -132,6 +132,11 @@ impl Incoming {
         Ok(())
     }
 
+    /// Whether every chunk has come.
+    pub fn is_whole(&self) -> bool {
+        self.bytes >= self.manifest.bytes
+    }
+
     /// All of it is there, and it is what its manifest says: what is handed to Raft must not fail there, which would stop the group.
     ///
     /// # Errors

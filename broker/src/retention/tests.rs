@@ -115,7 +115,7 @@ async fn what_is_too_much_is_trimmed_told_and_deleted() {
     let before = LogIndex(earliest.index().0 - 1);
     assert_eq!(node.read_log(P, LogIndex(0), 1).await.unwrap_err(), trimmed);
     assert_eq!(node.read_log(P, LogIndex(before.0 - 1), 1).await.unwrap_err(), trimmed);
-    assert_eq!(node.read_log(P, before, 1).await.unwrap()[0].index, earliest.index());
+    assert_eq!(node.read_log(P, before, 1).await.unwrap().entries[0].index, earliest.index());
     let at = |offset| node.state_at(P, Moment::Offset(offset));
     assert_eq!(at(Offset::new(before, 0)).await.unwrap_err(), trimmed, "of that entry only the whole is known");
     assert_eq!(node.state_at(P, Moment::Time(Timestamp(1))).await.unwrap_err(), trimmed);

@@ -9,7 +9,7 @@ async fn kinds(broker: &Broker) -> Vec<RecordKind> {
     let mut kinds = Vec::new();
     let mut after = trunkline_proto::LogIndex(0);
     loop {
-        let entries = broker.node.read_log(PartitionId(0), after, 1 << 20).await.unwrap();
+        let entries = broker.node.read_log(PartitionId(0), after, 1 << 20).await.unwrap().entries;
         let Some(last) = entries.last() else { return kinds };
         after = last.index;
         kinds.extend(entries.iter().flat_map(|entry| entry.records().map(|(_, record)| record.kind)));
@@ -182,6 +182,22 @@ async fn a_shutdown_says_so_on_every_stream() {
     assert_eq!(stream.goodbye().await, pb::Reason::Shutdown);
     assert_eq!(edge.control.goodbye().await, pb::Reason::Shutdown);
     stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shutdown_reaches_a_stream_that_waits_for_a_log_that_stalls() {
+    let broker = Broker::start(Options { partitions: 2, ..Options::default() }).await;
+    let edge = Edge::connect(&broker, "a", 1, 0).await;
+    let (_first, _) = edge.attach(0, 0).await;
+    let writer = broker.node.writer();
+    let paused = writer.pause();
+    let mut stream = Stream::open(&edge.connection).await;
+    stream.send(edge.attach_frame(1, 0, Vec::new())).await;
+    until("the stream waits", || broker.link.sessions.cursors().iter().any(|(id, ..)| *id == PartitionId(1))).await;
+    broker.link.shutdown.cancel();
+    assert_eq!(stream.goodbye().await, pb::Reason::Shutdown);
+    drop(paused);
+    broker.stop().await;
 }
 
 #[tokio::test]
