@@ -174,7 +174,7 @@ pub fn oldest(reader: &Reader, from: LogIndex) -> Result<Option<Manifest>, Store
             }
             // its manifest comes after its chunks; an unfinished one has none, and the next key is another one's
             Some((found, index, _)) if found == partition => {
-                target = keys::snapshot_key(partition, index, MANIFEST_CHUNK)
+                target = keys::snapshot_key(partition, index, MANIFEST_CHUNK);
             }
             _ => return Ok(None),
         }

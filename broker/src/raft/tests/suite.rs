@@ -23,7 +23,7 @@ use crate::{
 };
 
 #[derive(Debug)]
-struct Nobody;
+pub(super) struct Nobody;
 
 impl AppliedSink for Nobody {
     fn entry_applied(&self, _: Arc<AppliedEntry>) {}
