@@ -1,11 +1,15 @@
 //! A broker's settings: the table `[broker]` of a config file. Parsing checks each value, [`BrokerConfig::validate`] their relations;
 //! nothing is adjusted silently.
 
+mod retention;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 pub use trunkline_proto::units::{HumanDuration, HumanSize};
 use trunkline_proto::{PartitionCount, limits, peer::MEMBERS_MAX};
+
+pub use self::retention::{RetentionConfig, WhenFull};
 
 /// Table `[broker]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -47,8 +51,12 @@ pub struct BrokerConfig {
     /// Applied entries kept in memory for live readers, over all partitions. Default 64MiB, at least 1MiB. Readers behind it read the
     /// disk.
     pub tail_bytes: HumanSize,
+    /// Bytes of disk kept free where the data is; with less nothing but what makes room is appended. Default 256MiB; 0: none.
+    pub disk_reserve: HumanSize,
     /// Snapshots.
     pub snapshots: SnapshotConfig,
+    /// How far back the logs go.
+    pub retention: RetentionConfig,
     /// Bounds on what callers may hold or ask for.
     pub limits: LimitsConfig,
 }
@@ -122,7 +130,9 @@ impl Default for BrokerConfig {
             insecure: false,
             edge_grace: HumanDuration::from_secs(10),
             tail_bytes: HumanSize::mib(64),
+            disk_reserve: HumanSize::mib(256),
             snapshots: SnapshotConfig::default(),
+            retention: RetentionConfig::default(),
             limits: LimitsConfig::default(),
         }
     }
@@ -200,6 +210,7 @@ impl BrokerConfig {
         );
         check_members(&self.members, &mut check);
         self.snapshots.check(&mut check);
+        self.retention.check(&mut check);
         self.limits.check(&mut check);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
@@ -215,7 +226,10 @@ impl BrokerConfig {
 fn check_members(members: &[MemberConfig], check: &mut impl FnMut(bool, String)) {
     check(
         members.len() <= MEMBERS_MAX,
-        format!("broker.members names {} brokers; a cluster has at most {MEMBERS_MAX}: each holds everything", members.len()),
+        format!(
+            "broker.members names {} brokers; a cluster has at most {MEMBERS_MAX}: each holds everything",
+            members.len()
+        ),
     );
     for (n, member) in members.iter().enumerate() {
         check(member.id >= 1, format!("broker.members: id {} must be at least 1", member.id));
@@ -335,7 +349,8 @@ mod tests {
         let members = |json: &str| parse(json).unwrap().validate().map_err(|error| error.problems);
         let three = r#"{"members":[{"id":1,"link":"a:1"},{"id":2,"link":"b:1"},{"id":3,"link":"[::1]:1"}]}"#;
         assert_eq!(members(three), Ok(()));
-        let problems = members(r#"{"members":[{"id":1,"link":"a:1"},{"id":1,"link":"a:1"},{"id":0,"link":"a"}]}"#).unwrap_err();
+        let problems =
+            members(r#"{"members":[{"id":1,"link":"a:1"},{"id":1,"link":"a:1"},{"id":0,"link":"a"}]}"#).unwrap_err();
         for wrong in ["id 1 is there twice", "link \"a:1\" is there twice", "id 0 must", "link \"a\" of broker 0"] {
             assert!(problems.iter().any(|problem| problem.contains(wrong)), "{wrong}: {problems:?}");
         }

@@ -77,7 +77,11 @@ impl Cluster {
         let node = Node::open(NodeConfig {
             node_id: id,
             founders: self.founders.clone(),
-            advertised: Advertised { link: address.to_string(), grpc: format!("grpc-{id}"), http: format!("http-{id}") },
+            advertised: Advertised {
+                link: address.to_string(),
+                grpc: format!("grpc-{id}"),
+                http: format!("http-{id}"),
+            },
             dialer: Some(Dialer { endpoint: endpoint.clone(), config }),
             ..NodeConfig::new(self.data(id), "test", count(PARTITIONS))
         });
@@ -304,7 +308,8 @@ async fn a_wiped_broker_neither_votes_nor_acknowledges_and_says_so() {
     cluster.stop(3).await;
     std::fs::remove_dir_all(cluster.data(3)).unwrap();
     cluster.start(3).await;
-    let reason = eventually(|| cluster.node(3).readiness().err().filter(|reason| reason.contains("another disk"))).await;
+    let reason =
+        eventually(|| cluster.node(3).readiness().err().filter(|reason| reason.contains("another disk"))).await;
     assert!(reason.contains("cluster remove 3"), "{reason}");
     // a leader and its only sound follower: without the follower there is no majority, whatever the wiped one would say
     let other = (1..=2).find(|id| cluster.leader(0) != Some(*id)).unwrap();

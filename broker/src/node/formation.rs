@@ -111,12 +111,7 @@ fn is_same(ours: &[Founder], theirs: &[pb::Founder]) -> bool {
     ours == theirs
 }
 
-async fn form(
-    peers: &Peers,
-    groups: &[Group],
-    founders: &[Founder],
-    partitions: &[PartitionId],
-) -> Result<(), String> {
+async fn form(peers: &Peers, groups: &[Group], founders: &[Founder], partitions: &[PartitionId]) -> Result<(), String> {
     let mut members = BTreeMap::new();
     for founder in founders {
         let member = match founder.id == peers.own().node {
@@ -162,7 +157,10 @@ mod tests {
         assert!(matches!(step(2, &[(1, status(&[], &[])), (3, status(&[], &[]))]), Step::Wait(_)));
         assert!(matches!(step(1, &all[..1]), Step::Wait(_)));
         let silent = [(2, status(&[], &[])), (3, Err("broker 3 is not reached".to_owned()))];
-        assert_eq!(step(1, &silent), Step::Wait("waiting for every member to form the cluster: broker 3 is not reached".into()));
+        assert_eq!(
+            step(1, &silent),
+            Step::Wait("waiting for every member to form the cluster: broker 3 is not reached".into())
+        );
         let elsewhere = [(2, status(&[], &[])), (3, status(&[2], &[]))];
         assert!(matches!(step(1, &elsewhere), Step::Wait(reason) if reason.contains("formed at broker 3")));
     }
@@ -172,7 +170,9 @@ mod tests {
         let mut other = status(&[], &[]).unwrap();
         other.founders[0].link = "elsewhere:1".into();
         let answers = [(2, Ok(other)), (3, status(&[], &[]))];
-        assert!(matches!(step(1, &answers), Step::Wait(reason) if reason.contains("broker 2 has other broker.members")));
+        assert!(
+            matches!(step(1, &answers), Step::Wait(reason) if reason.contains("broker 2 has other broker.members"))
+        );
     }
 
     #[test]

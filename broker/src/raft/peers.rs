@@ -288,7 +288,8 @@ impl Peers {
     pub(super) fn connected(&self, id: u64, member: &Member) -> Result<(Connected, Arc<Peer>), String> {
         let peer = self.peer(id).ok_or_else(|| format!("broker {id} is not known"))?;
         let connected = peer.connected.borrow().clone();
-        let connected = connected.ok_or_else(|| format!("broker {id} is not reached at {}", peer.links.lock().current()))?;
+        let connected =
+            connected.ok_or_else(|| format!("broker {id} is not reached at {}", peer.links.lock().current()))?;
         if member.disk != DiskId::UNKNOWN && member.disk != connected.disk {
             let reason = format!(
                 "broker {id} has another disk ({}) than the one that is a member ({}): it may have lost what it acknowledged, and \
@@ -405,7 +406,11 @@ pub(super) fn check_hello(own: &Own, hello: &pb::Hello, id: u64) -> Result<DiskI
         return refused(format!("it is of cluster {:?}, this is {:?}", hello.cluster, own.cluster));
     }
     if hello.partition_count != u32::from(own.partitions.get()) {
-        return refused(format!("it has {} partitions, this cluster has {}", hello.partition_count, own.partitions.get()));
+        return refused(format!(
+            "it has {} partitions, this cluster has {}",
+            hello.partition_count,
+            own.partitions.get()
+        ));
     }
     wire::disk(&hello.disk)
 }

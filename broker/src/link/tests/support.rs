@@ -20,9 +20,9 @@ use super::super::{
     handler, watch,
 };
 use crate::{
-    quic::{self, Handlers, endpoint, tls},
     append::Appended,
     node::{Node, NodeConfig},
+    quic::{self, Handlers, endpoint, tls},
 };
 
 /// Longer than anything takes here; a test that waits so long has failed.
