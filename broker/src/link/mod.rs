@@ -4,11 +4,11 @@
 
 pub mod endpoint;
 mod frames;
-mod grace;
+pub mod grace;
 mod inbound;
 mod outbound;
 mod pause;
-mod sequencer;
+pub mod sequencer;
 mod session;
 pub mod sessions;
 mod stream;
