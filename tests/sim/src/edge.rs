@@ -321,7 +321,12 @@ impl Edge {
             Frame::Applied { sequence } => link.outgoing.applied(sequence),
             Frame::Resend { last } => link.outgoing.attached(last),
             Frame::Deliveries(deliveries) => {
-                return match link.position.take(deliveries) {
+                let through = deliveries.through;
+                let mut blank = Position::default();
+                let position = if context.rules.seen { &mut link.position } else { &mut blank };
+                let taken = position.take(deliveries);
+                link.position.progress(through);
+                return match taken {
                     Ok(fresh) => {
                         for delivery in fresh.deliveries {
                             self.sockets.deliver(context, &delivery.record);

@@ -15,7 +15,7 @@ use trunkline_broker::{
     },
 };
 use trunkline_proto::{
-    Batch, CloseCode, EntryBuilder, Offset, PartitionId, Record, RecordKind, Source, Timestamp,
+    Batch, CloseCode, EntryBuilder, LogIndex, Offset, PartitionId, Record, RecordKind, Source, Timestamp,
     link::{Frame, UplinkBatch},
     v1::{self, CloseCause, link as pb},
 };
@@ -235,7 +235,12 @@ impl Leading {
         let Some((known, index)) = known.filter(|(known, _)| known.incarnation == incarnation && !known.lost) else {
             return self.refuse(context, view, edge, id, pb::Reason::Lost);
         };
-        let start = if after == Offset::ZERO { known.attached_offset } else { after };
+        let mut start = if after == Offset::ZERO { known.attached_offset } else { after };
+        // a broker may begin earlier than it was asked to: the edge drops what it has
+        if context.random.chance(300) {
+            let earlier = start.index().0.saturating_sub(context.random.below(8));
+            start = start.min(Offset::end_of(LogIndex(earlier))).max(known.attached_offset);
+        }
         if start.index().0 > view.applied() {
             return self.refuse(context, view, edge, id, pb::Reason::Lost);
         }

@@ -62,10 +62,12 @@ pub struct Rules {
     pub epochs: bool,
     /// A forward applies only after its predecessor.
     pub watermark: bool,
+    /// An edge drops deliveries that it has seen.
+    pub seen: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { sync_before_ack: true, fencing: true, dedup: true, epochs: true, watermark: true }
+        Self { sync_before_ack: true, fencing: true, dedup: true, epochs: true, watermark: true, seen: true }
     }
 }

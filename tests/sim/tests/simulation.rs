@@ -131,3 +131,8 @@ fn a_commit_of_an_old_epoch_that_applies_is_found() {
 fn a_forward_that_applies_twice_is_found() {
     must_break(Rules { watermark: false, ..Rules::default() }, Invariant::Once);
 }
+
+#[test]
+fn a_delivery_that_is_written_twice_is_found() {
+    must_break(Rules { seen: false, ..Rules::default() }, Invariant::Delivered);
+}
