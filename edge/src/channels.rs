@@ -7,11 +7,11 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 /// The channels one connection is in.
-pub(crate) type Memberships = SmallVec<[Membership; 1]>;
+pub type Memberships = SmallVec<[Membership; 1]>;
 
 /// Where a connection stands in one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Membership {
+pub struct Membership {
     channel: u32,
     /// Its place among the members.
     place: u32,
@@ -26,20 +26,20 @@ struct Channel {
 
 /// The channel index of a shard. What a connection is in is kept with the connection and passed in.
 #[derive(Debug, Default)]
-pub(crate) struct ChannelIndex {
+pub struct ChannelIndex {
     names: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
     channels: Slab<Channel>,
 }
 
 /// Gives the memberships of another connection.
-pub(crate) trait Members {
+pub trait Members {
     /// Those of the connection in that slot.
     fn memberships(&mut self, slot: u32) -> Option<&mut Memberships>;
 }
 
 impl ChannelIndex {
     /// The connection in `slot` joins. Joining twice changes nothing.
-    pub(crate) fn join(&mut self, name: &str, slot: u32, memberships: &mut Memberships) {
+    pub fn join(&mut self, name: &str, slot: u32, memberships: &mut Memberships) {
         let channel = match self.names.get(name) {
             Some(channel) => *channel,
             None => {
@@ -58,7 +58,7 @@ impl ChannelIndex {
     }
 
     /// The connection in `slot` leaves.
-    pub(crate) fn leave(&mut self, name: &str, slot: u32, members: &mut impl Members) {
+    pub fn leave(&mut self, name: &str, slot: u32, members: &mut impl Members) {
         let Some(channel) = self.names.get(name).copied() else { return };
         let Some(memberships) = members.memberships(slot) else { return };
         let Some(at) = memberships.iter().position(|membership| membership.channel == channel) else { return };
@@ -67,14 +67,14 @@ impl ChannelIndex {
     }
 
     /// A connection that is gone leaves whatever it was in.
-    pub(crate) fn leave_all(&mut self, memberships: Memberships, members: &mut impl Members) {
+    pub fn leave_all(&mut self, memberships: Memberships, members: &mut impl Members) {
         for membership in memberships {
             self.remove(membership, members);
         }
     }
 
     /// Who is in the channel.
-    pub(crate) fn members(&self, name: &str) -> &[u32] {
+    pub fn members(&self, name: &str) -> &[u32] {
         let channel = self.names.get(name).and_then(|channel| self.channels.get(*channel as usize));
         channel.map_or(&[], |channel| &channel.members)
     }

@@ -72,29 +72,22 @@ pub enum FeedError {
     },
 }
 
-/// One partition's deliveries, over all its streams of one incarnation.
-#[derive(Debug)]
-pub(crate) struct Feed {
-    partition: PartitionId,
-    downlink: Downlink,
+/// How far one partition's deliveries have come, over all its streams of one incarnation. Pure: what is given twice is dropped
+/// here.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Position {
     /// Everything up to here has been taken; zero: nothing yet.
     seen: Offset,
-    /// Taken and not yet in the shards' inboxes: what one frame, cut short by the end of its stream, has left.
-    pending: VecDeque<(usize, ShardInput)>,
 }
 
-impl Feed {
-    pub(crate) fn new(partition: PartitionId, downlink: Downlink) -> Self {
-        Self { partition, downlink, seen: Offset::ZERO, pending: VecDeque::new() }
-    }
-
+impl Position {
     /// Everything up to here has been taken.
-    pub(crate) fn seen(&self) -> Offset {
+    pub fn seen(self) -> Offset {
         self.seen
     }
 
     /// A new stream begins after `start`.
-    pub(crate) fn attached(&mut self, start: Offset) -> Result<(), FeedError> {
+    pub fn attached(&mut self, start: Offset) -> Result<(), FeedError> {
         if self.seen != Offset::ZERO && start > self.seen {
             return Err(FeedError::Gap { start, seen: self.seen });
         }
@@ -103,15 +96,52 @@ impl Feed {
     }
 
     /// Nothing for this edge up to `offset`.
-    pub(crate) fn progress(&mut self, offset: Offset) {
+    pub fn progress(&mut self, offset: Offset) {
         self.seen = self.seen.max(offset);
+    }
+
+    /// What is new of a frame.
+    pub fn take(&mut self, deliveries: Deliveries) -> Result<Deliveries, FeedError> {
+        check_order(&deliveries)?;
+        let fresh = drop_seen(deliveries, self.seen);
+        self.seen = self.seen.max(fresh.through);
+        Ok(fresh)
+    }
+}
+
+/// One partition's deliveries on their way to the shards.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    partition: PartitionId,
+    downlink: Downlink,
+    position: Position,
+    /// Taken and not yet in the shards' inboxes: what one frame, cut short by the end of its stream, has left.
+    pending: VecDeque<(usize, ShardInput)>,
+}
+
+impl Feed {
+    pub(crate) fn new(partition: PartitionId, downlink: Downlink) -> Self {
+        Self { partition, downlink, position: Position::default(), pending: VecDeque::new() }
+    }
+
+    /// Everything up to here has been taken.
+    pub(crate) fn seen(&self) -> Offset {
+        self.position.seen()
+    }
+
+    /// A new stream begins after `start`.
+    pub(crate) fn attached(&mut self, start: Offset) -> Result<(), FeedError> {
+        self.position.attached(start)
+    }
+
+    /// Nothing for this edge up to `offset`.
+    pub(crate) fn progress(&mut self, offset: Offset) {
+        self.position.progress(offset);
     }
 
     /// Takes what is new of a frame; [`Feed::hand_over`] brings it to the shards.
     pub(crate) fn take(&mut self, deliveries: Deliveries) -> Result<(), FeedError> {
-        check_order(&deliveries)?;
-        let fresh = drop_seen(deliveries, self.seen);
-        self.seen = self.seen.max(fresh.through);
+        let fresh = self.position.take(deliveries)?;
         let shards = self.downlink.shards().len();
         for (shard, deliveries) in split(fresh, shards) {
             self.pending.push_back((shard, ShardInput::Deliveries(self.partition, deliveries)));

@@ -19,7 +19,7 @@ pub mod link;
 pub mod sink;
 
 // in this order, a file each
-mod channels;
+pub mod channels;
 mod socket;
 
 pub mod shard;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 /// A tick later than this says that this process was stopped or starved: nobody's silence can be judged by it.
-pub(super) const LATE: Duration = Duration::from_secs(1);
+pub const LATE: Duration = Duration::from_secs(1);
 
 /// An incarnation of an edge.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -19,7 +19,7 @@ pub struct Incarnation {
 
 /// Judges the silence of the edges of one partition that this broker leads.
 #[derive(Debug)]
-pub(super) struct Grace {
+pub struct Grace {
     grace: Duration,
     period: Duration,
     /// No silence before this counts: this broker did not lead then, or was not running.
@@ -32,13 +32,13 @@ pub(super) struct Grace {
 
 impl Grace {
     /// From the moment this broker leads. Ticks are to come every `period`.
-    pub(super) fn new(now: Instant, grace: Duration, period: Duration) -> Self {
+    pub fn new(now: Instant, grace: Duration, period: Duration) -> Self {
         Self { grace, period, since: now, ticked: now, first_seen: BTreeMap::new() }
     }
 
     /// One tick. `edges`: the incarnations in the state that are not lost, each with when it was last heard, if ever by this
     /// broker. Gives those that are lost now; they are given again at every tick until the state says so.
-    pub(super) fn handle_tick(&mut self, now: Instant, edges: Vec<(Incarnation, Option<Instant>)>) -> Vec<Incarnation> {
+    pub fn handle_tick(&mut self, now: Instant, edges: Vec<(Incarnation, Option<Instant>)>) -> Vec<Incarnation> {
         if now.saturating_duration_since(self.ticked) > self.period + LATE {
             self.since = now;
         }

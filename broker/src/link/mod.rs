@@ -3,11 +3,11 @@
 //! Steps 4 (`inbound.rs`) and 17 (`outbound.rs`) of the walk; `sessions.rs` knows who is there, `watch.rs` closes what the lost left.
 
 mod frames;
-mod grace;
+pub mod grace;
 mod inbound;
 mod outbound;
 mod pause;
-mod sequencer;
+pub mod sequencer;
 mod session;
 pub mod sessions;
 mod stream;

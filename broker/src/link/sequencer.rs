@@ -6,7 +6,7 @@
 
 /// What to do with a batch that was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub enum Step {
     /// Put it into the log.
     Append,
     /// It is in the log, or on its way there: the answer to the first one serves it.
@@ -17,7 +17,7 @@ pub(super) enum Step {
 
 /// Follows the sequence numbers of one stream.
 #[derive(Debug)]
-pub(super) struct Sequencer {
+pub struct Sequencer {
     /// The next batch to put into the log.
     expected: u64,
     /// The last one known to be applied.
@@ -32,7 +32,7 @@ pub(super) struct Sequencer {
 
 impl Sequencer {
     /// For a stream attached at `last_sequence`, of which the edge has been told.
-    pub(super) fn new(last_sequence: u64) -> Self {
+    pub fn new(last_sequence: u64) -> Self {
         Self {
             expected: last_sequence.saturating_add(1),
             applied: last_sequence,
@@ -43,7 +43,7 @@ impl Sequencer {
     }
 
     /// A batch was read.
-    pub(super) fn handle_batch(&mut self, sequence: u64) -> Step {
+    pub fn handle_batch(&mut self, sequence: u64) -> Step {
         if sequence == self.expected {
             self.expected = sequence.saturating_add(1);
             self.resending = false;
@@ -62,7 +62,7 @@ impl Sequencer {
     }
 
     /// The log has answered a batch: `last` is the last one applied after it.
-    pub(super) fn handle_applied(&mut self, sequence: u64, last: u64) {
+    pub fn handle_applied(&mut self, sequence: u64, last: u64) {
         self.applied = self.applied.max(last);
         if last < sequence {
             // refused: what followed it is refused as well, and the edge begins again after `last`
@@ -74,7 +74,7 @@ impl Sequencer {
     }
 
     /// What the edge is to be told now: `Applied`, the newest only.
-    pub(super) fn take_applied(&mut self) -> Option<u64> {
+    pub fn take_applied(&mut self) -> Option<u64> {
         (self.applied > self.told).then(|| {
             self.told = self.applied;
             self.applied
@@ -82,7 +82,7 @@ impl Sequencer {
     }
 
     /// What the edge is to be told now: `Resend` after this sequence. Once per gap.
-    pub(super) fn take_resend(&mut self) -> Option<u64> {
+    pub fn take_resend(&mut self) -> Option<u64> {
         std::mem::take(&mut self.resend).then(|| {
             self.resending = true;
             self.told = self.told.max(self.applied);
