@@ -108,6 +108,10 @@ class Submit:
     """`acked`, `refused` (it had and will have no effect) or `unknown` (it may have)."""
     place: str | None = None
     """`partition/index.position` as acknowledged."""
+    begun: float = 0
+    """Monotonic seconds when it was first sent."""
+    ended: float = 0
+    """And when its outcome was known."""
 
 
 @dataclass(frozen=True, slots=True)
