@@ -16,7 +16,7 @@ use crate::{
         AppliedEntry, EdgeIndex, LoggedEntry,
         expand::{self, Expanded, Recipient},
     },
-    node::{Node, PartitionHandle, ReadError},
+    node::{LogRead, Node, PartitionHandle, ReadError},
     tail::TailRead,
 };
 
@@ -38,7 +38,7 @@ pub enum Next {
     Progress(Offset),
 }
 
-type Reading = Pin<Box<dyn Future<Output = Result<Vec<LoggedEntry>, ReadError>> + Send>>;
+type Reading = Pin<Box<dyn Future<Output = Result<LogRead, ReadError>> + Send>>;
 
 /// Follows one partition for one edge.
 pub struct Cursor {
@@ -128,13 +128,15 @@ impl Cursor {
             }
         }
         let Some(reading) = self.reading.as_mut() else { return Ok(()) };
-        let entries = reading.await;
+        let read = reading.await;
         self.reading = None;
-        let entries = entries?;
-        if entries.is_empty() {
+        let read = read?;
+        if read.through <= self.read {
             self.wait().await;
         }
-        self.take_logged(entries);
+        self.take_logged(&read.entries);
+        // what holds no records is read too: after a snapshot was installed nothing else may lead up to the tail
+        self.read = self.read.max(read.through);
         Ok(())
     }
 
@@ -164,14 +166,12 @@ impl Cursor {
 
     /// Deliveries of the past are made anew from the records (`core/expand.rs`): at least those that apply named. Where the
     /// connection decides who gets one, its present edge does: of a closed connection its edge knows, and needs nothing.
-    fn take_logged(&mut self, entries: Vec<LoggedEntry>) {
+    fn take_logged(&mut self, entries: &[LoggedEntry]) {
         let (id, count) = (self.partition.id, self.node.partition_count());
         for entry in entries {
-            for (offset, record) in entry.records() {
-                for Expanded { recipient, record } in expand::deliveries(id, count, &record) {
-                    if self.is_for_me(&recipient) {
-                        self.take(entry.entry.time, offset, record);
-                    }
+            for (offset, Expanded { recipient, record }) in expand::entry(id, count, entry) {
+                if self.is_for_me(&recipient) {
+                    self.take(entry.entry.time, offset, record);
                 }
             }
             self.read = entry.index;
@@ -223,4 +223,69 @@ impl Cursor {
 /// The last entry of which nothing after `after` remains.
 fn last_done(after: Offset) -> LogIndex {
     if after == Offset::end_of(after.index()) { after.index() } else { LogIndex(after.index().0.saturating_sub(1)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::PartitionId;
+
+    use super::*;
+    use crate::{
+        node::NodeConfig,
+        raft::AppliedSink,
+        testing::{attach, connection, count, edge, message, opened},
+    };
+
+    /// A partition whose log ends with an entry without records, as a term's first one is, and its edge's cursor at the start.
+    async fn cursor(dir: &tempfile::TempDir) -> (Node, PartitionHandle, Cursor) {
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let append = node.partition(PartitionId(0)).unwrap().append.clone();
+        append.append(attach(0)).await.unwrap();
+        append.append(edge(1, &[opened(connection(0, 1)), message(connection(0, 1), b"x")])).await.unwrap();
+        drop(append);
+        node.shutdown().await;
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let partition = node.partition(PartitionId(0)).unwrap().clone();
+        let edge = partition.state.read().edge_index("e1").unwrap();
+        let cursor = Cursor::new(node.clone(), partition.clone(), edge, "e1", Offset::ZERO);
+        (node, partition, cursor)
+    }
+
+    #[tokio::test]
+    async fn a_cursor_gets_past_entries_without_records_that_a_snapshot_has_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, partition, mut cursor) = cursor(&dir).await;
+        let applied = partition.tail.applied();
+        assert!(
+            node.read_log(partition.id, LogIndex(0), 1 << 20).await.unwrap().entries.last().unwrap().index < applied
+        );
+        partition.tail.installed(applied);
+        let arrived = async { while cursor.next().await.unwrap() != Next::Progress(Offset::end_of(applied)) {} };
+        tokio::time::timeout(Duration::from_secs(10), arrived).await.expect("progress up to the snapshot");
+        drop(cursor);
+        drop(partition);
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_cursor_is_told_that_what_a_snapshot_has_replaced_is_not_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, partition, mut cursor) = cursor(&dir).await;
+        let beyond = LogIndex(partition.tail.applied().0 + 100);
+        partition.tail.installed(beyond);
+        let told = async {
+            loop {
+                if let Err(error) = cursor.next().await {
+                    return error;
+                }
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(10), told).await.expect("an end");
+        assert_eq!(told, ReadError::Trimmed { earliest: Offset::new(LogIndex(beyond.0 + 1), 0) });
+        drop(cursor);
+        drop(partition);
+        node.shutdown().await;
+    }
 }

@@ -268,7 +268,7 @@ async fn logged(node: &Node, source: &PartitionHandle, offset: Offset) -> Result
     {
         return entry.logged.records().find(|(at, _)| *at == offset).map(|(_, record)| record).ok_or_else(damaged);
     }
-    let entries = node.read_log(source.id, before, 1).await?;
-    let entry = entries.first().filter(|entry| entry.index == offset.index()).ok_or_else(damaged)?;
+    let read = node.read_log(source.id, before, 1).await?;
+    let entry = read.entries.first().filter(|entry| entry.index == offset.index()).ok_or_else(damaged)?;
     entry.records().find(|(at, _)| *at == offset).map(|(_, record)| record).ok_or_else(damaged)
 }

@@ -2,6 +2,8 @@
 
 mod open;
 #[cfg(test)]
+mod probe;
+#[cfg(test)]
 mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -110,6 +112,15 @@ impl From<StoreError> for ReadError {
     }
 }
 
+/// What a read of the log on disk came to.
+#[derive(Debug)]
+pub struct LogRead {
+    /// Entries with records, in order.
+    pub entries: Vec<core::LoggedEntry>,
+    /// The last entry looked at, with records or without; the one read on from if there was none.
+    pub through: LogIndex,
+}
+
 /// Where in the past.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moment {
@@ -206,24 +217,26 @@ impl Node {
     }
 
     /// Reads applied entries from disk: those after `after`, about `bytes_max` bytes of them, at least one unless at the end.
-    /// Blocking work happens on the blocking pool.
+    /// Says how far it has looked, which may be beyond the last of them: a reader goes on from there. Blocking work happens on
+    /// the blocking pool.
     pub async fn read_log(
         &self,
         partition: PartitionId,
         after: LogIndex,
         bytes_max: usize,
-    ) -> Result<Vec<core::LoggedEntry>, ReadError> {
-        let applied = self.applied(partition)?;
+    ) -> Result<LogRead, ReadError> {
+        // before the disk: what the tail has let go of is there by then
+        let (applied, since) = (self.applied(partition)?, self.since(partition)?);
         let first = self.first(partition);
         if after.0 + 1 < first.0 {
             return Err(ReadError::Trimmed { earliest: self.earliest(partition) });
         }
-        self.blocking(partition, move |reader, pending| {
+        let read = self.blocking(partition, move |reader, pending| {
             // before the disk: a set leaves this list only once it is there
             let refused = pending.between(after, applied);
             // a leader may have applied what its own disk does not hold yet; the tail does
             let through = applied.min(reader.last()?.map_or(LogIndex(0), |last| last.index));
-            let (mut entries, _) = reader.logged(after, through, bytes_max.max(1))?;
+            let (mut entries, through) = reader.logged(after, through, bytes_max.max(1))?;
             for (index, refused) in refused {
                 if let Ok(at) = entries.binary_search_by_key(&index, |entry| entry.index)
                     && let Some(entry) = entries.get_mut(at)
@@ -231,9 +244,14 @@ impl Node {
                     entry.refused = refused.to_vec();
                 }
             }
-            Ok(entries)
-        })
-        .await
+            Ok(LogRead { entries, through })
+        });
+        let read = read.await?;
+        // a snapshot has replaced what neither the disk nor the tail holds: no reader ever comes to it
+        if read.entries.is_empty() && read.through < since {
+            return Err(ReadError::Trimmed { earliest: Offset::new(LogIndex(since.0 + 1), 0) });
+        }
+        Ok(read)
     }
 
     /// The last entry stamped at or before `time` ([`LogIndex`] 0: none), by binary search.
@@ -286,6 +304,11 @@ impl Node {
     fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
         let handle = self.partition(partition).ok_or_else(|| no_replica(partition))?;
         Ok(handle.tail.applied())
+    }
+
+    fn since(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
+        let handle = self.partition(partition).ok_or_else(|| no_replica(partition))?;
+        Ok(handle.tail.since())
     }
 
     async fn blocking<T: Send + 'static>(

@@ -86,6 +86,11 @@ impl Handle {
         }
     }
 
+    /// What is after this entry is here; up to it, read the log.
+    pub fn since(&self) -> LogIndex {
+        self.shared.ring.read().since
+    }
+
     /// The last applied entry.
     pub fn applied(&self) -> LogIndex {
         self.shared.ring.read().applied

@@ -1,12 +1,10 @@
 //! Names and handles of the edge's metrics (SURFACE: metrics). No label is ever made of what a client sends: APIs come from the
 //! configuration, outcomes and causes from closed sets.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, Unit};
+use parking_lot::Mutex;
 use trunkline_proto::{close::cause_name, v1::CloseCause};
 
 /// Open connections, label `api`.
@@ -25,7 +23,7 @@ pub const DELIVERY_SECONDS: &str = "trunkline_edge_delivery_seconds";
 pub const CLOSES: &str = "trunkline_edge_closes_total";
 /// Bytes of records on their way to brokers and not applied yet.
 pub const UPLINK_INFLIGHT_BYTES: &str = "trunkline_edge_uplink_inflight_bytes";
-/// Seconds in which sockets were not read because the uplink's budget was full.
+/// Seconds in which sockets were not read on purpose, label `reason` ([`PauseReason`]).
 pub const PAUSED_SECONDS: &str = "trunkline_edge_paused_seconds_total";
 /// Connections made to brokers, the first included.
 pub const LINK_CONNECTS: &str = "trunkline_edge_link_connects_total";
@@ -48,7 +46,7 @@ pub fn describe() {
     );
     metrics::describe_counter!(CLOSES, Unit::Count, "Connections that ended, by cause");
     metrics::describe_gauge!(UPLINK_INFLIGHT_BYTES, Unit::Bytes, "Records on their way to brokers and not applied yet");
-    metrics::describe_counter!(PAUSED_SECONDS, Unit::Seconds, "Time in which no socket was read: the uplink was full");
+    metrics::describe_counter!(PAUSED_SECONDS, Unit::Seconds, "Time in which sockets were not read, by reason");
     metrics::describe_counter!(LINK_CONNECTS, Unit::Count, "Connections made to brokers");
     metrics::describe_gauge!(LINK_PARTITIONS, Unit::Count, "Partitions whose stream is attached");
     metrics::describe_counter!(INCARNATIONS_LOST, Unit::Count, "Times the brokers gave this edge up for lost");
@@ -156,34 +154,92 @@ impl SocketMetrics {
     }
 }
 
-/// Metrics of the uplink.
-pub(crate) struct UplinkMetrics {
-    pub(crate) inflight_bytes: Gauge,
-    paused_seconds: Counter,
-    /// Less than a second that the counter, which counts whole ones, does not show yet.
-    paused_micros: AtomicU64,
+/// Why sockets are not read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PauseReason {
+    /// The uplink's budget is full: no socket is read.
+    UplinkFull,
+    /// Some API's handler group is further behind than its `max_handler_lag`, in some partition: those sockets are not read.
+    HandlerLag,
 }
 
-impl UplinkMetrics {
-    pub(crate) fn new() -> Self {
-        Self {
-            inflight_bytes: metrics::gauge!(UPLINK_INFLIGHT_BYTES),
-            paused_seconds: metrics::counter!(PAUSED_SECONDS),
-            paused_micros: AtomicU64::new(0),
+impl PauseReason {
+    /// The label's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UplinkFull => "uplink_full",
+            Self::HandlerLag => "handler_lag",
         }
     }
+}
 
-    /// Adds time in which sockets were not read.
-    pub(crate) fn paused(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let total = self.paused_micros.fetch_add(micros, Ordering::Relaxed).saturating_add(micros);
-        self.paused_seconds.absolute(total / 1_000_000);
+/// Counts into [`PAUSED_SECONDS`] how long something lasts, also while it does.
+pub(crate) struct PauseClock {
+    counter: Counter,
+    state: Mutex<PauseState>,
+}
+
+#[derive(Default)]
+struct PauseState {
+    /// Time before this is counted.
+    since: Option<Instant>,
+    /// All so far; the counter shows whole seconds of it.
+    counted: Duration,
+}
+
+impl PauseClock {
+    pub(crate) fn new(reason: PauseReason) -> Self {
+        let counter = metrics::counter!(PAUSED_SECONDS, "reason" => reason.name());
+        Self { counter, state: Mutex::default() }
+    }
+
+    /// It lasts from now on, or still.
+    pub(crate) fn begin(&self, now: Instant) {
+        self.state.lock().since.get_or_insert(now);
+    }
+
+    /// It is over, or was.
+    pub(crate) fn end(&self, now: Instant) {
+        let mut state = self.state.lock();
+        self.count_in(&mut state, now);
+        state.since = None;
+    }
+
+    /// Shows what has passed so far.
+    pub(crate) fn count(&self, now: Instant) {
+        self.count_in(&mut self.state.lock(), now);
+    }
+
+    fn count_in(&self, state: &mut PauseState, now: Instant) {
+        let Some(since) = &mut state.since else { return };
+        state.counted += now.saturating_duration_since(*since);
+        *since = now;
+        self.counter.absolute(state.counted.as_secs());
     }
 }
 
-impl std::fmt::Debug for UplinkMetrics {
+impl std::fmt::Debug for PauseClock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UplinkMetrics").finish_non_exhaustive()
+        f.debug_struct("PauseClock").finish_non_exhaustive()
+    }
+}
+
+/// [`UPLINK_INFLIGHT_BYTES`].
+pub(crate) struct InflightBytes(Gauge);
+
+impl InflightBytes {
+    pub(crate) fn new() -> Self {
+        Self(metrics::gauge!(UPLINK_INFLIGHT_BYTES))
+    }
+
+    pub(crate) fn set(&self, bytes: usize) {
+        self.0.set(bytes as f64);
+    }
+}
+
+impl std::fmt::Debug for InflightBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InflightBytes").finish_non_exhaustive()
     }
 }
 
@@ -207,6 +263,26 @@ impl LinkMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_counted_while_it_lasts_and_once() {
+        let clock = PauseClock::new(PauseReason::UplinkFull);
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let counted = || clock.state.lock().counted.as_millis();
+        clock.count(at(500));
+        assert_eq!(counted(), 0, "nothing has begun");
+        clock.begin(at(1000));
+        clock.begin(at(1400));
+        clock.count(at(1900));
+        assert_eq!(counted(), 900);
+        clock.end(at(2200));
+        clock.end(at(5000));
+        assert_eq!(counted(), 1200);
+        clock.begin(at(6000));
+        clock.end(at(6800));
+        assert_eq!(counted(), 2000);
+    }
 
     #[test]
     fn every_cause_and_outcome_has_a_counter() {

@@ -6,12 +6,15 @@ mod shards;
 mod tests;
 
 use std::{
+    convert::Infallible,
     fmt, io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
@@ -25,9 +28,12 @@ use crate::{
     downlink::Downlink,
     http::{self, Health},
     inbox,
-    link::{LinkError, OpenError, Settings},
-    metrics,
+    link::{LinkError, OpenError, Settings, Status},
+    metrics, uplink,
 };
+
+/// So often the time of pauses that last is counted.
+const PAUSE_COUNT_PERIOD: Duration = Duration::from_secs(1);
 
 /// Bound sockets: tests bind port 0, and an address in use is known before anything starts.
 #[derive(Debug)]
@@ -122,9 +128,9 @@ impl fmt::Display for Left {
     }
 }
 
-/// Runs an edge until `shutdown`, then drains it. Brokers are asked for an incarnation first and every partition is attached,
-/// however long that takes; then sockets are accepted and `ready` is called. Must run inside a tokio runtime, which serves health and metrics; sockets and
-/// link have threads of their own.
+/// Runs an edge until `shutdown`, then drains it. Health and metrics answer from the start. Brokers are asked for an incarnation
+/// and every partition is attached, however long that takes; then sockets are accepted and `ready` is called. Must run inside a
+/// tokio runtime, which serves health and metrics; sockets and link have threads of their own.
 pub async fn run(
     config: EdgeConfig,
     apis: Vec<ApiConfig>,
@@ -149,16 +155,18 @@ pub async fn run(
     let _stop_guard = stop.clone().drop_guard();
     let mut threads = Threads::new(&config, &apis, listeners.ws, inboxes);
     let mut shutdown = std::pin::pin!(shutdown);
-    let link = threads.start_first(settings, config.uplink_bytes.as_usize(), downlink.clone(), stop.clone())?;
-    let linked = tokio::select! {
-        linked = link => linked.map_err(|_| ServeError::ShardDied { shard: 0 })??,
-        () = &mut shutdown => return Ok(()),
-    };
-    threads.start_others(&linked.uplink)?;
-    let health = Arc::new(Health::new(linked.status, usize::from(linked.uplink.partition_count().get())));
+    let status = Arc::new(Status::new());
+    let health = Arc::new(Health::new(Arc::clone(&status)));
     let http = http::serve(listeners.http, Arc::clone(&health), prometheus);
     let mut http = AbortOnDropHandle::new(tokio::spawn(http));
-    tracing::info!(edge = %config.name, ws = %listeners.ws_address, incarnation = linked.uplink.incarnation(), "edge accepts");
+    let link = threads.start_first(settings, status, config.uplink_bytes.as_usize(), downlink.clone(), stop.clone())?;
+    let uplink = tokio::select! {
+        linked = link => linked.map_err(|_| ServeError::ShardDied { shard: 0 })??,
+        served = &mut http => return Err(no_health(served)),
+        () = &mut shutdown => return Ok(()),
+    };
+    threads.start_others(&uplink)?;
+    tracing::info!(edge = %config.name, ws = %listeners.ws_address, incarnation = uplink.incarnation(), "edge accepts");
     ready();
     let failed = tokio::select! {
         () = &mut shutdown => None,
@@ -166,16 +174,14 @@ pub async fn run(
             Event::LinkEnded(error) => ServeError::Link(error),
             Event::ShardDied(shard) => ServeError::ShardDied { shard },
         }),
-        served = &mut http => Some(ServeError::System {
-            what: "health listener",
-            error: served.map_err(io::Error::other).and_then(|served| served).err().unwrap_or(io::ErrorKind::Other.into()),
-        }),
+        served = &mut http => Some(no_health(served)),
+        never = count_pauses(&uplink) => match never {},
     };
     health.drain();
     let drain = Drain {
         apis: &apis,
         downlink: &downlink,
-        uplink: &linked.uplink,
+        uplink: &uplink,
         window: config.drain_window.get(),
         timeout: DRAIN_TIMEOUT,
     };
@@ -191,4 +197,19 @@ pub async fn run(
             Err(error)
         }
     }
+}
+
+/// A pause shows in the metrics while it lasts: one that does not end is the one to be warned of.
+async fn count_pauses(uplink: &uplink::Handle) -> Infallible {
+    let mut ticks = tokio::time::interval(PAUSE_COUNT_PERIOD);
+    loop {
+        ticks.tick().await;
+        uplink.count_pauses(Instant::now());
+    }
+}
+
+/// The health listener ended, which it does not do by itself.
+fn no_health(served: Result<io::Result<()>, JoinError>) -> ServeError {
+    let error = served.map_err(io::Error::other).and_then(|served| served).err();
+    ServeError::System { what: "health listener", error: error.unwrap_or(io::ErrorKind::Other.into()) }
 }

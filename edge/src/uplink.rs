@@ -19,7 +19,7 @@ use trunkline_proto::{ConnectionId, PartitionCount, PartitionId, link::UplinkBat
 
 use crate::{
     core::resend::{Outgoing, Released, SequenceError},
-    metrics::UplinkMetrics,
+    metrics::{self, PauseClock, PauseReason},
 };
 
 /// Why a tracked record will never be applied.
@@ -190,6 +190,12 @@ impl Handle {
         self.shared.budget.inflight.load(Ordering::Relaxed)
     }
 
+    /// Shows in the metrics how long the pauses that last have lasted so far.
+    pub(crate) fn count_pauses(&self, now: Instant) {
+        self.shared.budget.full.count(now);
+        self.shared.pauses.lag.count(now);
+    }
+
     // ---- the link's side ----
 
     /// Waits until something may wait to be sent to the partition. One waiter per partition. Cancel safe.
@@ -293,9 +299,9 @@ struct Budget {
     inflight: AtomicUsize,
     /// There is room again.
     room: Notify,
-    /// Since when there has been none.
-    full_since: Mutex<Option<Instant>>,
-    metrics: UplinkMetrics,
+    /// There is none.
+    full: PauseClock,
+    inflight_bytes: metrics::InflightBytes,
 }
 
 impl Budget {
@@ -304,8 +310,8 @@ impl Budget {
             bytes,
             inflight: AtomicUsize::new(0),
             room: Notify::new(),
-            full_since: Mutex::new(None),
-            metrics: UplinkMetrics::new(),
+            full: PauseClock::new(PauseReason::UplinkFull),
+            inflight_bytes: metrics::InflightBytes::new(),
         }
     }
 
@@ -316,19 +322,17 @@ impl Budget {
     fn take(&self, bytes: usize) {
         let before = self.inflight.fetch_add(bytes, Ordering::AcqRel);
         if before < self.bytes && before + bytes >= self.bytes {
-            self.full_since.lock().get_or_insert_with(Instant::now);
+            self.full.begin(Instant::now());
         }
     }
 
     /// Wakes who waits once a quarter is free, so that a full edge does not stop and go with every batch.
     fn release(&self, bytes: usize) {
         let before = self.inflight.fetch_sub(bytes, Ordering::AcqRel);
-        self.metrics.inflight_bytes.set((before - bytes) as f64);
+        self.inflight_bytes.set(before - bytes);
         let low = self.bytes / 4 * 3;
         if before >= low && before - bytes < low {
-            if let Some(since) = self.full_since.lock().take() {
-                self.metrics.paused(since.elapsed());
-            }
+            self.full.end(Instant::now());
             self.room.notify_waiters();
         }
     }
@@ -353,12 +357,20 @@ struct Pauses {
     sets: Box<[Mutex<BTreeSet<String>>]>,
     version: AtomicU64,
     changed: Notify,
+    /// Some set is not empty.
+    lag: PauseClock,
 }
 
 impl Pauses {
     fn new(count: PartitionCount) -> Self {
         let sets = count.iter().map(|_| Mutex::default()).collect();
-        Self { any: AtomicBool::new(false), sets, version: AtomicU64::new(0), changed: Notify::new() }
+        Self {
+            any: AtomicBool::new(false),
+            sets,
+            version: AtomicU64::new(0),
+            changed: Notify::new(),
+            lag: PauseClock::new(PauseReason::HandlerLag),
+        }
     }
 
     fn contains(&self, partition: PartitionId, api: &str) -> bool {
@@ -374,7 +386,13 @@ impl Pauses {
         *set = apis;
         drop(set);
         // the link alone calls this, from one thread
-        self.any.store(self.sets.iter().any(|set| !set.lock().is_empty()), Ordering::Release);
+        let any = self.sets.iter().any(|set| !set.lock().is_empty());
+        self.any.store(any, Ordering::Release);
+        if any {
+            self.lag.begin(Instant::now())
+        } else {
+            self.lag.end(Instant::now())
+        }
         self.version.fetch_add(1, Ordering::AcqRel);
         self.changed.notify_waiters();
     }

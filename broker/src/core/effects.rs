@@ -262,7 +262,13 @@ impl LoggedEntry {
 
     /// Whether the record at `position` was refused.
     pub fn is_refused(&self, position: u16) -> bool {
-        self.refused.binary_search_by_key(&position, |(position, _)| *position).is_ok()
+        self.refusal(position).is_some()
+    }
+
+    /// Why the record at `position` was refused, if it was.
+    pub fn refusal(&self, position: u16) -> Option<&Refusal> {
+        let at = self.refused.binary_search_by_key(&position, |(position, _)| *position).ok()?;
+        self.refused.get(at).map(|(_, refusal)| refusal)
     }
 }
 

@@ -145,11 +145,9 @@ impl Partition {
     }
 }
 
-/// A connection that found no room is told so: its edge waits for the log's answer, and a refused record gives none.
+/// A connection whose opening is refused is told so: its edge waits for the log's answer, and a refused record gives none.
 fn turn_away(from: From, logged: &Logged<'_>, refusal: &Refusal, out: &mut Applied) {
-    if *refusal == Refusal::Limit {
-        let body = v1::ConnectionRejected { status: 503, body: "the partition has no room for this connection".into() };
-        let record = Record::new(RecordKind::ConnectionRejected, logged.record.connection, logged.record.api, &body);
-        out.deliver(logged.position(), from.edge, record);
+    if let Some(rejected) = expand::turned_away(logged.record.connection, logged.record.api, refusal) {
+        out.deliver(logged.position(), from.edge, rejected);
     }
 }

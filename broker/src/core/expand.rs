@@ -1,7 +1,9 @@
 //! Which deliveries a record makes, without any state: for cursors that catch up from the log. It names at least what apply
 //! named when the record was applied (more joins, and publishes for every edge); an edge drops what it does not need.
 
-use trunkline_proto::{ConnectionId, PartitionCount, PartitionId, Record, RecordKind, v1};
+use trunkline_proto::{ConnectionId, Offset, PartitionCount, PartitionId, Record, RecordKind, Source, v1};
+
+use super::effects::{LoggedEntry, Refusal};
 
 /// Who a delivery read from the log is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,8 +25,52 @@ pub struct Expanded {
     pub record: Record,
 }
 
+/// The deliveries of an entry of partition `id` of `count`, in order, each with the offset of its record.
+pub fn entry(
+    id: PartitionId,
+    count: PartitionCount,
+    entry: &LoggedEntry,
+) -> impl Iterator<Item = (Offset, Expanded)> + use<'_> {
+    entry.raw_records().flat_map(move |(offset, record, batch)| {
+        let expanded = match entry.refusal(offset.position()) {
+            None => deliveries(id, count, &record),
+            Some(refusal) => entry
+                .entry
+                .batches
+                .get(batch)
+                .and_then(|batch| refused(&batch.source, &record, refusal))
+                .into_iter()
+                .collect(),
+        };
+        expanded.into_iter().map(move |expanded| (offset, expanded))
+    })
+}
+
+/// The delivery of a refused record: an opening that its edge waits for is answered.
+fn refused(source: &Source, record: &Record, refusal: &Refusal) -> Option<Expanded> {
+    let Source::Edge(source) = source else { return None };
+    if record.kind != RecordKind::ConnectionOpened {
+        return None;
+    }
+    let record = turned_away(record.connection, record.api(), refusal)?;
+    Some(Expanded { recipient: Recipient::Edge(source.edge.clone()), record })
+}
+
+/// What the edge of a refused opening is told. Nothing if the whole batch was refused: the edge sends it again, or is lost.
+pub(super) fn turned_away(connection: ConnectionId, api: &str, refusal: &Refusal) -> Option<Record> {
+    let (status, body) = match refusal {
+        Refusal::Limit => (503, "the partition has no room for this connection"),
+        Refusal::ConnectionExists => (409, "the connection's id is in use"),
+        // the client asked for nothing wrong: its edge, or what configures it, did
+        Refusal::Malformed => (500, "the connection cannot be opened as its edge describes it"),
+        _ => return None,
+    };
+    let body = v1::ConnectionRejected { status, body: body.into() };
+    Some(Record::new(RecordKind::ConnectionRejected, connection, api, &body))
+}
+
 /// The deliveries of an applied (not refused) record of partition `id` of `count`.
-pub fn deliveries(id: PartitionId, count: PartitionCount, record: &Record) -> Vec<Expanded> {
+fn deliveries(id: PartitionId, count: PartitionCount, record: &Record) -> Vec<Expanded> {
     let connection = record.connection;
     let is_here = connection.partition(count) == id;
     let to = |recipient| vec![Expanded { recipient, record: record.clone() }];

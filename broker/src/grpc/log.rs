@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, Record, RecordKind, Timestamp, v1};
+use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, Record, RecordKind, v1};
 
 use crate::{
     core::{LoggedEntry, Refusal},
@@ -101,17 +101,17 @@ impl Reading {
     pub async fn run(mut self, out: mpsc::Sender<Result<v1::ReadResponse, ReadError>>) {
         let mut told = tokio::time::Instant::now();
         loop {
-            let entries = match self.read().await {
-                Ok(entries) => entries,
+            let (entries, through) = match self.read().await {
+                Ok(read) => read,
                 Err(error) => {
                     let _ = out.send(Err(error)).await;
                     return;
                 }
             };
-            let at_end = entries.is_empty();
+            let at_end = through <= self.index;
             let before = self.sent;
-            for (entry, time) in entries {
-                let responses = self.take(&entry, time);
+            for entry in entries {
+                let responses = self.take(&entry);
                 let done = self.is_done();
                 for response in responses {
                     if out.send(Ok(response)).await.is_err() {
@@ -122,6 +122,7 @@ impl Reading {
                     return;
                 }
             }
+            self.index = self.index.max(through);
             if self.sent > before {
                 told = tokio::time::Instant::now();
             } else if told.elapsed() > PROGRESS_EVERY || at_end && !self.query.follow {
@@ -147,21 +148,22 @@ impl Reading {
         (self.query.limit > 0 && self.sent >= self.query.limit) || Offset::end_of(self.index) >= self.query.until
     }
 
-    /// The next entries; none at the end.
-    async fn read(&mut self) -> Result<Vec<(LoggedEntry, Timestamp)>, ReadError> {
+    /// The next entries, and how far that is: no further at the end.
+    async fn read(&mut self) -> Result<(Vec<LoggedEntry>, LogIndex), ReadError> {
         match self.partition.tail.read(self.index, READ_BYTES) {
             TailRead::Entries(entries) => {
-                Ok(entries.iter().map(|entry| (entry.logged.clone(), entry.applied.time)).collect())
+                let through = entries.last().map_or(self.index, |entry| entry.logged.index);
+                Ok((entries.iter().map(|entry| entry.logged.clone()).collect(), through))
             }
-            TailRead::End => Ok(Vec::new()),
+            TailRead::End => Ok((Vec::new(), self.index)),
             TailRead::Behind => {
-                let entries = self.node.read_log(self.query.partition, self.index, READ_BYTES).await?;
-                Ok(entries.into_iter().map(|entry| (entry.clone(), entry.entry.time)).collect())
+                let read = self.node.read_log(self.query.partition, self.index, READ_BYTES).await?;
+                Ok((read.entries, read.through))
             }
         }
     }
 
-    fn take(&mut self, entry: &LoggedEntry, time: Timestamp) -> Vec<v1::ReadResponse> {
+    fn take(&mut self, entry: &LoggedEntry) -> Vec<v1::ReadResponse> {
         let mut responses = Vec::new();
         let (mut records, mut bytes) = (Vec::new(), 0);
         let place = (self.query.partition, self.node.partition_count());
@@ -176,7 +178,7 @@ impl Reading {
                 bytes = 0;
             }
             bytes += size;
-            records.push(logged(place, entry, time, offset, &record, batch));
+            records.push(logged(place, entry, offset, &record, batch));
             self.sent += 1;
         }
         self.index = entry.index;
@@ -202,20 +204,19 @@ impl Reading {
     }
 }
 
-/// A record as tools are sent it.
+/// A record as tools are sent it. Its time is its entry's stamp, from wherever it is read: leaders stamp no entry before the one
+/// ahead of it (`append.rs`), so that is the time apply counts it at too.
 pub fn logged(
     (partition, count): (PartitionId, PartitionCount),
     entry: &LoggedEntry,
-    time: Timestamp,
     offset: Offset,
     record: &Record,
     batch: usize,
 ) -> v1::LoggedRecord {
-    let refused = entry.refused.binary_search_by_key(&offset.position(), |(position, _)| *position).ok();
-    let refused = refused.and_then(|at| entry.refused.get(at)).map_or("", |(_, refusal)| refusal_name(refusal));
+    let refused = entry.refusal(offset.position()).map_or("", refusal_name);
     v1::LoggedRecord {
         offset: offset.0,
-        time: time.0,
+        time: entry.entry.time.0,
         kind: u32::from(record.kind as u8),
         connection: match record.connection.is_none() {
             true => bytes::Bytes::new(),
@@ -242,4 +243,63 @@ fn is_forwarded(partition: PartitionId, count: PartitionCount, record: &Record) 
         _ => return false,
     };
     decides != partition
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::{EntryBuilder, Timestamp};
+
+    use super::*;
+    use crate::{
+        clock,
+        node::{NodeConfig, Role},
+        raft::AppliedSink,
+        testing::{attach, connection, count, edge, message, opened},
+    };
+
+    async fn times(node: &Node) -> Vec<u64> {
+        let query = Query {
+            partition: PartitionId(0),
+            from: None,
+            limit: 0,
+            follow: false,
+            raw: true,
+            api: String::new(),
+            connection: None,
+            until: Offset::MAX,
+        };
+        let (sender, mut receiver) = mpsc::channel(100);
+        Reading::open(node, query).await.unwrap().run(sender).await;
+        let mut times = Vec::new();
+        while let Some(response) = receiver.recv().await {
+            times.extend(response.unwrap().records.into_iter().map(|record| record.time));
+        }
+        times
+    }
+
+    #[tokio::test]
+    async fn a_record_has_the_same_time_from_the_tail_and_from_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let partition = node.partition(PartitionId(0)).unwrap();
+        partition.append.append(attach(0)).await.unwrap();
+        // an earlier leader's clock was an hour ahead
+        let Role::Leader { term } = *partition.role.borrow() else { panic!("no leader") };
+        let ahead = clock::now().0 + 3_600_000_000;
+        for (sequence, time) in [(1, ahead), (2, 7)] {
+            let mut builder = EntryBuilder::new(Timestamp(time), 0);
+            let id = connection(0, sequence as u32);
+            builder.push(&edge(sequence, &[opened(id), message(id, b"x")]));
+            node.group(PartitionId(0)).propose(term, builder.finish()).await.unwrap().await;
+        }
+        let appended = partition.append.append(edge(3, &[message(connection(0, 1), b"y")])).await.unwrap();
+        assert!(appended.entry.applied.time.0 >= ahead, "time went back");
+        assert_eq!(appended.entry.logged.entry.time, appended.entry.applied.time, "stamped as applied");
+        let from_tail = times(&node).await;
+        assert_eq!((from_tail.len(), from_tail.last()), (6, Some(&appended.entry.applied.time.0)));
+        partition.tail.installed(partition.tail.applied());
+        assert_eq!(times(&node).await, from_tail);
+        node.shutdown().await;
+    }
 }

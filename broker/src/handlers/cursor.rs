@@ -153,10 +153,12 @@ impl Cursor {
     /// Reads ahead from disk. What retention has taken is passed over: those events are gone.
     pub async fn read_log(&mut self) -> Result<(), ReadError> {
         match self.node.read_log(self.partition.id, self.index, READ_BYTES).await {
-            Ok(entries) => {
-                for entry in &entries {
+            Ok(read) => {
+                for entry in &read.entries {
                     self.take(entry, entry.entry.time);
                 }
+                // what holds no records is read too
+                self.index = self.index.max(read.through);
                 Ok(())
             }
             Err(ReadError::Trimmed { earliest }) if earliest.index() > self.index => {
@@ -215,7 +217,7 @@ pub async fn read_record(
     {
         return Ok(find(&entry.logged, entry.applied.time));
     }
-    let entries = node.read_log(partition.id, before, 1).await?;
-    let entry = entries.first().filter(|entry| entry.index == offset.index());
+    let read = node.read_log(partition.id, before, 1).await?;
+    let entry = read.entries.first().filter(|entry| entry.index == offset.index());
     Ok(entry.and_then(|entry| find(entry, entry.entry.time)))
 }

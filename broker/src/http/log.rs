@@ -41,11 +41,11 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
     let mut records = Vec::new();
     let (mut after, mut bytes, mut next) = (LogIndex(from.index().0.saturating_sub(1)), 0, from);
     while records.len() < limit && after < end && bytes < ANSWER_BYTES {
-        let entries = node.read_log(partition, after, READ_BYTES).await.map_err(problem)?;
-        if entries.is_empty() {
+        let read = node.read_log(partition, after, READ_BYTES).await.map_err(problem)?;
+        if read.through <= after {
             break;
         }
-        for entry in entries {
+        for entry in read.entries {
             after = entry.index;
             for (offset, record, batch) in entry.raw_records() {
                 if offset < from || entry.is_refused(offset.position()) {
@@ -56,11 +56,12 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
                 }
                 bytes += record.bytes().len();
                 next = Offset(offset.0 + 1);
-                let logged = grpc::log::logged((partition, count), &entry, entry.entry.time, offset, &record, batch);
+                let logged = grpc::log::logged((partition, count), &entry, offset, &record, batch);
                 records.push(shown::record(partition.0, &logged, false));
             }
             next = next.max(Offset::new(LogIndex(entry.index.0 + 1), 0));
         }
+        after = after.max(read.through);
     }
     Ok(answer(records, next, end))
 }

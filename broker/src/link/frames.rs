@@ -113,6 +113,11 @@ impl FrameWriter {
         frame.encode(&mut self.queued);
     }
 
+    /// Whether something queued has not been handed to QUIC yet.
+    pub(super) fn is_pending(&self) -> bool {
+        !self.queued.is_empty() || !self.writing[0].is_empty()
+    }
+
     /// Hands everything queued to QUIC; waits while its flow control says so. Cancel safe.
     pub(super) async fn flush(&mut self) -> Result<(), WriteError> {
         loop {

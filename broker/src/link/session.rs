@@ -19,12 +19,13 @@ use super::{
     stream,
     tls::{self, Role as PeerRole},
 };
-use crate::{core::Reply, metrics::link as names, node::Role};
+use crate::{append::AppendError, core::Reply, metrics::link as names, node::Role};
 
 /// A handshake must end, and Hello come, within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a Hello waits for partition 0 to have a leader.
+/// How long a Hello waits for partition 0 to have a leader, and then for its log to answer.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const GRANT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest control frame.
 const CONTROL_BYTES_MAX: usize = 64 << 10;
 /// What a session that ends may still take to say so.
@@ -76,6 +77,32 @@ fn invalid(message: impl Into<String>) -> RefusedError {
     RefusedError::Hello { reason: pb::Reason::Invalid, message: message.into(), leader: 0 }
 }
 
+/// The edge tries again later.
+fn unhealthy(message: impl Into<String>) -> RefusedError {
+    RefusedError::Hello { reason: pb::Reason::Unhealthy, message: message.into(), leader: 0 }
+}
+
+/// The edge looks elsewhere; 0: nobody knows where.
+fn not_leader(leader: Option<u64>) -> RefusedError {
+    let message = "another broker leads partition 0, or none".to_owned();
+    RefusedError::Hello { reason: pb::Reason::NotLeader, message, leader: leader.unwrap_or_default() }
+}
+
+fn shutting_down() -> RefusedError {
+    let message = "the broker shuts down".to_owned();
+    RefusedError::Hello { reason: pb::Reason::Shutdown, message, leader: 0 }
+}
+
+/// Why no incarnation could be granted. Asking again with the same nonce is granted the same one, so unknown is no harm.
+impl From<AppendError> for RefusedError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::NotLeader { leader } => not_leader(leader),
+            error => unhealthy(error.to_string()),
+        }
+    }
+}
+
 /// The control stream.
 struct ControlStream {
     reader: FrameReader,
@@ -115,7 +142,12 @@ async fn greet_and_run(
     let stream = timeout(HELLO_TIMEOUT, connection.accept_bi()).await.map_err(|_| RefusedError::Slow)??;
     let mut control =
         ControlStream { reader: FrameReader::new(stream.1, CONTROL_BYTES_MAX), writer: FrameWriter::new(stream.0) };
-    let greeted = greet(link, &identity.name, &mut control).await;
+    // an edge that is gone waits for nothing more: those that come again and again must not pile up on a log that stands still
+    let greeted = tokio::select! {
+        greeted = greet(link, &identity.name, &mut control) => greeted,
+        _ = connection.closed() => Err(RefusedError::Gone),
+        () = link.shutdown.cancelled() => Err(shutting_down()),
+    };
     let (peer, guard) = match greeted {
         Ok(greeted) => greeted,
         Err(refused) => {
@@ -176,21 +208,19 @@ async fn grant(link: &Link, edge: &str, nonce: &bytes::Bytes) -> Result<u64, Ref
     let Some(partition) = link.node.partition(PartitionId(0)) else { return Ok(0) };
     let mut role = partition.role.clone();
     let known = role.wait_for(|role| !matches!(role, Role::Follower { leader: None }));
-    let unhealthy =
-        |message: &str| RefusedError::Hello { reason: pb::Reason::Unhealthy, message: message.to_owned(), leader: 0 };
     match timeout(LEADER_TIMEOUT, known).await {
         Ok(Ok(role)) if matches!(*role, Role::Leader { .. }) => {}
         Ok(Ok(role)) if matches!(*role, Role::Follower { .. }) => return Ok(0),
-        _ => return Err(unhealthy("partition 0 has no leader")),
+        Ok(_) => return Err(unhealthy("partition 0 is closed")),
+        Err(_) => return Err(not_leader(None)),
     }
     let body = v1::EdgeAttached { edge: edge.to_owned(), incarnation: 0, nonce: nonce.clone() };
     let record = Record::new(RecordKind::EdgeAttached, ConnectionId::NONE, "", &body);
-    match partition.append.append(Batch::new(Source::Leader, &[record])).await {
-        Ok(appended) => match appended.outcome().reply {
-            Reply::Attached { incarnation, .. } => Ok(incarnation),
-            ref other => Err(unhealthy(&format!("no incarnation granted: {other:?}"))),
-        },
-        Err(error) => Err(unhealthy(&error.to_string())),
+    let granted = timeout(GRANT_TIMEOUT, partition.append.append(Batch::new(Source::Leader, &[record]))).await;
+    let granted = granted.map_err(|_| unhealthy(format!("the log has not answered for {GRANT_TIMEOUT:?}")))??;
+    match granted.outcome().reply {
+        Reply::Attached { incarnation, .. } => Ok(incarnation),
+        ref other => Err(unhealthy(format!("no incarnation granted: {other:?}"))),
     }
 }
 
@@ -219,17 +249,21 @@ async fn run(
     let heard = guard.heard.clone();
     let mut pings = ticker(link.settings.grace / 4);
     let reason = loop {
-        if control.writer.flush().await.is_err() {
-            break None;
-        }
         tokio::select! {
+            // beside the rest: an edge that does not read is still kicked, and told to go
+            flushed = control.writer.flush(), if control.writer.is_pending() => if flushed.is_err() {
+                break None;
+            },
             frame = control.reader.next() => match frame {
                 Ok(Some(Frame::Ping)) => heard.now(),
                 Ok(Some(_)) => break Some((pb::Reason::Invalid, "only pings follow Hello".to_owned())),
                 Err(error) if error.is_invalid() => break Some((pb::Reason::Invalid, error.to_string())),
                 Ok(None) | Err(_) => break None,
             },
-            _ = pings.tick() => control.writer.queue(&Frame::Ping),
+            // one at a time, whether it is read or not
+            _ = pings.tick() => if !control.writer.is_pending() {
+                control.writer.queue(&Frame::Ping);
+            },
             stream = connection.accept_bi() => match stream {
                 Ok(stream) => {
                     streams.spawn(stream::serve(link.clone(), peer.clone(), connection.clone(), stream));
@@ -255,6 +289,7 @@ async fn run(
         let _ = timeout(2 * LEAVE_TIMEOUT, streams.wait()).await;
     }
     connection.close(VarInt::from_u32(0), b"bye");
+    // bounded: none waits for the log once its connection is closed
     streams.wait().await;
     tracing::info!(edge = %peer.edge, incarnation = peer.incarnation, "edge unlinked");
 }
@@ -267,3 +302,20 @@ async fn leave(control: &mut ControlStream, goodbye: pb::Goodbye) {
 }
 
 const _: () = assert!(CONTROL_BYTES_MAX < limits::FRAME_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edge_hears_the_truth_of_why_nothing_was_granted() {
+        let told = |error: AppendError| match RefusedError::from(error) {
+            RefusedError::Hello { reason, leader, .. } => (reason, leader),
+            other => panic!("{other}"),
+        };
+        assert_eq!(told(AppendError::NotLeader { leader: Some(3) }), (pb::Reason::NotLeader, 3));
+        assert_eq!(told(AppendError::NotLeader { leader: None }), (pb::Reason::NotLeader, 0));
+        assert_eq!(told(AppendError::Closed { reason: "disk".to_owned() }), (pb::Reason::Unhealthy, 0));
+        assert_eq!(told(AppendError::Unknown { waited: Duration::ZERO }), (pb::Reason::Unhealthy, 0));
+    }
+}

@@ -35,6 +35,8 @@ use crate::{
 
 /// The first frame of a stream must come within this.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the log may take to let an incarnation into a partition.
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a stream that ends may still take to say so.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -129,12 +131,15 @@ pub(super) async fn serve(
 ) {
     let mut reader = FrameReader::new(receive, limits::FRAME_BYTES_MAX);
     let mut writer = FrameWriter::new(send);
-    let end = match attach(&link, &peer, &mut reader).await {
-        Ok(attached) => tokio::select! {
-            end = run(&link, &peer, attached, &mut reader, &mut writer) => end,
-            _ = connection.closed() => End::Gone,
-        },
-        Err(end) => end,
+    let served = async {
+        match attach(&link, &peer, &mut reader).await {
+            Ok(attached) => run(&link, &peer, attached, &mut reader, &mut writer).await,
+            Err(end) => end,
+        }
+    };
+    let end = tokio::select! {
+        end = served => end,
+        _ = connection.closed() => End::Gone,
     };
     if let End::Invalid(message) = &end {
         counter!(names::LINK_INVALID_TOTAL).increment(1);
@@ -168,6 +173,7 @@ struct Attached {
     inputs: StreamInputs,
 }
 
+/// Waits for the edge and for the log, each for its time.
 async fn attach(link: &Arc<Link>, peer: &Peer, reader: &mut FrameReader) -> Result<Attached, End> {
     let attach = match timeout(ATTACH_TIMEOUT, reader.next()).await {
         Ok(Ok(Some(Frame::Attach(attach)))) => attach,
@@ -177,11 +183,17 @@ async fn attach(link: &Arc<Link>, peer: &Peer, reader: &mut FrameReader) -> Resu
         Err(_) => return Err(End::Invalid("no Attach in time".to_owned())),
     };
     let partition = check(link, peer, &attach)?;
-    let (guard, inputs) = link
+    let (guard, mut inputs) = link
         .sessions
         .attach(partition.id, &peer.edge, attach.incarnation, Offset(attach.after))
         .ok_or(End::Replaced)?;
-    let edge = admit(&partition, peer, attach.incarnation).await?;
+    let edge = tokio::select! {
+        admitted = timeout(ADMIT_TIMEOUT, admit(&partition, peer, attach.incarnation)) => {
+            admitted.map_err(|_| End::Unhealthy(format!("the log has not answered for {ADMIT_TIMEOUT:?}")))??
+        }
+        kicked = inputs.kick.wait_for(Option::is_some) => return Err(kicked.ok().and_then(|kick| *kick).map_or(End::Gone, End::from)),
+        () = link.shutdown.cancelled() => return Err(End::Shutdown),
+    };
     let start = if attach.after == 0 { edge.attached } else { Offset(attach.after) };
     if start.index() > partition.tail.applied() {
         return Err(End::Lost);

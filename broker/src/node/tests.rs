@@ -77,7 +77,7 @@ async fn wait_for_snapshots(node: &Node) {
 async fn whole_log(node: &Node, id: u16, bytes: usize) -> Vec<LoggedEntry> {
     let (mut log, mut after) = (Vec::new(), LogIndex(0));
     loop {
-        let read = node.read_log(PartitionId(id), after, bytes).await.unwrap();
+        let read = node.read_log(PartitionId(id), after, bytes).await.unwrap().entries;
         let Some(last) = read.last() else { return log };
         after = last.index;
         log.extend(read);

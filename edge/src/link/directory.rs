@@ -10,6 +10,8 @@ use crate::config::BrokerAddress;
 
 /// Most brokers an edge learns of: what brokers say is bounded too.
 const BROKERS_MAX: usize = 256;
+/// Most addresses kept of one broker: the configured one, and those learnt last.
+const ADDRESSES_MAX: usize = 4;
 
 type Connection = watch::Sender<Option<quinn::Connection>>;
 
@@ -29,8 +31,23 @@ struct Inner {
 
 #[derive(Debug)]
 struct Broker {
-    address: String,
+    /// Never empty. The first one stays: the configured one, or what was heard first. Those after it have been learnt, the newest
+    /// last. Brokers may say different things about one that moves, and only its certificate tells who is right: all are tried
+    /// in turn.
+    addresses: Vec<String>,
     connection: Connection,
+}
+
+impl Broker {
+    fn learn(&mut self, address: &str) {
+        if self.addresses.iter().any(|known| known == address) {
+            return;
+        }
+        if self.addresses.len() >= ADDRESSES_MAX {
+            self.addresses.remove(1);
+        }
+        self.addresses.push(address.to_owned());
+    }
 }
 
 impl Directory {
@@ -42,15 +59,19 @@ impl Directory {
         directory
     }
 
-    /// A broker and where its link is. An address that is known stays.
+    /// A broker and where its link is, maybe elsewhere than before.
     pub(crate) fn learn(&self, id: u64, address: &str) {
         let mut inner = self.inner.lock();
-        if id == 0 || address.is_empty() || inner.brokers.contains_key(&id) || inner.brokers.len() >= BROKERS_MAX {
+        if id == 0 || address.is_empty() {
             return;
         }
-        let broker = Broker { address: address.to_owned(), connection: watch::Sender::new(None) };
-        inner.brokers.insert(id, broker);
-        self.learnt.notify_one();
+        if let Some(broker) = inner.brokers.get_mut(&id) {
+            broker.learn(address);
+        } else if inner.brokers.len() < BROKERS_MAX {
+            let broker = Broker { addresses: vec![address.to_owned()], connection: watch::Sender::new(None) };
+            inner.brokers.insert(id, broker);
+            self.learnt.notify_one();
+        }
     }
 
     /// Waits until a broker may have been learnt.
@@ -59,9 +80,17 @@ impl Directory {
     }
 
     /// Every broker known.
-    pub(crate) fn brokers(&self) -> Vec<BrokerAddress> {
+    pub(crate) fn brokers(&self) -> Vec<u64> {
+        self.inner.lock().brokers.keys().copied().collect()
+    }
+
+    /// Where to look for a broker after so many attempts in vain: at each of its addresses in turn, and once round, at the next
+    /// of those that a name resolves to (the second number, to be taken modulo how many these are).
+    pub(crate) fn address(&self, id: u64, failures: usize) -> Option<(BrokerAddress, usize)> {
         let inner = self.inner.lock();
-        inner.brokers.iter().map(|(id, broker)| BrokerAddress { id: *id, link: broker.address.clone() }).collect()
+        let addresses = &inner.brokers.get(&id)?.addresses;
+        let link = addresses.get(failures % addresses.len())?.clone();
+        Some((BrokerAddress { id, link }, failures / addresses.len()))
     }
 
     /// Who leads a partition, as a broker says; 0: nobody known.
@@ -123,7 +152,21 @@ mod tests {
         assert_eq!(directory.pick(P, 7), Some(7), "5 did not lead anyway");
         directory.forget_leader(P, 7);
         assert_eq!(directory.pick(P, 7), Some(1));
-        directory.learn(1, "elsewhere:1");
-        assert_eq!(directory.brokers()[0].link, "a:1");
+    }
+
+    #[test]
+    fn every_address_of_a_broker_that_moves_is_tried_in_turn() {
+        let directory = Directory::new(&["1@a:1".parse().unwrap()]);
+        let at = |failures| directory.address(1, failures).map(|(address, round)| (address.link, round)).unwrap();
+        assert_eq!([at(0), at(1)], [("a:1".to_owned(), 0), ("a:1".to_owned(), 1)]);
+        directory.note_leader(P, 1, "b:1");
+        directory.learn(1, "b:1");
+        assert_eq!([at(0).0, at(1).0, at(2).0], ["a:1", "b:1", "a:1"]);
+        for port in 2..10 {
+            directory.learn(1, &format!("b:{port}"));
+        }
+        assert_eq!([at(0).0, at(1).0, at(2).0, at(3).0, at(4).0], ["a:1", "b:7", "b:8", "b:9", "a:1"]);
+        assert_eq!(at(4).1, 1);
+        assert_eq!(directory.address(2, 0), None);
     }
 }

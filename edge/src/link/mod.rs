@@ -34,7 +34,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{
     PartitionCount, PartitionId,
@@ -123,6 +123,8 @@ impl fmt::Display for Fate {
 
 /// How much of the link is up. Shared with the health endpoint.
 pub struct Status {
+    /// Of the cluster; 0 until an incarnation has been granted.
+    partitions: AtomicUsize,
     attached: AtomicUsize,
     /// An incarnation has been open.
     opened: watch::Sender<bool>,
@@ -130,8 +132,19 @@ pub struct Status {
 }
 
 impl Status {
-    fn new() -> Self {
-        Self { attached: AtomicUsize::new(0), opened: watch::Sender::new(false), metrics: LinkMetrics::new() }
+    /// Nothing of it is up. Call after the recorder of metrics is installed.
+    pub(crate) fn new() -> Self {
+        Self {
+            partitions: AtomicUsize::new(0),
+            attached: AtomicUsize::new(0),
+            opened: watch::Sender::new(false),
+            metrics: LinkMetrics::new(),
+        }
+    }
+
+    /// Partitions of the cluster; 0 until a broker has granted an incarnation.
+    pub fn partitions(&self) -> usize {
+        self.partitions.load(Ordering::Relaxed)
     }
 
     /// Partitions whose stream is attached.
@@ -197,28 +210,25 @@ impl Granted {
 }
 
 impl Link {
-    /// A link of these settings. Must be called inside the runtime that will run it.
-    pub fn open(settings: Settings) -> Result<Self, OpenError> {
+    /// A link of these settings, which says in `status` how much of it is up. Must be called inside the runtime that will run it.
+    pub(crate) fn open(settings: Settings, status: Arc<Status>) -> Result<Self, OpenError> {
         let endpoint = endpoint::client(tls::client_config(&settings.pki, &settings.edge)?)?;
         let directory = Arc::new(Directory::new(&settings.brokers));
-        Ok(Self { settings, endpoint, directory, status: Arc::new(Status::new()) })
-    }
-
-    /// How much of it is up.
-    pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.status)
+        Ok(Self { settings, endpoint, directory, status })
     }
 
     /// Asks the brokers in turn, forever, until one grants an incarnation. Cancel safe: asking anew with another nonce only
     /// skips a number.
     pub async fn grant(&self) -> Result<Granted, LinkError> {
         let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
-        let (mut backoff, mut warned) = (Backoff::new(), false);
+        let (mut backoff, mut rounds) = (Backoff::new(), 0);
         loop {
             for broker in self.directory.brokers() {
-                match session::open(&self.endpoint, &broker, self.hello(&nonce, 0)).await {
+                let Some((broker, turn)) = self.directory.address(broker, rounds) else { continue };
+                match session::open(&self.endpoint, &broker, turn, self.hello(&nonce, 0)).await {
                     Ok(session) if session.welcome.incarnation > 0 => {
                         let welcome = session.welcome.clone();
+                        self.status.partitions.store(welcome.count.get().into(), Ordering::Relaxed);
                         tracing::info!(broker = broker.id, incarnation = welcome.incarnation, "incarnation granted");
                         return Ok(Granted { nonce, welcome, broker: broker.id, session });
                     }
@@ -229,11 +239,11 @@ impl Link {
                     Err(SessionError::Goodbye(goodbye)) if goodbye.reason() == pb::Reason::NotLeader => {
                         self.directory.learn(goodbye.leader, &goodbye.address);
                     }
-                    Err(error) if warned => tracing::debug!(%broker, %error, "broker is not reached"),
+                    Err(error) if rounds > 0 => tracing::debug!(%broker, %error, "broker is not reached"),
                     Err(error) => tracing::warn!(%broker, %error, "broker is not reached; trying again"),
                 }
             }
-            warned = true;
+            rounds = rounds.wrapping_add(1);
             backoff.wait().await;
         }
     }
@@ -319,15 +329,15 @@ impl Link {
         }
         let (mut first, mut served) = (Some(session), BTreeSet::new());
         loop {
-            for address in self.directory.brokers().into_iter().filter(|address| served.insert(address.id)) {
-                let first = if address.id == broker { first.take() } else { None };
+            for id in self.directory.brokers().into_iter().filter(|id| served.insert(*id)) {
+                let first = if id == broker { first.take() } else { None };
                 let keeper = Keeper {
                     endpoint: self.endpoint.clone(),
                     directory: Arc::clone(&self.directory),
                     status: Arc::clone(&self.status),
                     hello: self.hello(&nonce, welcome.incarnation),
                     cluster: cluster_name(&welcome),
-                    address,
+                    broker: id,
                 };
                 tasks.spawn(keeper.run(first));
             }
@@ -370,38 +380,51 @@ struct Keeper {
     status: Arc<Status>,
     hello: pb::Hello,
     cluster: String,
-    address: BrokerAddress,
+    broker: u64,
 }
 
 impl Keeper {
     async fn run(self, first: Option<Session>) -> Fate {
-        let (mut backoff, mut session, mut warned) = (Backoff::new(), first, false);
+        let (mut backoff, mut session, mut warned, mut failures) = (Backoff::new(), first, false, 0_usize);
         loop {
             let opened = match session.take() {
                 Some(session) => Ok(session),
-                None => session::open(&self.endpoint, &self.address, self.hello.clone()).await,
+                None => self.open(failures).await,
             };
             let ended = match opened {
                 Ok(mut session) => {
-                    (warned, backoff) = (false, Backoff::new());
-                    match self.serve(&mut session).await {
+                    let began = Instant::now();
+                    let ended = match self.serve(&mut session).await {
                         Ok(ended) => ended,
                         Err(fate) => return fate,
-                    }
+                    };
+                    backoff.lasted(began.elapsed());
+                    warned = false;
+                    ended
                 }
-                Err(error) => error,
+                Err(error) => {
+                    // at its next address, then
+                    failures = failures.wrapping_add(1);
+                    error
+                }
             };
             if let Some(fate) = fate_of(&ended) {
                 return fate;
             }
             if warned {
-                tracing::debug!(broker = %self.address, error = %ended, "broker is not reached");
+                tracing::debug!(broker = self.broker, error = %ended, "broker is not reached");
             } else {
-                tracing::warn!(broker = %self.address, error = %ended, "no session with this broker; trying again");
+                tracing::warn!(broker = self.broker, error = %ended, "no session with this broker; trying again");
             }
             warned = true;
             backoff.wait().await;
         }
+    }
+
+    async fn open(&self, failures: usize) -> Result<Session, SessionError> {
+        let unknown = || SessionError::Protocol("a broker was forgotten");
+        let (address, turn) = self.directory.address(self.broker, failures).ok_or_else(unknown)?;
+        session::open(&self.endpoint, &address, turn, self.hello.clone()).await
     }
 
     async fn serve(&self, session: &mut Session) -> Result<SessionError, Fate> {
@@ -410,8 +433,8 @@ impl Keeper {
             return Err(Fate::Cluster { found });
         }
         self.status.metrics.connects.increment(1);
-        learn(&self.directory, self.address.id, &session.welcome.leaders);
-        self.directory.set_connection(self.address.id, Some(session.connection.clone()));
+        learn(&self.directory, self.broker, &session.welcome.leaders);
+        self.directory.set_connection(self.broker, Some(session.connection.clone()));
         let _offline = Offline(self);
         Ok(session.run().await)
     }
@@ -422,7 +445,7 @@ struct Offline<'a>(&'a Keeper);
 
 impl Drop for Offline<'_> {
     fn drop(&mut self) {
-        self.0.directory.set_connection(self.0.address.id, None);
+        self.0.directory.set_connection(self.0.broker, None);
     }
 }
 

@@ -127,7 +127,9 @@ pub(crate) async fn run(context: Arc<Context>, mut feed: Feed, partition: Partit
             context.directory.forget_leader(partition, broker);
             continue;
         };
-        let end = stream(&context, &connection, &mut feed, partition, &mut backoff).await;
+        let mut began = None;
+        let end = stream(&context, &connection, &mut feed, partition, &mut began).await;
+        backoff.lasted(began.map_or(Duration::ZERO, |began| began.elapsed()));
         context.uplink.set_paused(partition, Vec::new());
         tracing::debug!(%partition, broker, %end, "partition's stream ended");
         match end {
@@ -139,13 +141,13 @@ pub(crate) async fn run(context: Arc<Context>, mut feed: Feed, partition: Partit
     }
 }
 
-/// One stream, from Attach to its end.
+/// One stream, from Attach to its end; `began` says when it was attached.
 async fn stream(
     context: &Context,
     connection: &quinn::Connection,
     feed: &mut Feed,
     partition: PartitionId,
-    backoff: &mut Backoff,
+    began: &mut Option<Instant>,
 ) -> End {
     // what the last stream's end cut short comes before anything of this one
     feed.hand_over().await;
@@ -159,7 +161,7 @@ async fn stream(
         Ok(Err(end)) => return end,
         Err(_) => return End::Gone(format!("no answer to Attach within {ATTACH_TIMEOUT:?}")),
     }
-    backoff.reset();
+    *began = Some(Instant::now());
     let _attached = context.status.attached();
     context.note_attached(partition);
     tracing::info!(%partition, seen = %feed.seen(), "partition attached");

@@ -61,18 +61,26 @@ pub(crate) struct Welcome {
     pub(crate) grace: Duration,
 }
 
-/// Connects to a broker and says hello.
+/// Connects to a broker and says hello. Its name is resolved anew each time; of several addresses the one whose turn it is is
+/// taken.
 pub(crate) async fn open(
     endpoint: &quinn::Endpoint,
     broker: &BrokerAddress,
+    turn: usize,
     hello: pb::Hello,
 ) -> Result<Session, SessionError> {
-    timeout(HELLO_TIMEOUT, greet(endpoint, broker, hello)).await.map_err(|_| SessionError::Slow(HELLO_TIMEOUT))?
+    timeout(HELLO_TIMEOUT, greet(endpoint, broker, turn, hello)).await.map_err(|_| SessionError::Slow(HELLO_TIMEOUT))?
 }
 
-async fn greet(endpoint: &quinn::Endpoint, broker: &BrokerAddress, hello: pb::Hello) -> Result<Session, SessionError> {
+async fn greet(
+    endpoint: &quinn::Endpoint,
+    broker: &BrokerAddress,
+    turn: usize,
+    hello: pb::Hello,
+) -> Result<Session, SessionError> {
     let wrong = |error| SessionError::Address { address: broker.link.clone(), error };
-    let address = tokio::net::lookup_host(&broker.link).await.map_err(wrong)?.next();
+    let addresses: Vec<_> = tokio::net::lookup_host(&broker.link).await.map_err(wrong)?.collect();
+    let address = turn.checked_rem(addresses.len()).and_then(|turn| addresses.get(turn).copied());
     let address = address.ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))?;
     let connecting = endpoint.connect(address, &tls::broker_name(broker.id))?;
     let connected = timeout(HANDSHAKE_TIMEOUT, connecting).await;

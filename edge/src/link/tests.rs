@@ -38,7 +38,8 @@ fn settings(pki: &Pki, brokers: &[&Broker]) -> Settings {
 
 /// Starts the edge; its first incarnation is 7.
 async fn start(pki: &Pki, brokers: &[&Broker]) -> (Edge, Hello) {
-    let link = Link::open(settings(pki, brokers)).unwrap();
+    let status = Arc::new(Status::new());
+    let link = Link::open(settings(pki, brokers), Arc::clone(&status)).unwrap();
     let welcomed = async {
         let mut hello = brokers[0].hello().await;
         hello.welcome(7, 1).await;
@@ -49,7 +50,7 @@ async fn start(pki: &Pki, brokers: &[&Broker]) -> (Edge, Hello) {
     assert_eq!((granted.incarnation(), granted.partition_count().get()), (7, 1));
     let (handle, inbox) = inbox::inbox();
     let uplink = uplink::Handle::new(granted.partition_count(), granted.incarnation(), 1 << 20);
-    let (stop, status) = (CancellationToken::new(), link.status());
+    let stop = CancellationToken::new();
     let running = link.run(granted, uplink.clone(), Downlink::new(vec![handle]), stop.clone());
     (Edge { uplink, inbox, status, stop, running: tokio::spawn(running) }, hello)
 }
@@ -278,6 +279,40 @@ async fn leadership_is_followed_to_brokers_not_known_before() {
 }
 
 #[tokio::test]
+async fn a_broker_that_moves_is_found_where_the_others_say_it_is() {
+    let pki = Pki::new();
+    let (first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));
+    // packets to it are lost, as to a host that is gone
+    let gone = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (edge, hello) = start(&pki, &[&first]).await;
+    let mut stream = hello.stream().await;
+    stream.goodbye(pb::Reason::NotLeader, 2, &gone.local_addr().unwrap().to_string()).await;
+    // found nowhere, so the first is asked again, which knows better by now
+    let mut stream = hello.stream().await;
+    stream.goodbye(pb::Reason::NotLeader, 2, &second.address().link).await;
+    let (other, stream) = second.link(7).await;
+    assert_eq!((other.hello.incarnation, stream.attach.incarnation), (7, 7));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_welcomes_and_ends_at_once_is_asked_less_and_less() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (edge, hello) = start(&pki, &[&broker]).await;
+    let began = std::time::Instant::now();
+    hello.connection.close(quinn::VarInt::from_u32(9), b"gone");
+    for _ in 0..6 {
+        let mut again = broker.hello().await;
+        again.welcome(7, 1).await;
+        again.connection.close(quinn::VarInt::from_u32(9), b"gone");
+    }
+    // at least half of 50, 100, 200, 400, 800 and 1600 ms; without growth it would be 300 ms
+    assert!(began.elapsed() > Duration::from_millis(1500), "{:?}", began.elapsed());
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn an_unhealthy_broker_is_asked_again_and_sockets_stay() {
     let pki = Pki::new();
     let broker = Broker::start(&pki, 1);
@@ -378,7 +413,7 @@ async fn a_broker_under_another_name_is_not_spoken_to() {
     let impostor = Broker::start(&pki, 2);
     let mut settings = settings(&pki, &[&impostor]);
     settings.brokers[0].id = 1;
-    let link = Link::open(settings).unwrap();
+    let link = Link::open(settings, Arc::new(Status::new())).unwrap();
     let attempt = async { impostor.endpoint.accept().await.unwrap().await.map(|_| ()) };
     tokio::select! {
         _ = link.grant() => panic!("granted by an impostor"),
@@ -390,7 +425,7 @@ async fn a_broker_under_another_name_is_not_spoken_to() {
 async fn a_broker_that_does_not_grant_sends_to_the_others() {
     let pki = Pki::new();
     let (first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));
-    let link = Link::open(settings(&pki, &[&first, &second])).unwrap();
+    let link = Link::open(settings(&pki, &[&first, &second]), Arc::new(Status::new())).unwrap();
     let welcomed = async {
         first.hello().await.welcome(0, 4).await;
         let mut hello = second.hello().await;

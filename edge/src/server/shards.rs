@@ -20,12 +20,6 @@ use crate::{
     uplink, worker,
 };
 
-/// The link is up: an incarnation is granted, and every partition of it has been attached.
-pub(super) struct Linked {
-    pub(super) uplink: uplink::Handle,
-    pub(super) status: Arc<Status>,
-}
-
 /// What a thread says.
 pub(super) enum Event {
     LinkEnded(LinkError),
@@ -85,21 +79,22 @@ impl Threads {
         Self { waiting: waiting.rev().collect(), running: Vec::new(), said, hear }
     }
 
-    /// Starts the first shard's thread with the link on it. The receiver resolves when every partition of
-    /// an incarnation has been attached: only then may sockets be served.
+    /// Starts the first shard's thread with the link on it. The receiver resolves when every partition of an
+    /// incarnation has been attached: only then may sockets be served.
     pub(super) fn start_first(
         &mut self,
         settings: Settings,
+        status: Arc<Status>,
         budget: usize,
         downlink: Downlink,
         stop: CancellationToken,
-    ) -> Result<oneshot::Receiver<Result<Linked, ServeError>>, ServeError> {
+    ) -> Result<oneshot::Receiver<Result<uplink::Handle, ServeError>>, ServeError> {
         let (linked, link) = oneshot::channel();
         let Some(waiting) = self.waiting.pop() else {
             return Err(system("shards")(io::ErrorKind::InvalidInput.into()));
         };
         let said = self.said.clone();
-        let first = First { settings, budget, downlink, stop, linked, said };
+        let first = First { settings, status, budget, downlink, stop, linked, said };
         self.spawn(waiting.options.index, move || first.run(waiting))?;
         Ok(link)
     }
@@ -146,16 +141,17 @@ impl Threads {
 /// What the first shard's thread runs beside its shard.
 struct First {
     settings: Settings,
+    status: Arc<Status>,
     budget: usize,
     downlink: Downlink,
     stop: CancellationToken,
-    linked: oneshot::Sender<Result<Linked, ServeError>>,
+    linked: oneshot::Sender<Result<uplink::Handle, ServeError>>,
     said: mpsc::UnboundedSender<Event>,
 }
 
 impl First {
     async fn run(self, Waiting { options, listener, inbox }: Waiting) {
-        let (link, granted) = match open(self.settings, &self.stop).await {
+        let (link, granted) = match open(self.settings, Arc::clone(&self.status), &self.stop).await {
             Ok(Some(opened)) => opened,
             Ok(None) => return,
             Err(error) => {
@@ -165,7 +161,6 @@ impl First {
             }
         };
         let uplink = uplink::Handle::new(granted.partition_count(), granted.incarnation(), self.budget);
-        let status = link.status();
         let mut link = pin!(link.run(granted, uplink.clone(), self.downlink, self.stop));
         // what is applied for a connection must find this edge listening, in every partition
         tokio::select! {
@@ -175,9 +170,9 @@ impl First {
                 }
                 return;
             }
-            () = status.opened() => {}
+            () = self.status.opened() => {}
         }
-        if self.linked.send(Ok(Linked { uplink: uplink.clone(), status })).is_err() {
+        if self.linked.send(Ok(uplink.clone())).is_err() {
             return;
         }
         let mut shard = tokio::task::spawn_local(serve_shard(options, listener, uplink, inbox));
@@ -206,8 +201,12 @@ impl First {
 }
 
 /// `None`: stopped before any broker answered.
-async fn open(settings: Settings, stop: &CancellationToken) -> Result<Option<(Link, Granted)>, ServeError> {
-    let link = Link::open(settings)?;
+async fn open(
+    settings: Settings,
+    status: Arc<Status>,
+    stop: &CancellationToken,
+) -> Result<Option<(Link, Granted)>, ServeError> {
+    let link = Link::open(settings, status)?;
     let granted = tokio::select! {
         granted = link.grant() => granted?,
         () = stop.cancelled() => return Ok(None),

@@ -203,6 +203,7 @@ async fn no_socket_is_served_before_every_partition_is_attached() {
     let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
     assert!(early.is_err(), "a socket was served");
     assert!(ready.try_recv().is_err(), "ready was said");
+    assert_eq!(edge.get("/readyz").await, (503, "1 of 2 partitions attached\n".to_owned()));
     broker.hold(None);
     // the system kept it
     drop(waiting.await);
@@ -238,10 +239,12 @@ async fn a_replaced_edge_closes_its_sockets_and_ends_with_an_error() {
 }
 
 #[tokio::test]
-async fn an_edge_that_finds_no_broker_can_be_stopped() {
+async fn an_edge_that_finds_no_broker_says_so_and_can_be_stopped() {
     let pki = Pki::new();
     let edge = start(&pki, "1@127.0.0.1:9".parse().unwrap());
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(edge.get("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(edge.get("/readyz").await, (503, "no broker has granted this edge an incarnation yet\n".to_owned()));
+    assert_eq!(edge.get("/metrics").await.0, 200);
     edge.shutdown.cancel();
     let mut ready = edge.ready.unwrap();
     soon("the end", edge.running).await.unwrap().unwrap();

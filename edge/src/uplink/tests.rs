@@ -141,3 +141,22 @@ async fn each_clone_notices_each_change_of_the_pauses() {
     timeout(Duration::from_secs(5), uplink.pause_changed()).await.unwrap();
     assert!(!uplink.is_paused(connection(1), "chat"));
 }
+
+#[test]
+fn both_kinds_of_pauses_are_counted_apart_and_while_they_last() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let uplink = ::metrics::with_local_recorder(&recorder, || uplink(10));
+    let paused = |reason: &str| {
+        let line = format!("trunkline_edge_paused_seconds_total{{reason=\"{reason}\"}} ");
+        let rendered = recorder.handle().render();
+        let value = rendered.lines().find_map(|rendered| rendered.strip_prefix(&line)).unwrap_or("0");
+        value.parse::<u64>().unwrap()
+    };
+    uplink.set_paused(P1, vec!["chat".to_owned()]);
+    uplink.count_pauses(Instant::now() + Duration::from_secs(60));
+    assert_eq!((paused("handler_lag"), paused("uplink_full")), (60, 0));
+    uplink.set_paused(P1, Vec::new());
+    uplink.append(connection(0), bytes(20));
+    uplink.count_pauses(Instant::now() + Duration::from_secs(30));
+    assert_eq!((paused("handler_lag"), paused("uplink_full")), (60, 30));
+}

@@ -221,12 +221,14 @@ impl Subscriber {
         self
     }
 
-    /// Runs for ever, or until a broker refuses the subscription for good.
+    /// Runs for ever, or until a broker refuses the subscription for good: see [`Subscriber::run_until`].
     pub async fn run<H: Handler>(self, handler: H) -> Result<(), SubscribeError> {
         self.run_until(handler, std::future::pending()).await
     }
 
-    /// Runs until `stop`; then takes no more events, gives back those not begun, finishes and commits the others.
+    /// Runs until `stop`; then takes no more events, gives back those not begun, finishes and commits the others, within the
+    /// grace. The same if a broker refuses the subscription for good: what runs for the others is finished before that is
+    /// reported.
     pub async fn run_until<H: Handler>(
         self,
         handler: H,
@@ -242,19 +244,23 @@ impl Subscriber {
             sessions.spawn(session.run());
         }
         tokio::pin!(stop);
-        let mut stopping = false;
+        let (mut stopping, mut result) = (false, Ok(()));
         loop {
-            tokio::select! {
-                () = &mut stop, if !stopping => {
-                    stopping = true;
-                    stop_sender.send_replace(true);
-                }
+            let failed = tokio::select! {
+                () = &mut stop, if !stopping => None,
                 ended = sessions.join_next() => match ended {
-                    None => return Ok(()),
-                    Some(Ok(Ok(()))) => {}
-                    Some(Ok(Err(error))) => return Err(error.into()),
-                    Some(Err(error)) => return Err(SubscribeError::Task(error.to_string())),
+                    None => return result,
+                    Some(Ok(Ok(()))) => continue,
+                    Some(Ok(Err(error))) => Some(error.into()),
+                    Some(Err(error)) => Some(SubscribeError::Task(error.to_string())),
                 }
+            };
+            // every session ends within its grace
+            stopping = true;
+            stop_sender.send_replace(true);
+            if let Some(error) = failed {
+                tracing::error!(%error, "the subscription ends");
+                result = result.and(Err(error));
             }
         }
     }

@@ -1,7 +1,10 @@
 use trunkline_proto::{Batch, Offset, RecordKind, Source, v1};
 
 use super::{
-    super::{Phase, Refusal, Reply, Verdict},
+    super::{
+        Applied, LoggedEntry, Phase, Refusal, Reply, Targets, Verdict,
+        expand::{self, Recipient},
+    },
     log::Log,
     *,
 };
@@ -29,6 +32,57 @@ fn a_connection_closes_once() {
 fn an_id_in_use_is_not_opened_again() {
     let mut log = Log::with_connection(&[]);
     assert_eq!(log.edge(&[opened(id(1), "", &[])]).verdict(0), refused(Refusal::ConnectionExists));
+}
+
+/// What edge `e1` is told of refused openings: connection and status, at the tail and by who reads the log.
+fn turned_away(log: &Log, applied: &Applied) -> Vec<(ConnectionId, u32)> {
+    let at_tail: Vec<_> =
+        applied.deliveries.iter().map(|delivery| (delivery.position, delivery.record.clone())).collect();
+    let e1 = log.state.edge_index("e1").unwrap();
+    assert!(applied.deliveries.iter().all(|delivery| delivery.targets == Targets::Edges([e1][..].into())));
+    let (index, entry) = log.entries.last().unwrap().clone();
+    let logged = LoggedEntry { index, entry, refused: applied.refused.clone() };
+    let from_log = expand::entry(log.state.id(), log.state.partition_count(), &logged);
+    let from_log: Vec<_> = from_log
+        .map(|(offset, expanded)| {
+            assert_eq!(expanded.recipient, Recipient::Edge("e1".into()));
+            (offset.position(), expanded.record)
+        })
+        .collect();
+    assert_eq!(from_log, at_tail);
+    let status = |record: &Record| record.decode::<v1::ConnectionRejected>().unwrap().status;
+    at_tail.iter().map(|(_, record)| (record.connection, status(record))).collect()
+}
+
+#[test]
+fn whatever_an_opening_is_refused_for_its_edge_is_told() {
+    let mut log = Log::with_connection(&[]);
+    let peer = "p".repeat(5000);
+    let body = v1::ConnectionOpened { edge: "e1".into(), incarnation: 1, peer, ..Default::default() };
+    let too_long = Record::new(RecordKind::ConnectionOpened, id(3), "chat", &body);
+    let applied = log.edge(&[
+        opened(id(1), "", &[]),
+        opened(id(2), "", &["line\nbreak"]),
+        too_long,
+        message(id(3)),
+        opened(id(4), "", &[]),
+    ]);
+    let refused = [Refusal::ConnectionExists, Refusal::Malformed, Refusal::Limit, Refusal::Gone];
+    assert_eq!(applied.refused, (0..).zip(refused).collect::<Vec<_>>());
+    assert_eq!(turned_away(&log, &applied), [(id(1), 409), (id(2), 500), (id(3), 503)]);
+}
+
+#[test]
+fn openings_refused_with_their_batch_are_not_answered() {
+    let mut log = Log::with_connection(&[]);
+    for (incarnation, sequence) in [(1, 7), (9, 2)] {
+        let applied = log.batch_of("e1", incarnation, sequence, &[opened(id(2), "", &[]), opened(id(3), "", &[])]);
+        assert_eq!(applied.refused.len(), 2);
+        assert_eq!(turned_away(&log, &applied), []);
+    }
+    // nor is what no edge wrote
+    let applied = log.one(submit(), &[opened(id(2), "", &[])]);
+    assert_eq!((applied.verdict(0), turned_away(&log, &applied)), (refused(Refusal::Malformed), Vec::new()));
 }
 
 #[test]

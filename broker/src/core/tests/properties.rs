@@ -11,7 +11,7 @@ use trunkline_proto::{
 
 use super::{
     super::{
-        Applied, Partition, Refusal, Reply, Targets, Verdict,
+        Applied, LoggedEntry, Partition, Refusal, Reply, Targets, Verdict,
         expand::{self, Recipient},
         snapshot::Writer,
     },
@@ -433,12 +433,17 @@ fn sections(state: &Partition) -> Vec<u8> {
     out.0
 }
 
-/// Every delivery of apply is among those that a reader of the log makes for that edge.
-fn check_expansion(state: &Partition, entry: &Entry, applied: &Applied) {
-    let records: Vec<Record> = entry.batches.iter().flat_map(Batch::iter).map(Result::unwrap).collect();
+/// Every delivery of apply is among those that a reader of the log makes for that edge, and no refused record makes others.
+fn check_expansion(state: &Partition, index: LogIndex, entry: &Entry, applied: &Applied) {
+    let logged = LoggedEntry { index, entry: entry.clone(), refused: applied.refused.clone() };
+    let all: Vec<_> = expand::entry(state.id(), state.partition_count(), &logged).collect();
+    let at = |position| all.iter().filter(move |(offset, _)| offset.position() == position).map(|(_, found)| found);
+    for (position, refusal) in &applied.refused {
+        let made = applied.deliveries.iter().filter(|delivery| delivery.position == *position).count();
+        assert_eq!(at(*position).count(), made, "of a record refused as {refusal:?}");
+    }
     for delivery in &applied.deliveries {
-        let record = &records[usize::from(delivery.position)];
-        let expanded = expand::deliveries(state.id(), state.partition_count(), record);
+        let expanded: Vec<_> = at(delivery.position).collect();
         let reaches = |recipient: &Recipient| match (recipient, &delivery.targets) {
             (Recipient::Everyone, _) => true,
             (Recipient::Edge(name), Targets::Edges(edges)) => edges[..] == [state.edge_index(name).unwrap()],
@@ -534,7 +539,7 @@ proptest! {
             let applied = state.apply(index, &entry);
             state.check().map_err(TestCaseError::fail)?;
             model.note(index, &entry, &applied, &state);
-            check_expansion(&state, &entry, &applied);
+            check_expansion(&state, index, &entry, &applied);
             prop_assert!(applied.refused.is_sorted_by(|one, next| one.0 < next.0));
             prop_assert!(applied.forwarded.is_sorted_by(|one, next| one.0 < next.0));
 

@@ -150,7 +150,7 @@ impl Broker {
         let (mut records, mut after) =
             (Vec::new(), trunkline_proto::LogIndex(self.node.earliest(id).index().0.max(1) - 1));
         loop {
-            let entries = self.node.read_log(id, after, 1 << 20).await.unwrap();
+            let entries = self.node.read_log(id, after, 1 << 20).await.unwrap().entries;
             let Some(last) = entries.last() else { return records };
             after = last.index;
             records.extend(entries.iter().flat_map(|entry| entry.records().collect::<Vec<_>>()));

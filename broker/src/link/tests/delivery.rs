@@ -107,6 +107,51 @@ async fn catching_up_from_the_log_loses_and_repeats_nothing() {
     reconnect_at_every_delivery(Options { tail_bytes: 1, ..Options::default() }).await;
 }
 
+/// Openings without room or under an id in use, told to an edge that attaches when they are `tail_bytes` and some in the past.
+async fn refused_openings_are_answered(tail_bytes: usize) {
+    let broker = Broker::start(Options { tail_bytes, ..Options::default() }).await;
+    let edge = Edge::connect(&broker, "a", 1, 0).await;
+    let (mut stream, attached) = edge.attach(0, 0).await;
+    let body = v1::ConnectionOpened {
+        edge: "a".to_owned(),
+        incarnation: edge.welcome.incarnation,
+        peer: "p".repeat(5000),
+        ..Default::default()
+    };
+    let too_long = Record::new(RecordKind::ConnectionOpened, connection(2), "chat", &body);
+    let (opened, twice) = (edge.opened(connection(1), &[]), edge.opened(connection(1), &[]));
+    stream.send(batch(1, &[opened, too_long, twice])).await;
+    stream.applied(1).await;
+    broker.publish("room", "end").await;
+    let (mut stream, _) = edge.attach(0, attached.start).await;
+    let mut answers = Vec::new();
+    while answers.len() < 2 {
+        let frame = stream.wait(|frame| match frame {
+            Frame::Deliveries(deliveries) => Some(deliveries.clone()),
+            Frame::Progress { offset } => panic!("nothing more up to {offset}: {answers:?}"),
+            _ => None,
+        });
+        let rejected =
+            frame.await.deliveries.into_iter().filter(|one| one.record.kind == RecordKind::ConnectionRejected);
+        answers.extend(rejected.map(|one| {
+            let status = one.record.decode::<v1::ConnectionRejected>().unwrap().status;
+            (one.record.connection, status, one.offset.position())
+        }));
+    }
+    assert_eq!(answers, [(connection(2), 503, 1), (connection(1), 409, 2)]);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_opening_is_answered_from_the_tail() {
+    refused_openings_are_answered(16 << 20).await;
+}
+
+#[tokio::test]
+async fn a_refused_opening_is_answered_from_the_log() {
+    refused_openings_are_answered(1).await;
+}
+
 #[tokio::test]
 async fn several_deliveries_of_one_offset_stay_in_one_frame() {
     let broker = Broker::start(Options::default()).await;

@@ -2,5 +2,6 @@
 
 mod delivery;
 mod hostile;
+mod stalled;
 pub(crate) mod support;
 mod uplink;

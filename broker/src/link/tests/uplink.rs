@@ -9,7 +9,7 @@ async fn kinds(broker: &Broker) -> Vec<RecordKind> {
     let mut kinds = Vec::new();
     let mut after = trunkline_proto::LogIndex(0);
     loop {
-        let entries = broker.node.read_log(PartitionId(0), after, 1 << 20).await.unwrap();
+        let entries = broker.node.read_log(PartitionId(0), after, 1 << 20).await.unwrap().entries;
         let Some(last) = entries.last() else { return kinds };
         after = last.index;
         kinds.extend(entries.iter().flat_map(|entry| entry.records().map(|(_, record)| record.kind)));

@@ -23,6 +23,13 @@ use trunkline_sdk::proto::v1::{
     subscribe_response::Response as Resp,
 };
 
+/// What a broker that forbids does with joins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    Waiting,
+    Refusing,
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     /// Open events of partition 0, in order, with whether they are given out.
@@ -33,6 +40,8 @@ pub(crate) struct State {
     pub(crate) answers: VecDeque<Code>,
     /// Apply the commit, but answer that nobody knows.
     pub(crate) lose_answers: usize,
+    /// Joins wait, and are refused then.
+    pub(crate) forbids: Option<Hold>,
     pub(crate) joins: Vec<v1::Join>,
     pub(crate) commits: Vec<v1::Commit>,
     pub(crate) extends: Vec<v1::Extend>,
@@ -241,7 +250,8 @@ impl Handlers for Broker {
             while let Ok(Some(request)) = requests.message().await {
                 match request.request {
                     Some(Req::Join(join)) => {
-                        if join.group == "forbidden" {
+                        broker.until("joins go on", |state| state.forbids != Some(Hold::Waiting)).await;
+                        if join.group == "forbidden" || broker.with(|state| state.forbids.is_some()) {
                             let _ = sender.send(Err(Status::permission_denied("not this group"))).await;
                             return;
                         }

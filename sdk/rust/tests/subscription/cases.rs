@@ -14,7 +14,7 @@ use trunkline_sdk::{
     proto::v1::{self, Code, command::Command as C, outcome::Verdict},
 };
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Hold};
 
 /// Answers each message with itself, and does as the message says.
 #[derive(Default)]
@@ -294,6 +294,23 @@ async fn a_subscription_that_is_forbidden_ends() {
     let running = Running::start(|subscriber| subscriber.group("forbidden")).await;
     let error = tokio::time::timeout(Duration::from_secs(10), running.task).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, SubscribeError::Broker(ClientError::Refused { .. })), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_runs_for_other_brokers_is_finished_when_one_refuses() {
+    let (working, refusing) = (Broker::start().await, Broker::start().await);
+    refusing.with(|state| state.forbids = Some(Hold::Waiting));
+    let seen = Arc::new(Obedient::default());
+    let addresses = [working.address.to_string(), refusing.address.to_string()];
+    let task = tokio::spawn(Subscriber::builder(addresses).group("test").run(Shared(seen.clone())));
+    working.message(1, 1, "slow");
+    while seen.seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    refusing.with(|state| state.forbids = Some(Hold::Refusing));
+    let error = tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, SubscribeError::Broker(ClientError::Refused { .. })), "{error}");
+    working.with(|state| assert_eq!(state.pushed(), ["slow"], "it was cut off"));
 }
 
 // ---- Client ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,19 @@
+//! What tests of the layers above reach through: to stall the log, or to put into it what no appender would.
+
+use trunkline_proto::PartitionId;
+
+use super::Node;
+use crate::{raft::Group, store::WriterHandle};
+
+impl Node {
+    /// The queue of the one writer; paused, nothing is acknowledged.
+    pub(crate) fn writer(&self) -> WriterHandle {
+        self.inner.running.lock().as_ref().expect("the node runs").writer.handle()
+    }
+
+    /// A partition's group.
+    pub(crate) fn group(&self, id: PartitionId) -> Group {
+        let running = self.inner.running.lock();
+        running.as_ref().expect("the node runs").groups[usize::from(id.0)].clone()
+    }
+}
