@@ -6,6 +6,7 @@ pub mod append;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod controls;
 pub mod core;
 pub mod delivery;
 pub mod forward;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{BrokerConfig, ConfigError},
-    forward, grpc,
+    controls, forward, grpc,
     handlers::Registry,
     http::{self, App, Pages},
     link::{self, Link, Sessions, endpoint, tls},
@@ -138,6 +138,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     config.validate()?;
+    controls::announce();
     let recorder = metrics::install()?;
     let identity = tls::Identity { role: tls::Role::Broker, name: config.node_id.to_string() };
     let tls = tls::server_config(&tls::Pki::load(&config.pki, &identity)?)?;

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,8 +119,10 @@ class Run:
     def episode(self, number: int, episode: Episode) -> None:
         self._nobody_died()
         faults = [FAULTS[planned.kind](self.cluster, planned) for planned in episode.faults]
+        for fault in faults:
+            fault.prepare()
         begun = time.monotonic()
-        for at, act, fault in timeline(faults):
+        for at, act in timeline(faults):
             time.sleep(max(0.0, begun + at - time.monotonic()))
             act()
         for fault in faults:
@@ -169,12 +172,12 @@ class Run:
         return outcome.green
 
 
-def timeline(faults: list[Fault]) -> list[tuple[float, object, Fault]]:
-    """(seconds from the start, what to do, of which fault) in order. What takes long itself delays the rest."""
+def timeline(faults: list[Fault]) -> list[tuple[float, Callable[[], None]]]:
+    """(seconds from the start, what to do) in order. What takes long itself delays the rest."""
     acts = []
     for fault in faults:
-        acts.append((fault.planned.after, fault.apply, fault))
-        acts.append((fault.planned.after + fault.planned.hold, fault.heal, fault))
+        acts.append((fault.planned.after, fault.apply))
+        acts.append((fault.planned.after + fault.planned.hold, fault.heal))
     return sorted(acts, key=lambda act: act[0])
 
 

@@ -34,6 +34,9 @@ class Fault:
         self.evidence = ""
         self.violations: list[Violation] = []
 
+    def prepare(self) -> None:
+        """Looks around, while the cluster is still whole: the episode begins after this."""
+
     def apply(self) -> None:
         raise NotImplementedError
 
@@ -276,22 +279,20 @@ class SyncFails(BadDisk):
 
 
 class BitFlip(OneBroker):
-    """In the text of a submitted payload, in the write-ahead log or a table. The broker must refuse to start and is rebuilt.
+    """In the text of a submitted payload, in the write-ahead log or (`tables`) a table. The broker must refuse to start and is rebuilt.
     One that starts all the same serves what is compared at the end."""
+
+    tables = False
 
     def hit(self) -> None:
         process = self.broker.process
-        if self.chance.random() < 0.5:
-            # a restart has written the log to tables
+        if self.tables:
+            # a restart writes the log to tables
             process.kill9()
             process.start(ready=False)
-            with suppress(Timeout):
-                process.wait_ready(20)
-            suffix = "sst"
-        else:
-            suffix = "log"
+            process.wait_ready(20)
         process.kill9()
-        self.where = flip(self.broker.data / "db", suffix, self.chance)
+        self.where = flip(self.broker.data / "db", "sst" if self.tables else "log", self.chance)
 
     def heal(self) -> None:
         process = self.broker.process
@@ -330,6 +331,10 @@ def flip(db: Path, suffix: str, chance: random.Random) -> str:
         file.seek(at)
         file.write(bytes([byte ^ 1]))
     return f"one bit at {at} of {path.name}"
+
+
+class BitFlipTable(BitFlip):
+    tables = True
 
 
 class EmptyDisk(OneBroker):
@@ -376,10 +381,12 @@ class EdgeKill(Fault):
 class EdgePause(Fault):
     """Beyond its grace: the brokers end its connections, and what it says afterwards in their name is refused."""
 
-    def apply(self) -> None:
+    def prepare(self) -> None:
         self.edge = self.cluster.edges[self.planned.victim - 1]
         self.name = f"edge-{self.planned.victim}"
-        self.before = self._incarnation()
+        self.before = until(self._incarnation, f"{self.name} to be known", 10)
+
+    def apply(self) -> None:
         self.edge.pause()
 
     def heal(self) -> None:
@@ -407,9 +414,26 @@ class EdgePause(Fault):
         return 0
 
 
-class HandlerKill(Fault):
+class OneMember(Fault):
+    """A fault of the handler member that works on a partition."""
+
+    def prepare(self) -> None:
+        name = until(lambda: self.owner(self.planned.partition), f"a member for partition {self.planned.partition}", 30)
+        self.name = name
+        self.member = self.cluster.members[int(name.removeprefix("member-")) - 1]
+
+    def owner(self, partition: int) -> str | None:
+        """By the word of the partition's leader: a follower knows nothing of members."""
+        for broker in self.cluster.alive():
+            if any(row["partition"] == partition and row["leader"] == broker.number for row in broker.partitions()):
+                answer = broker.get("/v1/groups")
+                rows = answer.json()["groups"] if answer is not None and answer.status_code == 200 else []
+                return next((row["member"] for row in rows if row["group"] == GROUP and row["partition"] == partition), None)
+        return None
+
+
+class HandlerKill(OneMember):
     def apply(self) -> None:
-        self.member = self.cluster.members[self.planned.victim - 1]
         self.member.kill9()
         self.evidence = f"{self.member.name} killed"
 
@@ -417,29 +441,19 @@ class HandlerKill(Fault):
         self.member.start(ready=False)
 
 
-class HandlerPause(Fault):
+class HandlerPause(OneMember):
     """Beyond its lease: another member takes its partitions, and what it commits afterwards is refused."""
 
     def apply(self) -> None:
-        self.member = self.cluster.members[self.planned.victim - 1]
-        self.name = f"member-{self.planned.victim}"
         self.member.pause()
 
     def heal(self) -> None:
-        paused = self.member.paused
-        owned = [row for broker in self.cluster.alive() for row in self._groups(broker) if row.get("member") == self.name]
+        paused, owner = self.member.paused, self.owner(self.planned.partition)
         self.member.resume()
-        if owned:
-            self.must_not(f"{self.name} was stopped for {self.planned.hold:.1f} s and still has {len(owned)} partitions")
-        elif paused:
-            self.evidence = f"{self.member.name} stopped beyond its lease, its partitions went on elsewhere"
-
-    def _groups(self, broker: Broker) -> list[dict]:
-        answer = broker.get("/v1/groups")
-        rows = answer.json()["groups"] if answer is not None and answer.status_code == 200 else []
-        # a follower knows nothing of members: only leaders count
-        leads = {row["partition"] for row in broker.partitions() if row["leader"] == broker.number}
-        return [row for row in rows if row["group"] == GROUP and row["partition"] in leads]
+        if owner == self.name:
+            self.must_not(f"{self.name} was stopped for {self.planned.hold:.1f} s and still has partition {self.planned.partition}")
+        elif paused and owner:
+            self.evidence = f"{self.member.name} stopped beyond its lease, {owner} went on with partition {self.planned.partition}"
 
 
 class Rolling(Fault):
@@ -481,7 +495,8 @@ FAULTS: dict[str, type[Fault]] = {
     "slow-link": SlowLink,
     "no-space": NoSpace,
     "sync-fails": SyncFails,
-    "bit-flip": BitFlip,
+    "bit-flip-log": BitFlip,
+    "bit-flip-table": BitFlipTable,
     "empty-disk": EmptyDisk,
     "edge-kill": EdgeKill,
     "edge-pause": EdgePause,

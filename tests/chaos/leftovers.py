@@ -33,9 +33,10 @@ def prefix_of(seed: int) -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the process began, which with its number names it for good."""
+    """When the process began, which with its number names it for good; `None` if it has ended (a zombie has, too)."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
     return None
 
 

@@ -55,7 +55,8 @@ KINDS = {
         Kind("slow-link", "broker", (5, 8), 5, brokers=3, about="a follower's link at 1 Mbit/s"),
         Kind("no-space", "broker", (3, 6), 9, about="the disk is full"),
         Kind("sync-fails", "broker", (3, 6), 9, about="every write and sync is EIO"),
-        Kind("bit-flip", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="bits of a stopped broker's files flipped"),
+        Kind("bit-flip-log", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="a bit of a stopped broker's write-ahead log flipped"),
+        Kind("bit-flip-table", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="a bit of a stopped broker's tables flipped"),
         Kind("empty-disk", "broker", (2, 4), 20, brokers=3, costs_disk=True, about="a stopped broker's folder is gone"),
         Kind("edge-kill", "edge", (0.2, 4), 5, about="kill -9 of an edge"),
         Kind("edge-pause", "edge", (4, 7), 6, about="SIGSTOP of an edge past its grace"),
@@ -66,7 +67,7 @@ KINDS = {
     ]
 }
 
-SHORT = ["kill-one", "power-one", "power-all", "pause-leader", "partition-full", "partition-one-way", "sync-fails", "no-space", "bit-flip", "edge-kill", "edge-pause", "handler-kill"]
+SHORT = ["kill-one", "power-one", "power-all", "pause-leader", "partition-full", "partition-one-way", "sync-fails", "no-space", "bit-flip-table", "edge-kill", "edge-pause", "handler-kill"]
 """What CI runs, mixed."""
 
 
@@ -79,14 +80,14 @@ class Planned:
     """Seconds after the episode began."""
     hold: float
     victim: int
-    """Number of the broker, edge or member; for a broker 0: whoever leads `partition` then."""
+    """Number of the broker or edge; for a broker 0: whoever leads `partition` then. A member: whoever handles it."""
     partition: int
     salt: int
     """What else is random about it is drawn from this."""
 
     def __str__(self) -> str:
         on = KINDS[self.kind].on
-        who = {"broker": f"b{self.victim}" if self.victim else f"leader of {self.partition}", "edge": f"e{self.victim}", "handler": f"h{self.victim}"}.get(on, on)
+        who = {"broker": f"b{self.victim}" if self.victim else f"leader of {self.partition}", "edge": f"e{self.victim}", "handler": f"who handles {self.partition}"}.get(on, on)
         return f"{self.kind}({who}, +{self.after:.1f}s, {self.hold:.1f}s)"
 
 
@@ -172,7 +173,7 @@ def _episode(chance: random.Random, waiting: list[str], settings: Settings, mixe
 
 def _draw(chance: random.Random, name: str, settings: Settings, *, first: bool) -> Planned:
     kind = KINDS[name]
-    count = {"broker": settings.brokers, "edge": settings.edges, "handler": settings.members}.get(kind.on, 0)
+    count = {"broker": settings.brokers, "edge": settings.edges}.get(kind.on, 0)
     # the leader is the interesting one; who that is shows when it begins
     victim = 0 if kind.on == "broker" and chance.random() < 0.6 else chance.randint(1, count) if count else 0
     return Planned(
@@ -194,7 +195,8 @@ def fits(faults: list[Planned], planned: Planned, settings: Settings) -> bool:
         kind = KINDS[fault.kind]
         if "all" in (kind.on, new.on) or fault.kind == planned.kind:
             return False
-        if kind.on == new.on and new.on in ("edge", "handler") and fault.victim == planned.victim:
+        # which member works on a partition shows when it begins
+        if kind.on == new.on == "handler" or kind.on == new.on == "edge" and fault.victim == planned.victim:
             return False
     of_brokers = [fault for fault in faults if KINDS[fault.kind].on in ("broker", "brokers")]
     if new.on not in ("broker", "brokers") or not of_brokers:
