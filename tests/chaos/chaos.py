@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ class Run:
         self.keep = keep
         self.say = say
         self.outcome = Outcome()
+        self.clients: Clients | None = None
         self.prefix = leftovers.prefix_of(plan.seed)
         self.begun = time.monotonic()
 
@@ -107,7 +109,10 @@ class Run:
             acked = all(after > was + 3 for after, was in zip(now["acked"], before["acked"], strict=True))
             return acked and now["received"] > before["received"] + more and now["connected"] == settings.writers + settings.watchers
 
-        until(flows, "every partition to acknowledge, all clients to be connected and answered", RECOVER_SECONDS, every=0.2)
+        try:
+            until(flows, "every partition to acknowledge, all clients to be connected and answered", RECOVER_SECONDS, every=0.2)
+        except Timeout as error:
+            raise Timeout(f"{error}\n  before: {before}\n  now:    {self.clients.status()}") from None
         return time.monotonic() - begun
 
     def carry_out(self) -> None:
@@ -155,6 +160,16 @@ class Run:
             + ", ".join(f"{gap:.1f} s" for gap in gaps.values())
         )
 
+    def wreck(self) -> None:
+        if not self.clients or not self.clients.process.alive:
+            return
+        judge = Judge(self.cluster, self.clients)
+        try:
+            judge.wreck()
+        except (Timeout, AssertionError, OSError) as error:
+            self.progress(f"and nothing more can be said: {error}")
+        self.outcome.found += judge.found
+
     def verdict(self) -> bool:
         outcome = self.outcome
         planned = sum(len(episode.faults) for episode in self.plan.episodes)
@@ -189,6 +204,7 @@ def perform(plan: Plan, *, env: dict[str, str] | None = None, keep: bool = False
             run.judge()
         except (Timeout, AssertionError) as error:
             run.outcome.found.append(Violation("settled", "the run", str(error)))
+            run.wreck()
         run.verdict()
         return run.outcome
 
@@ -213,6 +229,8 @@ def main() -> int:
     print(plan, flush=True)
     if given.plan:
         return 0
+    # the context managers clean up on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     missing = disk.missing()
     if missing:
         print(f"not run: {missing}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The clients of a run, one process: WebSocket writers and watchers over all edges, submitters and readers over all brokers.
 
-Told by lines on standard input (`status`, `quiet`, `finish`), it answers each with a line of JSON. What happened is written
+Told by lines on standard input (`status`, `quiet`, `dump`, `finish`), it answers each with a line of JSON. What happened is written
 to `sessions.jsonl`, `submits.jsonl` and `reads.jsonl` in its folder when it is told `finish`; `reads` as it goes.
 """
 
@@ -108,16 +108,17 @@ class Everybody:
         self.crowd.quiet()
         for submitters in self.submitters:
             submitters.finish(150)
-        self._dump()
+        self.dump()
 
     def finish(self) -> None:
         """Everybody closes cleanly, the histories are written."""
         self.crowd.finish()
         for reader in self.readers:
             reader.finish()
-        self._dump()
+        self.dump()
 
-    def _dump(self) -> None:
+    def dump(self) -> None:
+        """Writes the histories so far."""
         with open(self.folder / "sessions.jsonl", "w") as file:
             for kind, sessions in (("writer", self.crowd.sessions), ("watcher", self.crowd.watching)):
                 for session in sessions:
@@ -138,6 +139,8 @@ def main() -> None:
             everybody.quiet()
         elif word == "finish":
             everybody.finish()
+        elif word == "dump":
+            everybody.dump()
         print(json.dumps(everybody.status()), flush=True)
         if word == "finish":
             return

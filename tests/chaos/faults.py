@@ -24,6 +24,9 @@ from planner import Planned
 NOTICE_SECONDS = 12
 """How long a broker may take to notice and say that its disk is full, failing or damaged."""
 
+TERMS_MAX = 4
+"""Elections of a partition that a cut between brokers may cause, in the seconds it lasts."""
+
 
 class Fault:
     def __init__(self, cluster: Cluster, planned: Planned) -> None:
@@ -50,6 +53,14 @@ class Fault:
 
     def must_not(self, what: str) -> None:
         self.violations.append(Violation(self.planned.kind, "fault", what))
+
+
+    def no_endless_elections(self, before: dict[int, int]) -> None:
+        """One that hears less than it says must not unseat leader after leader."""
+        for partition, term in self.cluster.terms().items():
+            grown = term - before.get(partition, 0)
+            if grown > TERMS_MAX:
+                self.must_not(f"partition {partition} went through {grown} terms in {self.planned.hold:.1f} s")
 
 
 class OneBroker(Fault):
@@ -189,9 +200,11 @@ class PartitionFull(Fault):
 class PartitionOneWay(Fault):
     def apply(self) -> None:
         self.broker = self.cluster.leader(self.planned.partition)
+        self.before = self.cluster.terms()
         self.broker.host.drop_from(self.tag, *(other.host for other in self.cluster.others(self.broker)))
 
     def heal(self) -> None:
+        self.no_endless_elections(self.before)
         dropped = self.broker.host.heal(self.tag)
         if dropped:
             self.evidence = f"{self.broker.name} deaf, {dropped} packets dropped"
@@ -200,10 +213,12 @@ class PartitionOneWay(Fault):
 class PartitionBridge(Fault):
     def apply(self) -> None:
         self.a, self.b, self.c = self.chance.sample(self.cluster.brokers, 3)
+        self.before = self.cluster.terms()
         self.a.host.drop_from(self.tag, self.b.host)
         self.b.host.drop_from(self.tag, self.a.host)
 
     def heal(self) -> None:
+        self.no_endless_elections(self.before)
         dropped = self.a.host.heal(self.tag) + self.b.host.heal(self.tag)
         if dropped:
             self.evidence = f"{self.a.name} and {self.b.name} cut, both see {self.c.name}; {dropped} packets dropped"

@@ -89,6 +89,20 @@ class Judge:
         self.at_the_end()
         self.after_a_restart()
 
+    def wreck(self) -> None:
+        """After a run that broke off: what can still be said of what was acknowledged."""
+        self.clients.tell("dump", 30)
+        self.histories = Histories.read(self.clients.folder)
+        for broker in self.cluster.brokers:
+            if not broker.process.alive or not broker.ready():
+                continue
+            log = self._log(broker)
+            for channel, submits in self.histories.submits.items():
+                for violation in checker.submits(log, submits, channel=channel):
+                    # what is under way is not in the history yet
+                    if "never submitted" not in violation.detail:
+                        self.found.append(Violation(violation.rule, f"{broker.name}: {violation.subject}", violation.detail))
+
     def settle(self, condition, what: str, seconds: float = SETTLE_SECONDS) -> None:
         try:
             until(condition, what, seconds, every=0.2)
@@ -137,12 +151,12 @@ class Judge:
         self.found += checker.handled(log, journal, group=GROUP, api="effects")
         self.found += checker.deliveries(log, histories.sessions)
         self.found += checker.fan_out(log, histories.watching, channel="effects")
-        self._every_broker(log)
+        self._every_broker()
 
-    def _every_broker(self, log: list[Record]) -> None:
+    def _every_broker(self) -> None:
         logs = {}
         for broker in self.cluster.brokers:
-            own = log if broker.number == self.cluster.ask().number else self._log(broker)
+            own = self._log(broker)
             for channel, submits in self.histories.submits.items():
                 for violation in checker.submits(own, submits, channel=channel):
                     self.found.append(Violation(violation.rule, f"{broker.name}: {violation.subject}", violation.detail))
