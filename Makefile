@@ -46,11 +46,11 @@ e2e-short: setup ## run the quicker part of them
 	tests/e2e/run -m short
 
 chaos: setup ## faults on a cluster in namespaces: SEED=n FAULTS=a,b SECONDS=120 (needs root; a new seed if none is given)
-	tests/chaos/run $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) --seconds $(or $(SECONDS),120)
+	tests/chaos/run $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) --seconds $(or $(SECONDS),120) --brokers $(or $(BROKERS),3)
 
 chaos-short: setup ## the mixed set of CI (minutes)
 	tests/chaos/run test
-	tests/chaos/run --short $(if $(SEED),--seed $(SEED))
+	tests/chaos/run --short $(if $(SEED),--seed $(SEED)) --brokers $(or $(BROKERS),3)
 
 chaos-clean: ## take away what a killed chaos run left: processes, namespaces, mounts
 	tests/chaos/run clean

@@ -56,6 +56,8 @@ class Run:
         self.keep = keep
         self.say = say
         self.outcome = Outcome()
+        self.good = False
+        """Nothing of it is worth keeping."""
         self.clients: Clients | None = None
         self.prefix = leftovers.prefix_of(plan.seed)
         self.begun = time.monotonic()
@@ -74,7 +76,7 @@ class Run:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        self._leave(failed=kind is not None or not self.outcome.green)
+        self._leave(failed=kind is not None or not self.good)
 
     def _leave(self, *, failed: bool) -> None:
         Process.kill_all()
@@ -172,6 +174,7 @@ class Run:
 
     def verdict(self) -> bool:
         outcome = self.outcome
+        self.good = outcome.green
         planned = sum(len(episode.faults) for episode in self.plan.episodes)
         self.say(f"\nseed {self.plan.seed}: {outcome.happened} of {planned} planned faults happened")
         for missing in outcome.did_not_happen:

@@ -429,6 +429,24 @@ class EdgePause(Fault):
         return 0
 
 
+class EdgeCut(Fault):
+    """From all brokers or from one, for less or for more than its grace: it must come back without losing what it read."""
+
+    def apply(self) -> None:
+        self.host = self.cluster.network[f"e{self.planned.victim}"]
+        brokers = [broker.host for broker in self.cluster.brokers]
+        self.others = brokers if self.chance.random() < 0.5 else [self.chance.choice(brokers)]
+        self.host.drop_from(self.tag, *self.others)
+        for other in self.others:
+            other.drop_from(self.tag, self.host)
+
+    def heal(self) -> None:
+        dropped = sum(host.heal(self.tag) for host in [self.host, *self.others])
+        if dropped:
+            names = ", ".join(other.name for other in self.others)
+            self.evidence = f"{self.host.name} cut from {names} for {self.planned.hold:.1f} s, {dropped} packets dropped"
+
+
 class OneMember(Fault):
     """A fault of the handler member that works on a partition."""
 
@@ -515,6 +533,7 @@ FAULTS: dict[str, type[Fault]] = {
     "empty-disk": EmptyDisk,
     "edge-kill": EdgeKill,
     "edge-pause": EdgePause,
+    "edge-cut": EdgeCut,
     "handler-kill": HandlerKill,
     "handler-pause": HandlerPause,
     "membership": Membership,

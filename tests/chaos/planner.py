@@ -60,6 +60,7 @@ KINDS = {
         Kind("empty-disk", "broker", (2, 4), 20, brokers=3, costs_disk=True, about="a stopped broker's folder is gone"),
         Kind("edge-kill", "edge", (0.2, 4), 5, about="kill -9 of an edge"),
         Kind("edge-pause", "edge", (4, 7), 6, about="SIGSTOP of an edge past its grace"),
+        Kind("edge-cut", "edge", (1, 7), 5, about="an edge cut from the brokers, or from one of them"),
         Kind("handler-kill", "handler", (0.2, 3), 4, about="kill -9 of a handler member"),
         Kind("handler-pause", "handler", (14, 18), 6, about="SIGSTOP of a handler member past its lease"),
         Kind("membership", "broker", (1, 2), 25, brokers=3, costs_disk=True, about="a broker removed, emptied and added, with snapshots"),
