@@ -263,8 +263,10 @@ impl Broker {
         self.spawn("edge watch", link::watch(link.clone()));
         self.spawn("edge link", endpoint::serve(link, endpoint));
         self.spawn("http", http::serve(listeners.http, app.router(), stop.clone()));
-        self.tasks
-            .spawn(async move { ("grpc", grpc::serve(listeners.grpc, services, stop).await.map_err(Into::into)) });
+        let lease = config.handler_lease.get();
+        self.tasks.spawn(async move {
+            ("grpc", grpc::serve(listeners.grpc, services, lease, stop).await.map_err(Into::into))
+        });
         Ok(())
     }
 

@@ -61,6 +61,7 @@ def reading(rows: Iterable[dict], log: Log) -> list[Violation]:
     """`rows` as crowd.py writes them, in order; `log`: what the brokers hold at the end."""
     found = []
     last: dict[tuple[str, int], Offset] = {}
+    seen: dict[tuple[int, Offset], tuple[str, str]] = {}
     skipped: set[tuple[str, int]] = set()
     order = {partition: sorted(offsets) for partition, offsets in log.items()}
     place = {partition: {offset: number for number, offset in enumerate(offsets)} for partition, offsets in order.items()}
@@ -78,6 +79,9 @@ def reading(rows: Iterable[dict], log: Log) -> list[Violation]:
             before = last.get(key)
             if before is not None and offset <= before:
                 found.append(Violation("reading", where, f"{row['broker']} gave it after {show_offset(before)}"))
+            first, other = seen.setdefault((row["partition"], offset), (print_, row["broker"]))
+            if first != print_:
+                found.append(Violation("reading", where, f"{row['broker']} gave other bytes than {other}"))
             if earliest and offset < earliest[0]:
                 last[key] = offset
                 continue  # retention has deleted it since

@@ -14,7 +14,7 @@ import agreement
 import checker
 from checker import Violation
 from harness import Timeout, until
-from history import Record, Session, Submit, parse_journal, parse_tail
+from history import Record, Session, Submit, parse_journal, parse_record, parse_tail
 from nodes import GROUP, Broker, Clients, Cluster
 
 SETTLE_SECONDS = 60
@@ -211,7 +211,20 @@ class Judge:
                 self.found.append(Violation("processes", process.name, f"panicked, see {process.logs}"))
 
     def _log(self, broker: Broker) -> list[Record]:
-        return [record for record in parse_tail(broker.tail_text()) if not record.fields.get("forwarded")]
+        """All that was ever in the log, each record where it was applied: what a broker holds, and before it what the readers
+        were given and retention has deleted since."""
+        held = parse_tail(broker.tail_text())
+        earliest: dict[int, tuple[int, int]] = {}
+        for record in held:
+            earliest.setdefault(record.partition, record.offset)
+        trimmed = {}
+        for row in _rows(self.clients.folder / "reads.jsonl") if self.cluster.settings.retention_bytes else ():
+            for fields in row.get("records", ()):
+                record = parse_record(fields)
+                if record.offset < earliest.get(record.partition, (0, 0)):
+                    trimmed[(record.partition, record.offset)] = record
+        log = [*(trimmed[key] for key in sorted(trimmed)), *held]
+        return [record for record in log if not record.fields.get("forwarded")]
 
 
 def _pages(broker: Broker, partitions: int) -> Iterable[dict]:

@@ -42,7 +42,10 @@ class Settings:
     members: int = 2
     partitions: int = 3
     snapshot_entries: int = 300
+    retention_bytes: str = ""
+    """Log kept a partition; empty: all."""
     edge_grace: str = "2s"
+    handler_lease: str = "2s"
     handler_deadline: str = "10s"
     disk_mebibytes: int = 512
     writers: int = 16
@@ -86,8 +89,10 @@ class Broker(Node):
             f'link = "{address}:{LINK}"',
             "insecure = true",
             f'edge_grace = "{settings.edge_grace}"',
+            f'handler_lease = "{settings.handler_lease}"',
             "[broker.snapshots]",
             f"log_entries = {settings.snapshot_entries}",
+            *(["[broker.retention]", f'bytes = "{settings.retention_bytes}"'] if settings.retention_bytes else []),
             "[broker.limits]",
             f'handler_deadline = "{settings.handler_deadline}"',
         ]

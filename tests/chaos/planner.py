@@ -62,7 +62,7 @@ KINDS = {
         Kind("edge-pause", "edge", (4, 7), 6, about="SIGSTOP of an edge past its grace"),
         Kind("edge-cut", "edge", (1, 7), 5, about="an edge cut from the brokers, or from one of them"),
         Kind("handler-kill", "handler", (0.2, 3), 4, about="kill -9 of a handler member"),
-        Kind("handler-pause", "handler", (14, 18), 6, about="SIGSTOP of a handler member past its lease"),
+        Kind("handler-pause", "handler", (4, 8), 6, about="SIGSTOP of a handler member past its lease"),
         Kind("membership", "broker", (1, 2), 25, brokers=3, costs_disk=True, about="a broker removed, emptied and added, with snapshots"),
         Kind("rolling", "all", (0, 0), 45, alone=True, about="SIGTERM and restart of every broker and edge in turn"),
     ]

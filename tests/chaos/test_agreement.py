@@ -69,6 +69,11 @@ def test_a_reader_that_was_told_of_trimming_may_jump():
     assert not agreement.reading(rows, log(1, 2, 3))
 
 
+def test_readers_are_compared_where_the_log_was_trimmed_since():
+    rows = [read(record(1)), read(record(1, "other bytes"), broker="b2"), read(record(3))]
+    assert "0/1.0: b2 gave other bytes than b1" in details(agreement.reading(rows, log(3)))
+
+
 def test_digests_are_compared_where_the_index_is_equal():
     rows = [("b1", {"partition": 0, "applied": "9.0", "digest": "aa"}), ("b2", {"partition": 0, "applied": "8.0", "digest": "bb"})]
     assert not agreement.digests(rows)

@@ -55,8 +55,9 @@ class Record:
         return bool(self.fields.get("refused"))
 
 
-def parse_record(line: str) -> Record:
-    fields = json.loads(line)
+def parse_record(shown: str | dict) -> Record:
+    """A record as JSON, or as what JSON says."""
+    fields = json.loads(shown) if isinstance(shown, str) else dict(shown)
     return Record(
         partition=fields.pop("partition"),
         offset=parse_offset(fields.pop("offset")),
