@@ -2,7 +2,12 @@
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["trunkline/v1/records.proto", "trunkline/v1/trunkline.proto", "trunkline/v1/link.proto"];
+    let files = [
+        "trunkline/v1/records.proto",
+        "trunkline/v1/trunkline.proto",
+        "trunkline/v1/link.proto",
+        "trunkline/v1/peer.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

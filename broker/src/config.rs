@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 pub use trunkline_proto::units::{HumanDuration, HumanSize};
-use trunkline_proto::{PartitionCount, limits};
+use trunkline_proto::{PartitionCount, limits, peer::MEMBERS_MAX};
 
 /// Table `[broker]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -27,6 +27,16 @@ pub struct BrokerConfig {
     pub link: SocketAddr,
     /// Address of the link that edges are told, if it is not the bound one (behind NAT, or bound to 0.0.0.0).
     pub link_advertised: Option<String>,
+    /// Address of gRPC that clients and other brokers are told, if it is not the bound one.
+    pub grpc_advertised: Option<String>,
+    /// Address of HTTP that others are told, if it is not the bound one.
+    pub http_advertised: Option<String>,
+    /// The brokers that form the cluster, the same on each: 1, 3 or 5, at most 5. Default none: a cluster of this broker alone. A broker
+    /// that is not among them waits to be added (`trunkline cluster add`). Once the cluster is formed its membership is in the log, and
+    /// this only says where to look first.
+    pub members: Vec<MemberConfig>,
+    /// Replication to other brokers.
+    pub replication: ReplicationConfig,
     /// Folder with `ca.pem`, `broker-<node_id>.pem` and `broker-<node_id>.key` (`trunkline certs` makes it). Default `./trunkline-pki`.
     pub pki: PathBuf,
     /// Lets gRPC and HTTP listen beyond loopback without TLS. Default false.
@@ -43,6 +53,25 @@ pub struct BrokerConfig {
     pub snapshots: SnapshotConfig,
     /// Bounds on what callers may hold or ask for.
     pub limits: LimitsConfig,
+}
+
+/// One of `[[broker.members]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// Its `broker.node_id`.
+    pub id: u64,
+    /// Where others reach its link: `host:port` (UDP).
+    pub link: String,
+}
+
+/// Table `[broker.replication]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicationConfig {
+    /// Bytes per second to a follower that is more than 4096 entries behind. Default 64MiB, 0B is no bound. Less leaves more room for
+    /// what is written meanwhile and takes longer.
+    pub catchup_rate: HumanSize,
 }
 
 /// Table `[broker.snapshots]`: how much log a restart replays.
@@ -84,6 +113,10 @@ impl Default for BrokerConfig {
             http: SocketAddr::from(([127, 0, 0, 1], 7080)),
             link: SocketAddr::from(([127, 0, 0, 1], 7443)),
             link_advertised: None,
+            grpc_advertised: None,
+            http_advertised: None,
+            members: Vec::new(),
+            replication: ReplicationConfig::default(),
             pki: PathBuf::from("./trunkline-pki"),
             insecure: false,
             edge_grace: HumanDuration::from_secs(10),
@@ -92,6 +125,12 @@ impl Default for BrokerConfig {
             snapshots: SnapshotConfig::default(),
             limits: LimitsConfig::default(),
         }
+    }
+}
+
+impl Default for ReplicationConfig {
+    fn default() -> Self {
+        Self { catchup_rate: HumanSize::mib(64) }
     }
 }
 
@@ -160,6 +199,7 @@ impl BrokerConfig {
             self.tail_bytes >= HumanSize::mib(1),
             format!("broker.tail_bytes {} must be at least 1MiB", self.tail_bytes),
         );
+        check_members(&self.members, &mut check);
         self.snapshots.check(&mut check);
         self.limits.check(&mut check);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
@@ -171,6 +211,37 @@ impl BrokerConfig {
             problems: vec![format!("broker.partitions {} must be 1 to {}", self.partitions, PartitionCount::MAX)],
         })
     }
+}
+
+fn check_members(members: &[MemberConfig], check: &mut impl FnMut(bool, String)) {
+    check(
+        members.len() <= MEMBERS_MAX,
+        format!(
+            "broker.members names {} brokers; a cluster has at most {MEMBERS_MAX}: each holds everything",
+            members.len()
+        ),
+    );
+    for (n, member) in members.iter().enumerate() {
+        check(member.id >= 1, format!("broker.members: id {} must be at least 1", member.id));
+        let before = members.iter().take(n);
+        check(
+            before.clone().all(|other| other.id != member.id),
+            format!("broker.members: id {} is there twice", member.id),
+        );
+        check(
+            before.clone().all(|other| other.link != member.link),
+            format!("broker.members: link {:?} is there twice", member.link),
+        );
+        check(
+            is_host_and_port(&member.link),
+            format!("broker.members: link {:?} of broker {} must be host:port", member.link, member.id),
+        );
+    }
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    let parts = address.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 impl SnapshotConfig {
@@ -258,6 +329,23 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.contains(key)), "{key}: {problems:?}");
         }
         assert_eq!(problems.len(), 7, "{problems:?}");
+    }
+
+    #[test]
+    fn members_are_checked() {
+        let members = |json: &str| parse(json).unwrap().validate().map_err(|error| error.problems);
+        let three = r#"{"members":[{"id":1,"link":"a:1"},{"id":2,"link":"b:1"},{"id":3,"link":"[::1]:1"}]}"#;
+        assert_eq!(members(three), Ok(()));
+        let problems =
+            members(r#"{"members":[{"id":1,"link":"a:1"},{"id":1,"link":"a:1"},{"id":0,"link":"a"}]}"#).unwrap_err();
+        for wrong in ["id 1 is there twice", "link \"a:1\" is there twice", "id 0 must", "link \"a\" of broker 0"] {
+            assert!(problems.iter().any(|problem| problem.contains(wrong)), "{wrong}: {problems:?}");
+        }
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        let six: Vec<_> = (1..=6).map(|id| MemberConfig { id, link: format!("b{id}:1") }).collect();
+        let config = BrokerConfig { members: six, ..BrokerConfig::default() };
+        assert!(config.validate().unwrap_err().to_string().contains("at most 5"));
+        assert!(parse(r#"{"members":[{"id":1}]}"#).unwrap_err().contains("link"));
     }
 
     #[test]

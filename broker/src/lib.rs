@@ -16,6 +16,7 @@ pub mod http;
 pub mod link;
 pub mod metrics;
 pub mod node;
+pub mod quic;
 pub mod raft;
 pub mod server;
 pub mod store;

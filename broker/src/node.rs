@@ -1,5 +1,10 @@
 //! A broker's partitions put together: store, Raft group, state, appender and tail of each.
 
+mod balance;
+#[cfg(test)]
+mod cluster_tests;
+mod formation;
+mod members;
 mod open;
 #[cfg(test)]
 mod probe;
@@ -10,18 +15,22 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
 use crate::{
     append, core,
-    raft::{Group, Snapshotter, snapshotter::Replay, state_machine::PendingRefused},
+    quic::Accepted,
+    raft::{Group, PeerServer, Snapshotter, snapshotter::Replay, state_machine::PendingRefused},
     store::{Db, Health, Reader, StoreError, Writer, identity::Folder},
     tail,
 };
 pub use crate::{
-    raft::{Role, SnapshotEvery},
-    store::OpenError,
+    raft::{
+        Advertised, CallError, CallKind, Calls, ChangeError, Member, MemberView, Membership, Peers, Role,
+        SnapshotEvery, peers::Dialer,
+    },
+    store::{DiskId, OpenError},
 };
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
@@ -44,6 +53,24 @@ pub struct NodeConfig {
     pub tail_bytes: usize,
     /// How often a partition's state is snapshotted.
     pub snapshot_every: SnapshotEvery,
+    /// The brokers that form the cluster, the same everywhere. Nobody, or this broker alone: a cluster of one. Without this broker: it
+    /// waits to be added.
+    pub founders: Vec<Founder>,
+    /// Addresses that other brokers, edges and clients are told.
+    pub advertised: Advertised,
+    /// What other brokers are dialed with; without it none is reached.
+    pub dialer: Option<Dialer>,
+    /// Bytes per second to a follower far behind; 0: no bound.
+    pub catchup_rate: u64,
+}
+
+/// A broker that the config names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Founder {
+    /// Its number.
+    pub id: u64,
+    /// Where its link listens: `host:port`.
+    pub link: String,
 }
 
 impl NodeConfig {
@@ -56,6 +83,10 @@ impl NodeConfig {
             partitions,
             tail_bytes: TAIL_BYTES_DEFAULT,
             snapshot_every: SnapshotEvery::default(),
+            founders: Vec::new(),
+            advertised: Advertised::default(),
+            dialer: None,
+            catchup_rate: 0,
         }
     }
 }
@@ -141,6 +172,10 @@ struct Open {
 /// What a shutdown ends, in this order.
 #[derive(Debug)]
 struct Running {
+    /// Forming the cluster, and keeping leaders spread.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    server: Arc<PeerServer>,
     appenders: Vec<tokio::task::JoinHandle<()>>,
     groups: Vec<Group>,
     snapshotter: Snapshotter,
@@ -155,6 +190,9 @@ struct Inner {
     /// First index of each log on disk when it was opened. Nothing deletes entries yet.
     first: Vec<LogIndex>,
     health: Health,
+    peers: Peers,
+    /// Why a group is not formed; empty: there is nothing to say.
+    forming: Arc<Mutex<String>>,
     open: RwLock<Option<Arc<Open>>>,
     running: Mutex<Option<Running>>,
 }
@@ -176,12 +214,18 @@ impl Node {
     /// holds the database then makes the exit fail. Later calls do nothing.
     pub async fn shutdown(&self) {
         let Some(running) = self.inner.running.lock().take() else { return };
+        running.stop.cancel();
+        running.tasks.close();
+        running.tasks.wait().await;
         stop_groups(&running.groups).await;
         for appender in running.appenders {
             // a panic was reported when it happened
             let _ = appender.await;
         }
         drop(running.groups);
+        self.inner.peers.shutdown().await;
+        running.server.stopped().await;
+        drop(running.server);
         running.snapshotter.stop().await;
         let mut writer = running.writer;
         // the writer's last sync may take its time
@@ -203,17 +247,78 @@ impl Node {
         self.inner.partitions.get(usize::from(id.0))
     }
 
-    /// Waits until this broker leads every partition (a broker alone does within moments), or one of them is closed.
+    /// Waits until this broker knows the leader of every partition, or one of them is closed.
     pub async fn wait_ready(&self) -> Result<(), String> {
         for partition in &self.inner.partitions {
             let mut role = partition.role.clone();
-            let role = role.wait_for(|role| !matches!(role, Role::Follower { .. })).await.map(|role| *role);
-            if !matches!(role, Ok(Role::Leader { .. })) {
-                let reason = self.health().err().unwrap_or_else(|| "its group has stopped".into());
-                return Err(format!("partition {}: {reason}", partition.id));
+            let known = |role: &Role| !matches!(role, Role::Follower { leader: None });
+            let role = role.wait_for(known).await.map(|role| *role);
+            if matches!(role, Ok(Role::Closed) | Err(_)) {
+                return Err(self.closed(partition.id));
             }
         }
         Ok(())
+    }
+
+    /// Whether every partition has a leader that this broker knows; otherwise why not.
+    pub fn readiness(&self) -> Result<(), String> {
+        self.health()?;
+        let forming = self.inner.forming.lock().clone();
+        for partition in &self.inner.partitions {
+            match *partition.role.borrow() {
+                Role::Leader { .. } | Role::Follower { leader: Some(_) } => {}
+                Role::Follower { leader: None } if forming.is_empty() => {
+                    return Err(format!("partition {} has no leader", partition.id));
+                }
+                Role::Follower { leader: None } => return Err(forming),
+                Role::Closed => return Err(self.closed(partition.id)),
+            }
+        }
+        Ok(())
+    }
+
+    fn closed(&self, partition: PartitionId) -> String {
+        let reason = self.health().err().unwrap_or_else(|| "its group has stopped".into());
+        format!("partition {partition}: {reason}")
+    }
+
+    /// The other brokers.
+    pub fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    /// Who leads each partition and where its link listens, as far as this broker knows. Without an address: this broker.
+    pub fn leaders(&self) -> Vec<(PartitionId, u64, Option<String>)> {
+        let members = self.inner.peers.members();
+        let leader = |partition: &PartitionHandle| match *partition.role.borrow() {
+            Role::Leader { .. } => Some((partition.id, self.inner.peers.own().node, None)),
+            Role::Follower { leader: Some(id) } => {
+                let member = members.iter().find(|member| member.id == id)?;
+                Some((partition.id, id, Some(member.link.clone())))
+            }
+            Role::Follower { leader: None } | Role::Closed => None,
+        };
+        self.inner.partitions.iter().filter_map(leader).collect()
+    }
+
+    /// Who answers what other brokers' upper layers ask. Before it is set, they are told that this one is starting.
+    pub fn set_calls(&self, calls: Arc<dyn Calls>) {
+        if let Some(running) = self.inner.running.lock().as_ref() {
+            running.server.set_calls(calls);
+        }
+    }
+
+    /// Serves another broker's connection to its end.
+    pub async fn serve_peer(&self, accepted: Accepted) {
+        let server = self.inner.running.lock().as_ref().map(|running| Arc::clone(&running.server));
+        if let Some(server) = server {
+            server.serve(accepted).await;
+        }
+    }
+
+    /// A partition's group, while the node runs.
+    fn group_of(&self, id: PartitionId) -> Option<Group> {
+        self.inner.running.lock().as_ref()?.groups.get(usize::from(id.0)).cloned()
     }
 
     /// Reads applied entries from disk: those after `after`, about `bytes_max` bytes of them, at least one unless at the end.

@@ -1,6 +1,7 @@
 //! A broker: its listeners, everything behind them, and an orderly end.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     net::{SocketAddr, UdpSocket},
@@ -20,9 +21,10 @@ use crate::{
     controls, forward, grpc,
     handlers::Registry,
     http::{self, App, Pages},
-    link::{self, Link, Sessions, endpoint, tls},
+    link::{self, Link, Sessions},
     metrics,
-    node::{Node, NodeConfig},
+    node::{Advertised, Dialer, Founder, Node, NodeConfig},
+    quic::{self, Handlers, endpoint, tls},
     raft::SnapshotEvery,
     store::OpenError,
     submit::Submitter,
@@ -106,7 +108,7 @@ pub enum ServeError {
 pub struct Extras {
     /// Static pages of the HTTP listener.
     pub pages: Pages,
-    /// Called once, when every listener accepts and every partition has a leader.
+    /// Called once, when every partition has a leader. Listeners accept before that.
     pub ready: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -141,21 +143,51 @@ pub async fn run(
     controls::announce();
     let recorder = metrics::install()?;
     let identity = tls::Identity { role: tls::Role::Broker, name: config.node_id.to_string() };
-    let tls = tls::server_config(&tls::Pki::load(&config.pki, &identity)?)?;
-    let node = Node::open(node_config(&config)?).await?;
+    let pki = tls::Pki::load(&config.pki, &identity)?;
+    let (server, client) = (tls::server_config(&pki)?, endpoint::client_config(tls::peer_client_config(&pki)?));
+    let addresses = listeners.addresses()?;
+    let endpoint = endpoint::endpoint(listeners.link, server, config.partition_count()?)?;
+    let dialer = Dialer { endpoint: endpoint.clone(), config: client };
+    let node = Node::open(node_config(&config, addresses, dialer)?).await?;
     let stop = CancellationToken::new();
     let broker = Broker { node: node.clone(), stop: stop.clone(), tasks: JoinSet::new(), registry: None };
-    let served = broker.serve(config, listeners, tls, recorder, extras, shutdown).await;
+    let bound = Bound { grpc: listeners.grpc, http: listeners.http, endpoint: endpoint.clone(), addresses };
+    let served = broker.serve(config, bound, recorder, extras, shutdown).await;
     // whatever has happened: nothing may hold the database when the process ends
     stop.cancel();
     if tokio::time::timeout(DRAIN, node.shutdown()).await.is_err() {
         tracing::error!("the database did not close in time");
     }
+    endpoint::close(&endpoint).await;
     served
 }
 
-fn node_config(config: &BrokerConfig) -> Result<NodeConfig, ConfigError> {
+/// What a broker listens with.
+struct Bound {
+    grpc: TcpListener,
+    http: TcpListener,
+    endpoint: quinn::Endpoint,
+    addresses: Addresses,
+}
+
+fn advertised(config: &BrokerConfig, addresses: Addresses) -> Advertised {
+    let told = |configured: &Option<String>, bound: SocketAddr| configured.clone().unwrap_or_else(|| bound.to_string());
+    // what the other brokers' configs say of this one
+    let member = config.members.iter().find(|member| member.id == config.node_id).map(|member| member.link.clone());
+    Advertised {
+        link: config.link_advertised.clone().or(member).unwrap_or_else(|| addresses.link.to_string()),
+        grpc: told(&config.grpc_advertised, addresses.grpc),
+        http: told(&config.http_advertised, addresses.http),
+    }
+}
+
+fn node_config(config: &BrokerConfig, addresses: Addresses, dialer: Dialer) -> Result<NodeConfig, ConfigError> {
+    let founders = config.members.iter().map(|member| Founder { id: member.id, link: member.link.clone() });
     Ok(NodeConfig {
+        founders: founders.collect(),
+        advertised: advertised(config, addresses),
+        dialer: Some(dialer),
+        catchup_rate: config.replication.catchup_rate.get(),
         dir: config.data.clone(),
         node_id: config.node_id,
         cluster: config.cluster.clone(),
@@ -181,24 +213,25 @@ impl Broker {
     async fn serve(
         mut self,
         config: BrokerConfig,
-        listeners: Listeners,
-        tls: quinn::crypto::rustls::QuicServerConfig,
+        bound: Bound,
         recorder: metrics::PrometheusHandle,
         extras: Extras,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ServeError> {
         tokio::pin!(shutdown);
-        tokio::select! {
-            ready = self.node.wait_ready() => ready.map_err(ServeError::NotReady)?,
-            () = &mut shutdown => return Ok(()),
-        }
-        self.start(&config, listeners, tls, recorder, extras.pages)?;
-        http::readiness(&self.node).map_err(ServeError::NotReady)?;
-        if let Some(ready) = extras.ready {
-            ready();
-        }
+        // listeners first: other brokers are answered, and health is, before there are leaders
+        self.start(&config, bound, recorder, extras.pages)?;
+        let node = self.node.clone();
+        let ready = async {
+            node.wait_ready().await.map_err(ServeError::NotReady)?;
+            if let Some(ready) = extras.ready {
+                ready();
+            }
+            std::future::pending::<Result<Infallible, ServeError>>().await
+        };
         let ended = tokio::select! {
             ended = self.tasks.join_next() => Some(ended),
+            refused = ready => Some(refused.err().map(|error| Ok(("", Err(error))))),
             () = &mut shutdown => None,
         };
         let outcome = match ended {
@@ -214,15 +247,12 @@ impl Broker {
     fn start(
         &mut self,
         config: &BrokerConfig,
-        listeners: Listeners,
-        tls: quinn::crypto::rustls::QuicServerConfig,
+        bound: Bound,
         recorder: metrics::PrometheusHandle,
         pages: Pages,
     ) -> Result<(), ServeError> {
-        let addresses = listeners.addresses()?;
         let (node, stop) = (self.node.clone(), self.stop.clone());
-        let link_address = config.link_advertised.clone().unwrap_or_else(|| addresses.link.to_string());
-        let endpoint = endpoint::endpoint(listeners.link, tls, node.partition_count())?;
+        let advertised = advertised(config, bound.addresses);
         let link = Arc::new(Link {
             node: node.clone(),
             settings: link_settings(config),
@@ -235,16 +265,16 @@ impl Broker {
         let about = grpc::About {
             cluster: config.cluster.clone(),
             broker: config.node_id,
-            grpc: addresses.grpc.to_string(),
-            link: link_address.clone(),
+            grpc: advertised.grpc.clone(),
+            link: advertised.link.clone(),
             edge_lag: Arc::new(move |edge| lag_of.lags().get(edge).copied().unwrap_or_default()),
         };
         let services = grpc::Services::new(node.clone(), registry.clone(), submitter.clone(), about, stop.clone());
         let settings = http::Settings {
             broker: config.node_id,
             cluster: config.cluster.clone(),
-            grpc: addresses.grpc.to_string(),
-            link: link_address,
+            grpc: advertised.grpc,
+            link: advertised.link,
             submit_timeout: config.limits.submit_timeout.get(),
             body_limit: config.limits.http_body.get(),
             concurrency: config.limits.http_concurrency,
@@ -261,12 +291,20 @@ impl Broker {
             }
         });
         self.spawn("edge watch", link::watch(link.clone()));
-        self.spawn("edge link", endpoint::serve(link, endpoint));
-        self.spawn("http", http::serve(listeners.http, app.router(), stop.clone()));
+        let peer = self.node.clone();
+        let handlers = Handlers {
+            edges: link::handler(link.clone()),
+            peers: Arc::new(move |accepted| {
+                let node = peer.clone();
+                Box::pin(async move { node.serve_peer(accepted).await })
+            }),
+            edges_max: config.limits.edges,
+        };
+        self.spawn("edge link", quic::serve(bound.endpoint, handlers, stop.clone()));
+        self.spawn("http", http::serve(bound.http, app.router(), stop.clone()));
         let lease = config.handler_lease.get();
-        self.tasks.spawn(async move {
-            ("grpc", grpc::serve(listeners.grpc, services, lease, stop).await.map_err(Into::into))
-        });
+        self.tasks
+            .spawn(async move { ("grpc", grpc::serve(bound.grpc, services, lease, stop).await.map_err(Into::into)) });
         Ok(())
     }
 

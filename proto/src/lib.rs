@@ -7,6 +7,7 @@ pub mod ids;
 pub mod json;
 pub mod limits;
 pub mod link;
+pub mod peer;
 pub mod record;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,11 @@ pub mod v1 {
     /// Control frames of the edge link.
     pub mod link {
         tonic::include_proto!("trunkline.v1.link");
+    }
+
+    /// Messages between brokers.
+    pub mod peer {
+        tonic::include_proto!("trunkline.v1.peer");
     }
 }
 

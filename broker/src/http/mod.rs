@@ -26,7 +26,6 @@ use axum::{
 use tokio::sync::Semaphore;
 use trunkline_proto::v1;
 
-pub(crate) use operator::readiness;
 pub use pages::{Page, Pages};
 pub use problem::Problem;
 pub use serve::serve;

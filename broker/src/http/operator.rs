@@ -111,22 +111,7 @@ pub(super) async fn healthz() -> &'static str {
 
 /// `GET /readyz`: records can be committed.
 pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
-    readiness(&app.0.node).map(|()| "ready\n").map_err(Problem::unavailable)
-}
-
-/// Why records cannot be committed, if they cannot: the store is closed, or a partition has no leader.
-pub(crate) fn readiness(node: &crate::node::Node) -> Result<(), String> {
-    node.health()?;
-    for id in node.partition_count().iter() {
-        // another broker answers for a partition that is not here
-        let Some(handle) = node.partition(id) else { continue };
-        match *handle.role.borrow() {
-            Role::Leader { .. } | Role::Follower { leader: Some(_) } => {}
-            Role::Follower { leader: None } => return Err(format!("partition {id} has no leader")),
-            Role::Closed => return Err(format!("partition {id} is closed")),
-        }
-    }
-    Ok(())
+    app.0.node.readiness().map(|()| "ready\n").map_err(Problem::unavailable)
 }
 
 /// `GET /metrics`

@@ -2,7 +2,6 @@
 //!
 //! Steps 4 (`inbound.rs`) and 17 (`outbound.rs`) of the walk; `sessions.rs` knows who is there, `watch.rs` closes what the lost left.
 
-pub mod endpoint;
 mod frames;
 mod grace;
 mod inbound;
@@ -14,7 +13,6 @@ pub mod sessions;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod tls;
 mod view;
 mod watch;
 
@@ -29,6 +27,7 @@ use trunkline_proto::{
 use crate::{
     core::expand,
     node::{Node, PartitionHandle, Role},
+    quic::Handler,
     submit::UnloggedSink,
 };
 pub use sessions::Sessions;
@@ -60,6 +59,11 @@ pub struct Link {
     pub sessions: Arc<Sessions>,
     /// Ends everything, politely.
     pub shutdown: CancellationToken,
+}
+
+/// Serves edges' connections.
+pub fn handler(link: Arc<Link>) -> Handler {
+    Arc::new(move |accepted| Box::pin(session::serve(Arc::clone(&link), accepted)))
 }
 
 impl Link {

@@ -17,11 +17,16 @@ use super::{
     frames::{FrameReader, FrameWriter},
     sessions::{ControlGuard, Kick, ticker},
     stream,
-    tls::{self, Role as PeerRole},
 };
-use crate::{append::AppendError, core::Reply, metrics::link as names, node::Role};
+use crate::{
+    append::AppendError,
+    core::Reply,
+    metrics::link as names,
+    node::Role,
+    quic::{Accepted, Identity, Role as PeerRole},
+};
 
-/// A handshake must end, and Hello come, within this.
+/// Hello must come within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a Hello waits for partition 0 to have a leader, and then for its log to answer.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,10 +56,8 @@ enum RefusedError {
     Handshake(#[from] quinn::ConnectionError),
     #[error("handshake took too long")]
     Slow,
-    #[error(transparent)]
-    Identity(#[from] tls::IdentityError),
     #[error("only edges use this link, this is {0}")]
-    Role(tls::Identity),
+    Role(Identity),
     #[error("hello: {message}")]
     Hello { reason: pb::Reason, message: String, leader: u64 },
     #[error("the edge is gone")]
@@ -66,7 +69,7 @@ impl RefusedError {
     fn label(&self) -> &'static str {
         match self {
             Self::Handshake(_) | Self::Slow => "handshake",
-            Self::Identity(_) | Self::Role(_) => "identity",
+            Self::Role(_) => "identity",
             Self::Hello { .. } => "hello",
             Self::Gone => "gone",
         }
@@ -109,19 +112,12 @@ struct ControlStream {
     writer: FrameWriter,
 }
 
-/// Serves one incoming connection to its end; `permit` is its place among the handshakes.
-pub(super) async fn serve(link: Arc<Link>, connecting: quinn::Connecting, permit: OwnedSemaphorePermit) {
-    match timeout(HELLO_TIMEOUT, connecting).await.map_err(|_| RefusedError::Slow).and_then(|done| Ok(done?)) {
-        Ok(connection) => {
-            if let Err(refused) = greet_and_run(&link, &connection, permit).await {
-                refuse(&refused, connection.remote_address());
-                connection.close(VarInt::from_u32(1), refused.to_string().as_bytes());
-            }
-        }
-        Err(refused) => {
-            counter!(names::LINK_REFUSED_TOTAL, "reason" => refused.label()).increment(1);
-            tracing::debug!(%refused, "link connection refused");
-        }
+/// Serves one edge's connection to its end.
+pub(super) async fn serve(link: Arc<Link>, accepted: Accepted) {
+    let Accepted { connection, identity, permit } = accepted;
+    if let Err(refused) = greet_and_run(&link, &connection, identity, permit).await {
+        refuse(&refused, connection.remote_address());
+        connection.close(VarInt::from_u32(1), refused.to_string().as_bytes());
     }
 }
 
@@ -133,9 +129,9 @@ fn refuse(refused: &RefusedError, address: std::net::SocketAddr) {
 async fn greet_and_run(
     link: &Arc<Link>,
     connection: &quinn::Connection,
+    identity: Identity,
     permit: OwnedSemaphorePermit,
 ) -> Result<(), RefusedError> {
-    let identity = tls::peer_identity(connection)?;
     if identity.role != PeerRole::Edge {
         return Err(RefusedError::Role(identity));
     }

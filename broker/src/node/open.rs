@@ -1,23 +1,25 @@
 //! Opening a data folder and starting its partitions.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use trunkline_proto::{LogIndex, PartitionCount, PartitionId};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trunkline_proto::{LogIndex, PartitionCount, PartitionId, v1::peer as pb};
 
-use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, stop_groups};
+use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, formation, stop_groups};
 use crate::{
     append, core,
     raft::{
-        Group, GroupConfig, Snapshotter,
+        Group, GroupConfig, Member, PeerServer, Peers, Snapshotter,
         log_store::LogStore,
+        peers::Own,
         snapshotter::Pace,
         state_machine::{Initial, Parts, PendingRefused},
         types,
     },
     store::{
-        Db, Health, Identity, Reader, StoreError, Writer, WriterHandle,
+        Db, DiskId, Health, Identity, Reader, StoreError, Writer, WriterHandle,
         identity::{self, Folder},
         marks::{self, Mark},
         snapshot,
@@ -44,6 +46,27 @@ struct Opened {
     found: Vec<Found>,
 }
 
+/// Whether this broker is a cluster of one as long as nobody is added.
+fn is_alone(config: &NodeConfig) -> bool {
+    config.founders.iter().all(|founder| founder.id == config.node_id)
+}
+
+fn own(config: &NodeConfig, disk: DiskId) -> Own {
+    let mut advertised = config.advertised.clone();
+    // what the others' configs say of it
+    if let Some(founder) = config.founders.iter().find(|founder| founder.id == config.node_id) {
+        advertised.link.clone_from(&founder.link);
+    }
+    let (cluster, node, partitions) = (config.cluster.clone(), config.node_id, config.partitions);
+    Own { cluster, node, disk, partitions, advertised }
+}
+
+/// This broker as a member.
+pub(super) fn own_member(peers: &Peers) -> Member {
+    let own = peers.own();
+    Member { link: own.advertised.link.clone(), disk: own.disk }
+}
+
 /// See [`super::Node::open`].
 pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     let health = Health::new();
@@ -56,19 +79,39 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     let readers: Vec<_> = opened.found.iter().map(|found| found.reader.clone()).collect();
     let writer = opened.writer.handle();
     let snapshotter = Snapshotter::start(readers, config.partitions, writer.clone(), health.clone());
+    let peers = Peers::new(own(&config, opened.folder.disk), config.dialer.clone(), Some(config.catchup_rate));
+    for founder in &config.founders {
+        peers.ensure(founder.id, &founder.link);
+    }
     let mut started = Started::default();
     for found in opened.found {
-        let step = start_partition(&config, found, &writer, &snapshotter, &health).await;
+        let step = start_partition(&config, found, &writer, &snapshotter, &peers, &health).await;
         match step {
             Ok(partition) => started.push(partition),
             Err(error) => {
                 stop_groups(&started.groups).await;
+                peers.shutdown().await;
                 snapshotter.stop().await;
                 return Err(error);
             }
         }
     }
+    let founders = config.founders.iter().map(|founder| pb::Founder { id: founder.id, link: founder.link.clone() });
+    let server = Arc::new(PeerServer::new(peers.clone(), started.groups.clone(), founders.collect()));
+    let (stop, tasks, forming) = (CancellationToken::new(), TaskTracker::new(), Arc::default());
+    if !is_alone(&config) {
+        let forming = formation::run(config.clone(), peers.clone(), started.groups.clone(), Arc::clone(&forming));
+        let stop = stop.clone();
+        tasks.spawn(async move { stop.run_until_cancelled(forming).await });
+    }
+    if config.dialer.is_some() {
+        let (balancing, stop) = (balance::run(peers.clone(), started.groups.clone()), stop.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(balancing).await });
+    }
     let running = Running {
+        stop,
+        tasks,
+        server,
         appenders: started.appenders,
         groups: started.groups,
         snapshotter,
@@ -80,6 +123,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         partitions: started.partitions,
         first: started.first,
         health,
+        peers,
+        forming,
         open: RwLock::new(Some(Arc::new(Open { db: opened.db, readers: started.readers }))),
         running: Mutex::new(Some(running)),
     })
@@ -158,6 +203,7 @@ async fn start_partition(
     found: Found,
     writer: &WriterHandle,
     snapshotter: &Snapshotter,
+    peers: &Peers,
     health: &Health,
 ) -> Result<StartedPartition, OpenError> {
     let id = found.reader.partition();
@@ -181,8 +227,11 @@ async fn start_partition(
         log: found.log,
         initial: found.initial,
         parts,
-        // brokers have no links to peers yet: each is a cluster of its own
-        founders: [(config.node_id, Default::default())].into(),
+        founders: match is_alone(config) {
+            true => [(config.node_id, own_member(peers))].into(),
+            false => BTreeMap::new(),
+        },
+        peers: peers.clone(),
         health: health.clone(),
     })
     .await?;

@@ -5,15 +5,16 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use openraft::{
-    BasicNode, Config, Raft, ServerState, SnapshotPolicy,
+    Config, Instant as _, Raft, RaftMetrics, ServerState, SnapshotPolicy,
     errors::{ClientWriteError, Fatal},
     impls::ProgressResponder,
     raft::ClientWriteResult,
-    type_config::async_runtime::watch::WatchReceiver as _,
+    type_config::{alias::WatchReceiverOf, async_runtime::watch::WatchReceiver as _},
 };
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
@@ -21,15 +22,22 @@ use trunkline_proto::PartitionId;
 
 use super::{
     log_store::LogStore,
-    network::Network,
+    peer_client::Network,
+    peers::Peers,
     state_machine::{Initial, Parts, StateMachine},
-    types::{CommittedLeader, EntryBytes, Types},
+    types::{CommittedLeader, EntryBytes, Member, Types},
 };
 use crate::{
     core::{AppliedEntry, Partition},
     metrics::store::{PARTITION_ROLE, RAFT_ELECTIONS_TOTAL},
     store::{Health, OpenError},
 };
+
+/// A leader that no majority has answered for so long does not count as one. Beyond openraft's own lease, which ends with the shortest
+/// election timeout: it refuses proposals then already.
+const LEASE: Duration = Duration::from_millis(2000);
+/// How often that is looked at.
+const LEASE_CHECK: Duration = Duration::from_millis(250);
 
 /// Who leads a partition, as this broker sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,8 +69,10 @@ pub struct GroupConfig {
     pub initial: Initial,
     /// What its state machine works with.
     pub parts: Parts,
-    /// Whom a group that was never started begins with: raft ids and addresses. Empty: it waits to be added by a leader.
-    pub founders: BTreeMap<u64, BasicNode>,
+    /// The other brokers.
+    pub peers: Peers,
+    /// Whom a group that was never started begins with. Empty: it waits until its founders form it, or a leader adds it.
+    pub founders: BTreeMap<u64, Member>,
     /// Is told when the group stops.
     pub health: Health,
 }
@@ -143,7 +153,8 @@ impl Group {
         let machine = StateMachine::new(config.initial, config.parts);
         let state = machine.state();
         let (node, voted) = (config.node_id, config.log.log().term());
-        let raft = Raft::new(node, Arc::new(settings), Network, config.log, machine).await;
+        let network = Network { peers: config.peers, partition, log: config.log.log().clone() };
+        let raft = Raft::new(node, Arc::new(settings), network, config.log, machine).await;
         let raft = raft.map_err(|error| failed(error.to_string()))?;
         if !raft.is_initialized().await.map_err(|error| failed(error.to_string()))? {
             if !config.founders.is_empty() {
@@ -160,6 +171,11 @@ impl Group {
     /// Which partition.
     pub fn partition(&self) -> PartitionId {
         self.partition
+    }
+
+    /// The group as openraft has it.
+    pub(super) fn raft(&self) -> &Raft<Types, StateMachine> {
+        &self.raft
     }
 
     /// Its state.
@@ -210,6 +226,13 @@ fn settings(cluster: String) -> Config {
     }
 }
 
+/// Whether a majority has heard this leader lately: otherwise another one may have been elected, and what this one knows may be old.
+fn has_lease(metrics: &WatchReceiverOf<Types, RaftMetrics<Types>>) -> bool {
+    let metrics = metrics.borrow_watched();
+    let alone = metrics.membership_config.membership().voter_ids().eq([metrics.id]);
+    alone || metrics.last_quorum_acked.as_ref().is_some_and(|acked| acked.elapsed() < LEASE)
+}
+
 /// Turns openraft's view into roles until the group stops, and says so then: a fatal storage error is never a silent restart.
 async fn watch_role(
     partition: PartitionId,
@@ -224,6 +247,8 @@ async fn watch_role(
     let metrics = raft.metrics();
     let node = *raft.node_id();
     drop(raft);
+    let mut lease = tokio::time::interval(LEASE_CHECK);
+    lease.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let gauge = metrics::gauge!(PARTITION_ROLE, "partition" => partition.to_string());
     loop {
         let applied = *applied_term.borrow_and_update();
@@ -236,9 +261,11 @@ async fn watch_role(
             metrics::counter!(RAFT_ELECTIONS_TOTAL).increment(1);
         }
         let role = match state {
-            ServerState::Leader if applied == vote.leader_id.term => Role::Leader { term: applied },
+            ServerState::Leader if applied == vote.leader_id.term && has_lease(&metrics) => {
+                Role::Leader { term: applied }
+            }
             ServerState::Shutdown => break,
-            // a leader that has not caught up yet is nobody's leader
+            // a leader that has not caught up yet, or that a majority does not hear, is nobody's leader
             _ => Role::Follower { leader: leader.filter(|leader| *leader != node) },
         };
         gauge.set(if matches!(role, Role::Leader { .. }) { 2.0 } else { 1.0 });
@@ -246,6 +273,7 @@ async fn watch_role(
         let ended = tokio::select! {
             changed = server.changed() => changed.is_err(),
             changed = applied_term.changed() => changed.is_err(),
+            _ = lease.tick() => false,
         };
         if ended {
             break;

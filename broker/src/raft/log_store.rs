@@ -13,13 +13,13 @@ use std::{
 };
 
 use openraft::{
-    LogState, OptionalSend, RaftLogReader,
+    EntryPayload, LogState, OptionalSend, RaftLogReader,
     errors::LeaderChanged,
     storage::{IOFlushed, LeaderBoundedStreamError, RaftLogStorage},
     type_config::alias::LeaderIdOf,
 };
 use tokio_stream::Stream;
-use trunkline_proto::{LogIndex, PartitionId};
+use trunkline_proto::{LogIndex, PartitionId, peer::APPEND_BYTES_MAX};
 
 use super::{
     log_cache::{LogCache, Lookup, Opened},
@@ -172,7 +172,16 @@ impl RaftLogReader<Types> for Log {
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         let (start, end) = self.bounds(&(start..end));
-        self.clone().chunk(start, end).await
+        let mut entries = self.clone().chunk(start, end).await?;
+        let mut bytes = 0;
+        // one that is larger alone goes alone
+        let fits = entries.iter().take_while(|entry| {
+            bytes += entry_bytes(entry);
+            bytes <= APPEND_BYTES_MAX
+        });
+        let fits = fits.count().max(1);
+        entries.truncate(fits);
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -262,6 +271,13 @@ impl RaftLogStorage<Types> for LogStore {
         }
         self.writer.write(self.partition(), Write::Purged(types::to_stored(&log_id))).await?;
         Ok(())
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(bytes) => bytes.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 

@@ -1,15 +1,25 @@
 //! The only openraft: one group per partition. The Raft log is the event log (DESIGN.md 5).
 
+mod frames;
 pub mod group;
 pub mod log_cache;
 pub mod log_store;
-pub mod network;
+pub mod membership;
+mod pace;
+pub mod peer_client;
+pub mod peer_server;
+pub mod peers;
 pub mod snapshotter;
 pub mod state_machine;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod wire;
 
 pub use group::{Group, GroupConfig, Role};
+pub use membership::{ChangeError, Membership};
+pub use peer_server::{Calls, PeerServer};
+pub use peers::{Advertised, CallError, CallKind, MemberView, Peers};
 pub use snapshotter::{SnapshotEvery, Snapshotter};
 pub use state_machine::AppliedSink;
+pub use types::Member;

@@ -81,7 +81,7 @@ pub enum SnapshotState {
 }
 
 impl SnapshotState {
-    async fn load(self) -> Result<Bytes, StoreError> {
+    pub(super) async fn load(self) -> Result<Bytes, StoreError> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
             Self::Stored(reader, manifest) => {

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
-    BasicNode, EntryPayload, Membership, StoredMembership,
+    EntryPayload, Membership, StoredMembership,
     impls::leader_id_std,
     type_config::alias::{CommittedLeaderIdOf, LogIdOf, StoredMembershipOf, VoteOf},
     vote::RaftLeaderId,
@@ -17,7 +17,7 @@ use trunkline_proto::LogIndex;
 
 use crate::{
     core::AppliedEntry,
-    store::{Payload, StoredEntry, StoredLogId, StoredVote},
+    store::{DiskId, Payload, StoredEntry, StoredLogId, StoredVote},
 };
 
 openraft::declare_raft_types!(
@@ -26,7 +26,7 @@ openraft::declare_raft_types!(
         D = EntryBytes,
         R = Response,
         NodeId = u64,
-        Node = BasicNode,
+        Node = Member,
         Term = u64,
         LeaderId = leader_id_std::LeaderId<u64, u64>,
 );
@@ -41,6 +41,21 @@ pub type Entry = openraft::type_config::alias::EntryOf<Types>;
 pub type Members = StoredMembershipOf<Types>;
 /// Names a leader by its term alone: a term has one leader.
 pub type CommittedLeader = CommittedLeaderIdOf<Types>;
+
+/// A broker in a group's membership.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Member {
+    /// Where its link listens, as others reach it: `host:port`.
+    pub link: String,
+    /// Its data folder. Under another one it is another voter, until it is removed and added again.
+    pub disk: DiskId,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (disk {})", self.link, self.disk)
+    }
+}
 
 /// A `trunkline_proto::Entry` as bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -102,10 +117,13 @@ pub fn from_stored_entry(entry: &StoredEntry) -> io::Result<Entry> {
     Ok(Entry { log_id: from_stored(&entry.id), payload })
 }
 
-const MEMBERSHIP_VERSION: u8 = 1;
+const MEMBERSHIP_VERSION: u8 = 2;
+/// Without disk ids; still read.
+const MEMBERSHIP_VERSION_1: u8 = 1;
 
-/// `u8 version, u16 LE configs, per config u16 LE ids and u64 LE each; u16 LE nodes, per node u64 LE id, u16 LE bytes, address`.
-pub fn encode_membership(members: &Membership<u64, BasicNode>) -> Vec<u8> {
+/// `u8 version, u16 LE configs, per config u16 LE ids and u64 LE each; u16 LE nodes, per node u64 LE id, u16 LE bytes, address,
+/// 16 bytes disk id`.
+pub fn encode_membership(members: &Membership<u64, Member>) -> Vec<u8> {
     let mut bytes = vec![MEMBERSHIP_VERSION];
     // clusters have a handful of brokers: every count is far below u16::MAX
     bytes.extend_from_slice(&(members.get_joint_config().len() as u16).to_le_bytes());
@@ -116,16 +134,17 @@ pub fn encode_membership(members: &Membership<u64, BasicNode>) -> Vec<u8> {
     bytes.extend_from_slice(&(members.nodes().count() as u16).to_le_bytes());
     for (id, node) in members.nodes() {
         bytes.extend_from_slice(&id.to_le_bytes());
-        let address = node.addr.as_bytes();
+        let address = node.link.as_bytes();
         let address = address.get(..usize::from(u16::MAX)).unwrap_or(address);
         bytes.extend_from_slice(&(address.len() as u16).to_le_bytes());
         bytes.extend_from_slice(address);
+        bytes.extend_from_slice(&node.disk.0);
     }
     bytes
 }
 
 /// Reads back [`encode_membership`].
-pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership<u64, BasicNode>> {
+pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership<u64, Member>> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "a stored membership does not decode");
     let mut rest = bytes;
     let mut take = |length: usize| {
@@ -135,9 +154,11 @@ pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership<u64, BasicNode>>
     };
     let u16_of = |bytes: &[u8]| bytes.try_into().map(u16::from_le_bytes).map_err(|_| damaged());
     let u64_of = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).map_err(|_| damaged());
-    if take(1)? != [MEMBERSHIP_VERSION] {
-        return Err(damaged());
-    }
+    let has_disks = match take(1)? {
+        [MEMBERSHIP_VERSION] => true,
+        [MEMBERSHIP_VERSION_1] => false,
+        _ => return Err(damaged()),
+    };
     let mut configs = Vec::new();
     for _ in 0..u16_of(take(2)?)? {
         let mut config = BTreeSet::new();
@@ -151,7 +172,11 @@ pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership<u64, BasicNode>>
         let id = u64_of(take(8)?)?;
         let length = u16_of(take(2)?)?;
         let address = std::str::from_utf8(take(usize::from(length))?).map_err(|_| damaged())?;
-        nodes.insert(id, BasicNode::new(address));
+        let disk = match has_disks {
+            true => DiskId(take(16)?.try_into().map_err(|_| damaged())?),
+            false => DiskId::UNKNOWN,
+        };
+        nodes.insert(id, Member { link: address.to_owned(), disk });
     }
     match configs.is_empty() && nodes.is_empty() {
         true => Ok(Membership::default()),
@@ -173,14 +198,23 @@ pub fn from_stored_members(stored: &(Option<StoredLogId>, Vec<u8>)) -> io::Resul
 mod tests {
     use super::*;
 
+    fn members(disks: bool) -> Membership<u64, Member> {
+        let nodes = [(1, "a:1"), (2, "b:2"), (5, "")].map(|(id, link)| {
+            let disk = if disks { DiskId([id as u8; 16]) } else { DiskId::UNKNOWN };
+            (id, Member { link: link.to_owned(), disk })
+        });
+        let configs = vec![BTreeSet::from([1, 2]), BTreeSet::from([1])];
+        Membership::new(configs, BTreeMap::from(nodes)).unwrap()
+    }
+
     #[test]
     fn memberships_keep_their_bytes_and_read_back() {
-        let nodes = [(1, "a:1"), (2, "b:2"), (5, "")].map(|(id, address)| (id, BasicNode::new(address)));
-        let configs = vec![BTreeSet::from([1, 2]), BTreeSet::from([1])];
-        let members = Membership::new(configs, BTreeMap::from(nodes)).unwrap();
+        let members = members(true);
         let bytes = encode_membership(&members);
-        let golden = b"\x01\x02\0\x02\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0\0\
-            \x03\0\x01\0\0\0\0\0\0\0\x03\0a:1\x02\0\0\0\0\0\0\0\x03\0b:2\x05\0\0\0\0\0\0\0\0\0";
+        let golden = b"\x02\x02\0\x02\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0\0\
+            \x03\0\x01\0\0\0\0\0\0\0\x03\0a:1\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
+            \x02\0\0\0\0\0\0\0\x03\0b:2\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\
+            \x05\0\0\0\0\0\0\0\0\0\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05";
         assert_eq!(bytes, golden);
         assert_eq!(decode_membership(&bytes).unwrap(), members);
         for length in 0..bytes.len() {
@@ -188,5 +222,12 @@ mod tests {
         }
         let nobody = Membership::default();
         assert_eq!(decode_membership(&encode_membership(&nobody)).unwrap(), nobody);
+    }
+
+    #[test]
+    fn memberships_without_disk_ids_are_still_read() {
+        let golden = b"\x01\x02\0\x02\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0\0\
+            \x03\0\x01\0\0\0\0\0\0\0\x03\0a:1\x02\0\0\0\0\0\0\0\x03\0b:2\x05\0\0\0\0\0\0\0\0\0";
+        assert_eq!(decode_membership(golden).unwrap(), members(false));
     }
 }

@@ -1,6 +1,7 @@
 //! Whose data folder this is, and that only one process has it open.
 
 use std::{
+    fmt,
     fs::{self, File, TryLockError},
     path::Path,
 };
@@ -20,6 +21,36 @@ const LOCK: &str = "lock";
 /// Folder of RocksDB.
 pub const DB: &str = "db";
 
+/// Names a data folder: made with it, at random. A broker whose disk was wiped has another one, and is another voter.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct DiskId(pub [u8; 16]);
+
+impl DiskId {
+    /// Of a member that was written before there were disk ids.
+    pub const UNKNOWN: Self = Self([0; 16]);
+
+    fn random() -> Self {
+        Self(rand::random())
+    }
+
+    fn parse(hex: &str) -> Option<Self> {
+        let hex = Some(hex).filter(|hex| hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+        Some(Self(u128::from_str_radix(hex, 16).ok()?.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// What a folder is tied to when it is made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -36,9 +67,9 @@ impl Identity {
         format!("broker {} of cluster {:?} with {} partitions", self.node, self.cluster, self.partitions.get())
     }
 
-    fn encode(&self) -> String {
+    fn encode(&self, disk: DiskId) -> String {
         let body = format!(
-            "trunkline broker data\nformat {FORMAT}\ncluster {}\nnode {}\npartitions {}\n",
+            "trunkline broker data\nformat {FORMAT}\ncluster {}\nnode {}\npartitions {}\ndisk {disk}\n",
             self.cluster,
             self.node,
             self.partitions.get()
@@ -52,6 +83,8 @@ impl Identity {
 pub struct Folder {
     /// As written in it.
     pub identity: Identity,
+    /// Its own name.
+    pub disk: DiskId,
     /// Nothing was ever acknowledged from it, so that a missing database is no loss.
     pub fresh: bool,
     _lock: File,
@@ -68,9 +101,9 @@ pub fn open(dir: &Path, expected: &Identity) -> Result<Folder, OpenError> {
     }
     fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
     let lock = lock(dir)?;
-    let identity = match read(dir)? {
-        Some(identity) => identity,
-        None => create(dir, expected)?,
+    let (identity, disk) = match read(dir)? {
+        Some((identity, disk)) => (identity, disk),
+        None => (expected.clone(), Some(create(dir, expected)?)),
     };
     if identity != *expected {
         return Err(OpenError::Identity {
@@ -84,7 +117,9 @@ pub fn open(dir: &Path, expected: &Identity) -> Result<Folder, OpenError> {
     if !fresh && !dir.join(DB).exists() {
         return Err(damaged(&dir.join(DB), "the log is gone, but its marks say that it held acknowledged data"));
     }
-    Ok(Folder { identity, fresh, _lock: lock })
+    // a folder from before there were disk ids
+    let disk = disk.map_or_else(|| write(dir, &identity), Ok)?;
+    Ok(Folder { identity, disk, fresh, _lock: lock })
 }
 
 /// Opens the folder of a stopped broker, whoever it belongs to.
@@ -93,8 +128,8 @@ pub fn open_existing(dir: &Path) -> Result<Folder, OpenError> {
         return Err(damaged(&dir.join(FILE), "there is no such file: this is no broker's data folder"));
     }
     let lock = lock(dir)?;
-    let identity = read(dir)?.ok_or_else(|| damaged(&dir.join(FILE), "it vanished"))?;
-    Ok(Folder { identity, fresh: false, _lock: lock })
+    let (identity, disk) = read(dir)?.ok_or_else(|| damaged(&dir.join(FILE), "it vanished"))?;
+    Ok(Folder { identity, disk: disk.unwrap_or(DiskId::UNKNOWN), fresh: false, _lock: lock })
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -112,22 +147,28 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn create(dir: &Path, identity: &Identity) -> Result<Identity, OpenError> {
+fn write(dir: &Path, identity: &Identity) -> Result<DiskId, OpenError> {
+    let (path, disk) = (dir.join(FILE), DiskId::random());
+    files::replace(&path, identity.encode(disk).as_bytes(), true).map_err(|error| io_error(&path, &error))?;
+    Ok(disk)
+}
+
+fn create(dir: &Path, identity: &Identity) -> Result<DiskId, OpenError> {
     let path = dir.join(FILE);
     if dir.join(DB).exists() {
         return Err(damaged(&path, "it is missing, but there is a log: whose it is cannot be told"));
     }
     marks::write(dir, &vec![marks::Mark::default(); usize::from(identity.partitions.get())], true)
         .map_err(|error| io_error(dir, &error))?;
-    files::replace(&path, identity.encode().as_bytes(), true).map_err(|error| io_error(&path, &error))?;
+    let disk = write(dir, identity)?;
     // the folder's own name must survive as well
     if let Some(parent) = fs::canonicalize(dir).ok().as_deref().and_then(Path::parent) {
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| io_error(parent, &error))?;
     }
-    Ok(identity.clone())
+    Ok(disk)
 }
 
-fn read(dir: &Path) -> Result<Option<Identity>, OpenError> {
+fn read(dir: &Path) -> Result<Option<(Identity, Option<DiskId>)>, OpenError> {
     let path = dir.join(FILE);
     let Some(bytes) = files::read(&path)? else { return Ok(None) };
     let text = String::from_utf8(bytes).map_err(|_| damaged(&path, "it is not UTF-8"))?;
@@ -147,9 +188,14 @@ fn read(dir: &Path) -> Result<Option<Identity>, OpenError> {
         return Err(damaged(&path, "its checksum does not match"));
     }
     let partitions = u16::try_from(number("partitions")?).ok().and_then(PartitionCount::new);
-    Ok(Some(Identity {
+    let disk = match field("disk") {
+        Ok(disk) => Some(DiskId::parse(disk).ok_or_else(|| damaged(&path, "its disk id is none"))?),
+        Err(_) => None,
+    };
+    let identity = Identity {
         cluster: field("cluster")?.to_owned(),
         node: number("node")?,
         partitions: partitions.ok_or_else(|| damaged(&path, "partition count is out of range"))?,
-    }))
+    };
+    Ok(Some((identity, disk)))
 }

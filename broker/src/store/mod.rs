@@ -27,7 +27,7 @@ pub mod writer;
 pub use db::Db;
 pub use error::{OpenError, StoreError};
 pub use health::Health;
-pub use identity::Identity;
+pub use identity::{DiskId, Identity};
 pub use reader::Reader;
 pub use record::{Payload, StoredEntry, StoredLogId, StoredVote};
 pub use snapshot::Manifest;

@@ -15,13 +15,14 @@ use trunkline_proto::{
 };
 
 use super::super::{
-    Link, Sessions, Settings, endpoint,
+    Link, Sessions, Settings,
     frames::{FrameReader, FrameWriter},
-    tls, watch,
+    handler, watch,
 };
 use crate::{
     append::Appended,
     node::{Node, NodeConfig},
+    quic::{self, Handlers, endpoint, tls},
 };
 
 /// Longer than anything takes here; a test that waits so long has failed.
@@ -60,11 +61,16 @@ impl Authority {
 
     /// Writes the PKI folder of broker 1.
     pub(crate) fn write(&self, folder: &Path) {
-        let broker = self.sign("broker.1.trunkline.internal");
+        self.write_broker(folder, 1);
+    }
+
+    /// Writes the PKI folder of a broker.
+    pub(crate) fn write_broker(&self, folder: &Path, id: u64) {
+        let broker = self.sign(&format!("broker.{id}.trunkline.internal"));
         std::fs::write(folder.join("ca.pem"), self.issuer.pem()).unwrap();
         let pem = pem("CERTIFICATE", &broker.certificate);
-        std::fs::write(folder.join("broker-1.pem"), pem).unwrap();
-        std::fs::write(folder.join("broker-1.key"), broker.key.serialize_pem()).unwrap();
+        std::fs::write(folder.join(format!("broker-{id}.pem")), pem).unwrap();
+        std::fs::write(folder.join(format!("broker-{id}.key")), broker.key.serialize_pem()).unwrap();
     }
 }
 
@@ -128,7 +134,17 @@ impl Broker {
             sessions: Arc::new(Sessions::default()),
             shutdown: CancellationToken::new(),
         });
-        let tasks = vec![tokio::spawn(endpoint::serve(link.clone(), endpoint)), tokio::spawn(watch(link.clone()))];
+        let handlers = Handlers {
+            edges: handler(link.clone()),
+            peers: Arc::new(|accepted| Box::pin(async move { drop(accepted) })),
+            edges_max: 16,
+        };
+        let shutdown = link.shutdown.clone();
+        let serving = async move {
+            quic::serve(endpoint.clone(), handlers, shutdown).await;
+            endpoint::close(&endpoint).await;
+        };
+        let tasks = vec![tokio::spawn(serving), tokio::spawn(watch(link.clone()))];
         Self { node, link, address, authority, folder, tasks }
     }
 

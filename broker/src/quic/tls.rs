@@ -1,4 +1,4 @@
-//! TLS of the edge link: the PKI folder, mutual TLS with ring, and who a peer is by its certificate.
+//! TLS of edge link and peers: the PKI folder, mutual TLS with ring, and who a peer is by its certificate.
 
 use std::{
     fmt,
@@ -6,13 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use quinn::crypto::rustls::QuicServerConfig;
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::{
     RootCertStore,
     server::{VerifierBuilderError, WebPkiClientVerifier},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use trunkline_proto::{limits, link::ALPN};
+use trunkline_proto::{limits, link::ALPN, peer::PEER_ALPN};
 
 /// Every name in a node's certificate ends so.
 const DOMAIN: &str = ".trunkline.internal";
@@ -140,19 +140,53 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(certificates)
 }
 
-/// The server's side of the link: TLS 1.3, a certificate of the same authority demanded, ALPN `trunkline/1`, no 0-RTT.
-pub fn server_config(pki: &Pki) -> Result<QuicServerConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+fn roots(pki: &Pki) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in &pki.authorities {
         roots.add(authority.clone())?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    Ok(roots)
+}
+
+/// What an accepted connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// An edge's link.
+    Link,
+    /// Another broker.
+    Peer,
+}
+
+/// By the ALPN both ends agreed on.
+pub fn purpose(connection: &quinn::Connection) -> Option<Purpose> {
+    let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+    match data.protocol.as_deref()? {
+        ALPN => Some(Purpose::Link),
+        PEER_ALPN => Some(Purpose::Peer),
+        _ => None,
+    }
+}
+
+/// A broker that dials another: TLS 1.3, its own certificate shown, ALPN `trunkline-peer/1`.
+pub fn peer_client_config(pki: &Pki) -> Result<QuicClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots(pki)?)
+        .with_client_auth_cert(pki.chain.clone(), pki.key.clone_key())?;
+    config.alpn_protocols = vec![PEER_ALPN.to_vec()];
+    Ok(QuicClientConfig::try_from(config)?)
+}
+
+/// The server's side of link and peers: TLS 1.3, a certificate of the same authority demanded, no 0-RTT.
+pub fn server_config(pki: &Pki) -> Result<QuicServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pki)?), provider.clone()).build()?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(pki.chain.clone(), pki.key.clone_key())?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec(), PEER_ALPN.to_vec()];
     // a replayed append is harmless, a replayed Hello is not: never 0-RTT
     config.max_early_data_size = 0;
     Ok(QuicServerConfig::try_from(config)?)

@@ -1,0 +1,88 @@
+//! Keeps leaders spread over the brokers, and the group's idea of this broker true. The preferred leader of partition p is the (p mod
+//! n)-th voter by number; a leader that is not preferred hands over to it once it has caught up and has been there for a while.
+
+use std::time::{Duration, Instant};
+
+use trunkline_proto::PartitionId;
+
+use super::open::own_member;
+use crate::{
+    raft::{Group, Member, Membership, Peers, Role},
+    store::DiskId,
+};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The preferred leader must have been there for so long, and this one have led.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Entries the preferred leader may lack: the rest it gets while the leadership moves.
+const LAG_MAX: u64 = 256;
+
+/// Who should lead a partition.
+pub(super) fn preferred(partition: PartitionId, membership: &Membership) -> Option<u64> {
+    let voters = membership.voters.len().max(1);
+    membership.voters.iter().nth(usize::from(partition.0) % voters).copied()
+}
+
+/// Runs until dropped.
+pub(super) async fn run(peers: Peers, groups: Vec<Group>) {
+    let mut led_since: Vec<Option<Instant>> = vec![None; groups.len()];
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        for (group, led_since) in groups.iter().zip(&mut led_since) {
+            let membership = group.membership();
+            for (id, member) in &membership.members {
+                peers.ensure(*id, &member.link);
+            }
+            let leads = matches!(*group.role().borrow(), Role::Leader { .. });
+            let since = led_since.take().unwrap_or_else(Instant::now);
+            if !leads {
+                continue;
+            }
+            *led_since = Some(since);
+            correct_own(&peers, group, &membership).await;
+            if since.elapsed() >= SETTLED && hand_over(&peers, group, &membership).await {
+                // once is enough; if it came to nothing, not before it has settled again
+                *led_since = None;
+            }
+        }
+    }
+}
+
+/// What the group knows of this broker may be from before it had a disk id, or another address.
+async fn correct_own(peers: &Peers, group: &Group, membership: &Membership) {
+    let own = own_member(peers);
+    let known = membership.members.get(&peers.own().node);
+    // an address may change, a disk never does: that would be another voter
+    let is_same = |known: &Member| known.disk == own.disk || known.disk == DiskId::UNKNOWN;
+    if own.link.is_empty() || known.is_none_or(|known| *known == own || !is_same(known)) {
+        return;
+    }
+    match group.rename(peers.own().node, own).await {
+        Ok(()) => tracing::info!(partition = %group.partition(), "this broker's address is corrected"),
+        Err(error) => tracing::debug!(partition = %group.partition(), %error, "this broker's address is not corrected"),
+    }
+}
+
+async fn hand_over(peers: &Peers, group: &Group, membership: &Membership) -> bool {
+    let Some(to) = preferred(group.partition(), membership).filter(|to| *to != peers.own().node) else { return false };
+    let settled = |since: Instant| since.elapsed() >= SETTLED;
+    let is_there = peers.member(to).and_then(|member| member.since).is_some_and(settled);
+    if !is_there || group.lag(to).is_none_or(|lag| lag > LAG_MAX) {
+        return false;
+    }
+    tracing::info!(partition = %group.partition(), to, "leadership goes to its preferred broker");
+    group.transfer(to).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaders_are_spread_evenly() {
+        let membership = Membership { voters: [1, 4, 9].into(), ..Membership::default() };
+        let leaders: Vec<_> = (0..6).filter_map(|p| preferred(PartitionId(p), &membership)).collect();
+        assert_eq!(leaders, [1, 4, 9, 1, 4, 9]);
+        assert_eq!(preferred(PartitionId(3), &Membership::default()), None);
+    }
+}

@@ -1,0 +1,351 @@
+//! Step 9 of the walk, from `raft/peer_client.rs` of another broker: serves its streams. What a peer sends is checked before openraft
+//! sees it; a peer that breaks the protocol loses that stream, with a word why.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use openraft::{raft::AppendEntriesRequest, storage::Snapshot};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::task::TaskTracker;
+use trunkline_proto::{
+    PartitionId,
+    peer::{ANSWER_OK, PEER_FRAME_BYTES_MAX, SNAPSHOT_CHUNK_BYTES, Stream as Kind},
+    v1::peer as pb,
+};
+
+use super::{
+    Group,
+    frames::{self, Receiver, Sender, WireError},
+    peers::{self, CallKind, HELLO_BYTES_MAX, PRIORITY_HIGH, Peers},
+    state_machine::{SnapshotData, SnapshotState},
+    types::Types,
+    wire,
+};
+use crate::{
+    quic::{Accepted, Role},
+    store::DiskId,
+};
+
+/// Hello, and the request of any stream that has one, must come within this.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a piece of a snapshot may take to come.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Appends read off a stream and not taken by the group yet.
+const APPENDS_AHEAD: usize = 4;
+/// Streams beside those of groups: calls, mostly.
+const CALLS_MAX: u32 = 256;
+/// Snapshots received at once, by the whole broker: each is held in memory until it is installed.
+const SNAPSHOTS_MAX: usize = 1;
+/// Largest state of a partition that is taken from a peer.
+const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
+
+/// Answers calls of other brokers. Must answer in bounded time: a caller waits only so long.
+pub trait Calls: Send + Sync + 'static {
+    /// One call of broker `from`.
+    fn call(&self, from: u64, kind: CallKind, body: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send + '_>>;
+}
+
+/// Serves the connections of other brokers.
+pub struct PeerServer {
+    peers: Peers,
+    groups: Vec<Group>,
+    founders: Vec<pb::Founder>,
+    calls: OnceLock<Arc<dyn Calls>>,
+    snapshots: Semaphore,
+    connections: TaskTracker,
+}
+
+impl std::fmt::Debug for PeerServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerServer").field("groups", &self.groups.len()).finish_non_exhaustive()
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy)]
+struct Caller {
+    id: u64,
+    disk: DiskId,
+}
+
+impl PeerServer {
+    /// Serves these groups, one for each partition; `founders` as configured.
+    pub fn new(peers: Peers, groups: Vec<Group>, founders: Vec<pb::Founder>) -> Self {
+        Self {
+            peers,
+            groups,
+            founders,
+            calls: OnceLock::new(),
+            snapshots: Semaphore::new(SNAPSHOTS_MAX),
+            connections: TaskTracker::new(),
+        }
+    }
+
+    /// Who answers calls. Later ones are ignored.
+    pub fn set_calls(&self, calls: Arc<dyn Calls>) {
+        let _ = self.calls.set(calls);
+    }
+
+    /// Serves one connection until it ends or the peers do.
+    pub async fn serve(self: Arc<Self>, accepted: Accepted) {
+        let Accepted { connection, identity, permit } = accepted;
+        let address = connection.remote_address();
+        let id = match (identity.role, identity.name.parse::<u64>()) {
+            (Role::Broker, Ok(id)) => id,
+            _ => {
+                tracing::warn!(%address, %identity, "only brokers speak this protocol: refused");
+                return connection.close(1u32.into(), b"only brokers speak this protocol");
+            }
+        };
+        let stop = self.peers.stop().clone();
+        let served = self.connections.track_future(async {
+            let caller = match timeout(REQUEST_TIMEOUT, self.greet(&connection, id)).await {
+                Ok(Ok(caller)) => caller,
+                Ok(Err(error)) => {
+                    tracing::warn!(peer = id, %address, %error, "broker refused");
+                    return;
+                }
+                Err(_) => return,
+            };
+            drop(permit);
+            // a stream for each group and what is being replaced, votes and heartbeats, snapshots, and calls
+            let groups = u32::try_from(self.groups.len()).unwrap_or(u32::MAX);
+            connection.set_max_concurrent_bi_streams(groups.saturating_mul(6).saturating_add(CALLS_MAX).into());
+            self.accept(&connection, caller).await;
+        });
+        stop.run_until_cancelled(served).await;
+        connection.close(0u32.into(), b"bye");
+    }
+
+    /// Waits until no connection is served any more.
+    pub async fn stopped(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    async fn greet(&self, connection: &quinn::Connection, id: u64) -> Result<Caller, WireError> {
+        let (send, receive) = connection.accept_bi().await?;
+        let (sender, mut receiver) = (Sender::new(send, PRIORITY_HIGH), Receiver::new(receive));
+        let greeted = async {
+            match receiver.opening().await? {
+                (Kind::Hello, _) => {}
+                (other, _) => return Err(WireError::Invalid(format!("{other:?} before hello"))),
+            }
+            let hello: pb::Hello = frames::decode(receiver.expect(HELLO_BYTES_MAX).await?)?;
+            let disk = peers::check_hello(self.peers.own(), &hello, id)?;
+            if id == self.peers.own().node {
+                return Err(WireError::Refused("it has the number of this broker".to_owned()));
+            }
+            Ok(Caller { id, disk })
+        };
+        let greeted = greeted.await;
+        let answer = match &greeted {
+            Ok(_) => Ok(frames::ok_answer(&peers::hello(self.peers.own()))),
+            Err(error) => Err(error.clone()),
+        };
+        sender.answer(answer).await;
+        if greeted.is_err() {
+            // its reason is on the way
+            let _ = timeout(Duration::from_secs(1), connection.closed()).await;
+        }
+        greeted
+    }
+
+    async fn accept(self: &Arc<Self>, connection: &quinn::Connection, caller: Caller) {
+        let streams = TaskTracker::new();
+        while let Ok((send, receive)) = connection.accept_bi().await {
+            let (server, stop) = (Arc::clone(self), self.peers.stop().clone());
+            streams.spawn(async move {
+                let stream = server.stream(caller, Sender::new(send, PRIORITY_HIGH), Receiver::new(receive));
+                stop.run_until_cancelled(stream).await;
+            });
+        }
+        streams.close();
+        streams.wait().await;
+    }
+
+    async fn stream(&self, caller: Caller, mut sender: Sender, mut receiver: Receiver) {
+        let opened = timeout(REQUEST_TIMEOUT, receiver.opening()).await.map_err(|_| WireError::Slow).flatten();
+        let done = match opened {
+            Ok((Kind::Append, partition)) => self.append(caller, partition, &mut sender, receiver).await.map(|()| None),
+            Ok((kind, partition)) => self.single(caller, kind, partition, receiver).await.map(Some),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(Some(answer)) => sender.answer(Ok(answer)).await,
+            Ok(None) => sender.finish(),
+            Err(error) => {
+                match error {
+                    // the peer itself has gone away
+                    WireError::Stream(_) => {}
+                    _ => tracing::warn!(peer = caller.id, %error, "a peer's stream ends"),
+                }
+                sender.answer(Err(error)).await;
+            }
+        }
+    }
+
+    /// The group, for a caller that may speak in it: one whose disk is not the member's may not.
+    fn group(&self, caller: Caller, partition: PartitionId) -> Result<&Group, WireError> {
+        let group = self.groups.get(usize::from(partition.0));
+        let group = group.ok_or_else(|| WireError::Refused(format!("there is no partition {partition}")))?;
+        match group.member(caller.id) {
+            Some(member) if member.disk != DiskId::UNKNOWN && member.disk != caller.disk => {
+                Err(WireError::Refused(format!(
+                    "partition {partition} knows broker {} with disk {}, not {}",
+                    caller.id, member.disk, caller.disk
+                )))
+            }
+            _ => Ok(group),
+        }
+    }
+
+    /// Everything that is one request and one answer.
+    async fn single(
+        &self,
+        caller: Caller,
+        kind: Kind,
+        partition: PartitionId,
+        mut receiver: Receiver,
+    ) -> Result<Bytes, WireError> {
+        if kind == Kind::Snapshot {
+            return self.snapshot(caller, partition, receiver).await;
+        }
+        let limit = if matches!(kind, Kind::Heartbeat | Kind::Call) { PEER_FRAME_BYTES_MAX } else { HELLO_BYTES_MAX };
+        let frame = timeout(REQUEST_TIMEOUT, receiver.expect(limit)).await.map_err(|_| WireError::Slow)??;
+        let stopped = |error: String| WireError::Refused(format!("partition {partition}: {error}"));
+        match kind {
+            Kind::Heartbeat => {
+                let group = self.group(caller, partition)?;
+                let request = wire::from_append(partition, caller.id, frames::decode(frame)?)?;
+                let mut answers = std::pin::pin!(group.raft().stream_append(tokio_stream::once(request)));
+                let answer = answers.next().await.ok_or(WireError::Cut)?.map_err(|error| stopped(error.to_string()))?;
+                Ok(frames::ok_answer(&wire::appended(&answer)))
+            }
+            Kind::Vote | Kind::PreVote => {
+                let group = self.group(caller, partition)?;
+                let request = wire::from_vote_request(frames::decode(frame)?, caller.id)?;
+                let answer = match kind {
+                    Kind::Vote => group.raft().vote(request).await,
+                    _ => group.raft().pre_vote(request).await,
+                };
+                Ok(frames::ok_answer(&wire::vote_response(&answer.map_err(|error| stopped(error.to_string()))?)))
+            }
+            Kind::TransferLeader => {
+                let group = self.group(caller, partition)?;
+                let request = wire::from_transfer(frames::decode(frame)?, caller.id)?;
+                let answer = group.raft().handle_transfer_leader(request).await;
+                Ok(frames::ok_answer(&wire::transferred(&answer.map_err(|error| stopped(error.to_string()))?)))
+            }
+            Kind::Call => {
+                let number = frame.first().copied().unwrap_or_default();
+                let kind = CallKind::from_u8(number);
+                let kind = kind.ok_or_else(|| WireError::Invalid(format!("call of unknown kind {number}")))?;
+                let calls = self.calls.get().cloned();
+                let calls = calls.ok_or_else(|| WireError::Refused("this broker is starting".to_owned()))?;
+                let answer = calls.call(caller.id, kind, frame.slice(1..)).await;
+                Ok(frames::encode_raw(&[ANSWER_OK], &[&answer]))
+            }
+            Kind::Status => Ok(frames::ok_answer(&self.status(caller))),
+            Kind::Hello | Kind::Append | Kind::Snapshot => {
+                Err(WireError::Invalid(format!("{kind:?} has no place here")))
+            }
+        }
+    }
+
+    fn status(&self, caller: Caller) -> pb::Status {
+        let mut status = pb::Status { founders: self.founders.clone(), ..Default::default() };
+        for group in self.groups.iter().filter(|group| group.is_formed()) {
+            let partition = u32::from(group.partition().0);
+            status.formed.push(partition);
+            if group.member(caller.id).is_some_and(|member| member.disk != caller.disk) {
+                status.other_disk.push(partition);
+            }
+        }
+        status
+    }
+
+    /// One group's appends, for as long as the stream lasts.
+    async fn append(
+        &self,
+        caller: Caller,
+        partition: PartitionId,
+        sender: &mut Sender,
+        mut receiver: Receiver,
+    ) -> Result<(), WireError> {
+        let group = self.group(caller, partition)?;
+        let (requests, input) = mpsc::channel::<AppendEntriesRequest<Types>>(APPENDS_AHEAD);
+        let mut answers = std::pin::pin!(group.raft().stream_append(ReceiverStream::new(input)));
+        // reads on while earlier ones are being synced; its end drops `requests`, and with it the group's input
+        let reading = async move {
+            while let Some(frame) = receiver.frame(PEER_FRAME_BYTES_MAX).await? {
+                let request = wire::from_append(partition, caller.id, frames::decode(frame)?)?;
+                if requests.send(request).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<_, WireError>(())
+        };
+        let answering = async {
+            while let Some(answer) = answers.next().await {
+                let answer = answer.map_err(|error| WireError::Refused(format!("partition {partition}: {error}")))?;
+                sender.send(frames::ok_answer(&wire::appended(&answer))).await?;
+            }
+            Ok::<_, WireError>(())
+        };
+        let (mut reading, mut answering) = (std::pin::pin!(reading), std::pin::pin!(answering));
+        tokio::select! {
+            // what came before its end is answered still
+            read = &mut reading => read.and(answering.await),
+            // a conflict or a higher vote is the last answer: whatever else was sent is for nothing
+            answered = &mut answering => answered,
+        }
+    }
+
+    /// Receives a snapshot and installs it. One that is cut short is dropped: the leader sends it anew.
+    async fn snapshot(
+        &self,
+        caller: Caller,
+        partition: PartitionId,
+        mut receiver: Receiver,
+    ) -> Result<Bytes, WireError> {
+        let group = self.group(caller, partition)?;
+        let slow = |_| WireError::Slow;
+        let head = timeout(REQUEST_TIMEOUT, receiver.expect(PEER_FRAME_BYTES_MAX)).await.map_err(slow)??;
+        let head: pb::SnapshotHead = frames::decode(head)?;
+        let (vote, meta) = wire::from_snapshot_head(&head, caller.id)?;
+        if head.bytes > SNAPSHOT_BYTES_MAX {
+            return Err(WireError::Limit { bytes: usize::MAX, limit: usize::MAX });
+        }
+        // others wait unread: flow control holds them back
+        let waiting = timeout(CHUNK_TIMEOUT, self.snapshots.acquire()).await.map_err(slow)?;
+        let _permit = waiting.map_err(|_| WireError::Cut)?;
+        let mut state = BytesMut::new();
+        while (state.len() as u64) < head.bytes {
+            let chunk = timeout(CHUNK_TIMEOUT, receiver.expect(SNAPSHOT_CHUNK_BYTES)).await.map_err(slow)??;
+            if chunk.is_empty() || (state.len() + chunk.len()) as u64 > head.bytes {
+                return Err(WireError::Invalid(format!("a snapshot of {} bytes has others", head.bytes)));
+            }
+            state.extend_from_slice(&chunk);
+        }
+        let state = state.freeze();
+        let found = crc32fast::hash(&state);
+        if found != head.crc {
+            return Err(WireError::Invalid(format!("snapshot's checksum is {found:08x}, {:08x} was sent", head.crc)));
+        }
+        tracing::info!(%partition, peer = caller.id, bytes = head.bytes, "snapshot received");
+        let data = SnapshotData { state: SnapshotState::Bytes(state), retained: None };
+        let installed = group.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await;
+        let installed = installed.map_err(|error| WireError::Refused(format!("partition {partition}: {error}")))?;
+        Ok(frames::ok_answer(&pb::SnapshotInstalled { vote: Some(wire::vote(&installed.vote)) }))
+    }
+}
