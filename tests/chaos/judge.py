@@ -18,6 +18,8 @@ from history import Record, Session, Submit, parse_journal, parse_record, parse_
 from nodes import GROUP, Broker, Clients, Cluster
 
 SETTLE_SECONDS = 60
+LOG_BYTES_MAX = 8 << 20
+"""Of one start of a process. More is no log but a loop."""
 RULES = [
     ("submits", "acknowledged submits: none lost, none twice (total queue, at every broker)"),
     ("one_log", "every broker holds the same log"),
@@ -32,7 +34,7 @@ RULES = [
     ("fan_out", "each publish reached each member once, in order"),
     ("answered", "who stayed connected has every answer"),
     ("settled", "after the faults everything comes to rest"),
-    ("processes", "no process ended or panicked by itself"),
+    ("processes", "no process ended or panicked by itself, or filled its log"),
     ("clients", "no client saw what makes no sense"),
 ]
 
@@ -67,13 +69,15 @@ def _rows(path: Path) -> Iterable[dict]:
             yield json.loads(line)
 
 
-def longest_gaps(histories: Histories) -> dict[str, float]:
-    """Channel → the longest time between two acknowledgements."""
-    gaps = {}
-    for channel, submits in histories.submits.items():
+def longest_gap(histories: Histories, begin: float, end: float) -> float:
+    """The longest time without an acknowledgement, of any channel, that touches the span."""
+    longest = 0.0
+    for submits in histories.submits.values():
         ends = sorted(submit.ended for submit in submits if submit.outcome == "acked")
-        gaps[channel] = max((after - before for before, after in zip(ends, ends[1:], strict=False)), default=0.0)
-    return gaps
+        for before, after in zip(ends, ends[1:], strict=False):
+            if after > begin and before < end:
+                longest = max(longest, after - before)
+    return longest
 
 
 class Judge:
@@ -207,8 +211,11 @@ class Judge:
         for process in [*self.cluster.processes, self.clients.process]:
             if process is not self.clients.process and not process.alive:
                 self.found.append(Violation("processes", process.name, f"ended by itself\n{process.tail_of_log(5)}"))
-            if "panicked at" in process.log_text():
-                self.found.append(Violation("processes", process.name, f"panicked, see {process.logs}"))
+            for path in sorted(process.logs.glob(f"{process.name}.*.err")):
+                if path.stat().st_size > LOG_BYTES_MAX:
+                    self.found.append(Violation("processes", process.name, f"logged {path.stat().st_size >> 20} MiB in {path.name}: something is tried again without a pause"))
+                elif "panicked at" in path.read_text(errors="replace"):
+                    self.found.append(Violation("processes", process.name, f"panicked, see {path}"))
 
     def _log(self, broker: Broker) -> list[Record]:
         """All that was ever in the log, each record where it was applied: what a broker holds, and before it what the readers
