@@ -336,7 +336,9 @@ class Clients:
         number = self._answers
 
         def answer() -> dict | None:
-            lines = [line for line in self.process.stdout_path.read_text().splitlines() if line.startswith("{")]
+            # what stands behind the last end of a line is not whole yet
+            whole = self.process.stdout_path.read_text().split("\n")[:-1]
+            lines = [line for line in whole if line.startswith("{")]
             return json.loads(lines[number - 1]) if len(lines) >= number else None
 
         return until(answer, f"the clients' answer to {word!r}", seconds)
