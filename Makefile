@@ -1,6 +1,6 @@
 # Each target is one command or one script. `make help` lists them.
 # Every cargo command works on the whole workspace with one profile: picking packages would pick other features and compile
-# RocksDB again, which takes half an hour.
+# RocksDB again, which takes 7 to 20 minutes of two cores.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 DATA ?= trunkline-data
@@ -18,19 +18,13 @@ setup: ## install what is missing on this system (Debian packages by apt; says w
 demo: build ## start `trunkline dev`: a broker, an edge and a chat page to open in a browser
 	$(TARGET)/debug/trunkline dev --data $(DATA)
 
-test: setup-build ## run the tests of every crate
-ifdef NEXTEST
-	cargo nextest run --workspace --locked
-	cargo test --workspace --locked --doc
-else
-	cargo test --workspace --locked
-endif
+test: setup-build run-tests ## run the tests of every crate
 
-verify: setup-build ## check without changing anything: format, lints, docs, tests
+verify: setup-check ## check without changing anything: format, lints, docs, tests (installs nothing)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-	$(MAKE) test
+	$(MAKE) run-tests
 
 fix: ## rewrite what can be rewritten: format, lints with a mechanical answer
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
@@ -55,8 +49,17 @@ chaos-short: setup ## the mixed set of CI (minutes)
 chaos-clean: ## take away what a killed chaos run left: processes, namespaces, mounts
 	tests/chaos/run clean
 
-.PHONY: build setup-build
+.PHONY: build run-tests setup-build setup-check
 build: setup-build
 	cargo build --workspace --locked
+run-tests:
+ifdef NEXTEST
+	cargo nextest run --workspace --locked
+	cargo test --workspace --locked --doc
+else
+	cargo test --workspace --locked
+endif
 setup-build:
 	@tests/setup-system --build
+setup-check:
+	@tests/setup-system --check

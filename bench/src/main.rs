@@ -1,10 +1,13 @@
 //! Load generator: starts the real binary, drives it over real sockets, and prints what it cost.
 //!
-//! Every figure comes with the machine, the commit and the settings; runs are repeated and medians quoted, because two
-//! identical runs differ by up to 25 % on a shared machine.
+//! Every figure comes with the machine, the commit and the settings, and where it can be with a floor or a peer that took turns
+//! with it; runs are repeated and medians quoted, because two identical runs differ by up to 25 % on a shared machine.
+//! docs/performance.md says how to read them.
 #![allow(clippy::print_stdout)] // printing is what it is for
 
 mod client;
+mod fill;
+mod floor;
 mod report;
 mod scenarios;
 mod server;
@@ -13,19 +16,37 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::{report::Report, scenarios::Setup};
+
 /// What can be measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Scenario {
+    /// Append and sync: what the disk takes, by a plain file and by RocksDB.
+    Disk,
     /// Echo through the log and a handler: messages/s and latency, fsync on.
     Echo,
     /// From sockets to acknowledged: events/s.
     Ingest,
-    /// One publish to many: deliveries/s, beside a floor that keeps nothing.
+    /// One publish to many: deliveries/s at capacity, and latency at half of it.
     Fanout,
-    /// Bytes per idle connection, edge and broker apart.
+    /// Connections opened and closed, each a record: handshakes/s.
+    Handshakes,
+    /// Bytes per idle connection: edge, broker, and of that the state.
     Idle,
+    /// Bytes per connection of a large state.
+    Memory,
     /// Reading the log back into state: events/s.
     Replay,
+    /// A broker's start with many connections in its state: seconds.
+    Restart,
+}
+
+/// What this program does as its own child.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Child {
+    Floor,
+    State,
+    StateInChannels,
 }
 
 /// Benchmarks of one Trunkline node, on real processes.
@@ -38,7 +59,7 @@ struct Arguments {
     #[arg(long, env = "TRUNKLINE_BIN")]
     binary: Option<PathBuf>,
     /// Seconds of load per run.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// Runs of each figure; the median is shown.
     #[arg(long, default_value_t = 3)]
@@ -55,6 +76,17 @@ struct Arguments {
     /// Idle connections.
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
+    /// Connections in the state that is replayed and restarted; the targets name 1,000,000.
+    #[arg(long, default_value_t = 100_000)]
+    state: u64,
+    /// Messages in the log that is replayed.
+    #[arg(long, default_value_t = 3_000_000)]
+    messages: u64,
+    /// A command that serves what the floor does, to compare with too: "python bench/peers/uws.py".
+    #[arg(long, value_name = "COMMAND")]
+    peer: Option<String>,
+    #[arg(long, hide = true)]
+    child: Option<Child>,
     /// Where the data folders go: measure on the disk you mean.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -65,45 +97,71 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    raise_file_limit();
+    if let Some(child) = arguments.child {
+        return run_child(child, arguments.idle);
+    }
     let binary = match &arguments.binary {
         Some(binary) => binary.clone(),
         None => std::env::current_exe()?.with_file_name("trunkline"),
     };
     anyhow::ensure!(binary.exists(), "{} is not built: run `make bench`, or name it with --binary", binary.display());
-    raise_file_limit();
-    let setup = scenarios::Setup {
+    let setup = Setup {
         binary,
         data: arguments.data.clone(),
         seconds: arguments.seconds,
         repeat: arguments.repeat.max(1),
         payload: arguments.payload.max(16),
         connections: arguments.connections,
+        peer: arguments.peer.iter().flat_map(|peer| peer.split_whitespace()).map(str::to_owned).collect(),
     };
-    let mut report = report::Report::new(arguments.json, &setup);
-    let wanted = |scenario| arguments.scenarios.is_empty() || arguments.scenarios.contains(&scenario);
+    let mut report = Report::new(arguments.json, &setup);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        if wanted(Scenario::Echo) {
-            scenarios::echo(&setup, &mut report).await?;
-        }
-        if wanted(Scenario::Ingest) {
-            scenarios::ingest(&setup, &mut report).await?;
-        }
-        if wanted(Scenario::Fanout) {
-            for subscribers in &arguments.subscribers {
-                scenarios::fanout(&setup, *subscribers, &mut report).await?;
-            }
-        }
-        if wanted(Scenario::Idle) {
-            scenarios::idle(&setup, arguments.idle, &mut report).await?;
-        }
-        if wanted(Scenario::Replay) {
-            scenarios::replay(&setup, &mut report).await?;
-        }
-        anyhow::Ok(())
-    })?;
+    runtime.block_on(run(&arguments, &setup, &mut report))?;
     report.finish();
     Ok(())
+}
+
+async fn run(arguments: &Arguments, setup: &Setup, report: &mut Report) -> anyhow::Result<()> {
+    let wanted = |scenario| arguments.scenarios.is_empty() || arguments.scenarios.contains(&scenario);
+    if wanted(Scenario::Disk) {
+        scenarios::disk::disk(setup, report)?;
+    }
+    if wanted(Scenario::Echo) {
+        scenarios::echo::echo(setup, report).await?;
+    }
+    if wanted(Scenario::Ingest) {
+        scenarios::ingest::ingest(setup, report).await?;
+    }
+    if wanted(Scenario::Fanout) {
+        for subscribers in &arguments.subscribers {
+            scenarios::fanout::fanout(setup, *subscribers, report).await?;
+        }
+    }
+    if wanted(Scenario::Handshakes) {
+        scenarios::handshakes::handshakes(setup, report).await?;
+    }
+    if wanted(Scenario::Idle) {
+        scenarios::idle::idle(setup, arguments.idle, report).await?;
+    }
+    if wanted(Scenario::Memory) {
+        scenarios::idle::memory(setup, usize::try_from(arguments.state)?, report)?;
+    }
+    if wanted(Scenario::Replay) {
+        scenarios::state::replay(setup, arguments.state, arguments.messages, report).await?;
+    }
+    if wanted(Scenario::Restart) {
+        scenarios::state::restart(setup, arguments.state, report).await?;
+    }
+    Ok(())
+}
+
+fn run_child(child: Child, connections: usize) -> anyhow::Result<()> {
+    match child {
+        Child::Floor => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(floor::serve()),
+        Child::State => scenarios::idle::state_child(connections, 0),
+        Child::StateInChannels => scenarios::idle::state_child(connections, 1000),
+    }
 }
 
 /// As many sockets as the hard limit allows.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// A running `trunkline` process.
+/// A running server: `trunkline`, the floor or a peer.
 pub(crate) struct Server {
     child: Child,
     listeners: BTreeMap<String, SocketAddr>,
@@ -38,7 +38,7 @@ impl Server {
                 listeners.insert(name.to_owned(), address.parse()?);
             }
         }
-        bail!("`trunkline {}` ended before it was ready: {}", arguments.join(" "), child.wait()?)
+        bail!("`{} {}` ended before it was ready: {}", binary.display(), arguments.join(" "), child.wait()?)
     }
 
     /// The bound address of a listener: `ws`, `http`, `grpc`, `link`, `edge-http`.
@@ -59,10 +59,7 @@ impl Server {
 
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib: u64 = line.split_whitespace().next().context("odd VmRSS")?.parse()?;
-        Ok(kib << 10)
+        resident(self.child.id())
     }
 
     /// SIGTERM, then waits for the drain; SIGKILL after 40 s.
@@ -76,6 +73,13 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
         Ok(())
     }
 
@@ -93,4 +97,12 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Resident memory of a process, in bytes.
+pub(crate) fn resident(process: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.split_whitespace().next().context("odd VmRSS")?.parse()?;
+    Ok(kib << 10)
 }

@@ -107,6 +107,8 @@ pub type Pending = oneshot::Receiver<Result<Appended, AppendError>>;
 
 struct Waiting {
     batch: Batch,
+    /// To be proposed in this term only.
+    term: Option<u64>,
     answer: oneshot::Sender<Result<Appended, AppendError>>,
     since: Instant,
     /// Held while it waits to be proposed: the queue's bound in bytes.
@@ -128,6 +130,13 @@ pub struct Handle {
     role: watch::Receiver<Role>,
 }
 
+impl Waiting {
+    /// Its term has ended: this broker may lead again, but what came before it may be lost.
+    fn is_of_another(&self, term: u64) -> bool {
+        self.term.is_some_and(|bound| bound != term)
+    }
+}
+
 impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Waiting").field("records", &self.batch.count).finish_non_exhaustive()
@@ -141,20 +150,26 @@ impl Handle {
         let slot = self.queue.reserve().await.map_err(|_| self.closed())?;
         // the semaphore is never closed
         let permit = Arc::clone(&self.shared.budget).acquire_many_owned(permits).await.map_err(|_| self.closed())?;
-        let (waiting, pending) = self.waiting(batch, permit);
+        let (waiting, pending) = self.waiting(batch, None, permit);
         slot.send(waiting);
         Ok(pending)
     }
 
     /// As [`Handle::enqueue`], but a full queue refuses with [`AppendError::Busy`].
     pub fn try_enqueue(&self, batch: Batch) -> Result<Pending, AppendError> {
+        self.try_enqueue_in(None, batch)
+    }
+
+    /// As [`Handle::try_enqueue`], but the batch is appended in that term or not at all. Batches bound to one term keep their order
+    /// through a change of leaders: a log that holds a later one holds the earlier ones before it.
+    pub fn try_enqueue_in(&self, term: Option<u64>, batch: Batch) -> Result<Pending, AppendError> {
         let permits = self.admit(&batch)?;
         let slot = self.queue.try_reserve().map_err(|error| match error {
             mpsc::error::TrySendError::Full(()) => self.busy(),
             mpsc::error::TrySendError::Closed(()) => self.closed(),
         })?;
         let permit = Arc::clone(&self.shared.budget).try_acquire_many_owned(permits).map_err(|_| self.busy())?;
-        let (waiting, pending) = self.waiting(batch, permit);
+        let (waiting, pending) = self.waiting(batch, term, permit);
         slot.send(waiting);
         Ok(pending)
     }
@@ -188,10 +203,17 @@ impl Handle {
         Ok(u32::try_from(batch.weight() / PERMIT_BYTES + 1).unwrap_or(u32::MAX))
     }
 
-    fn waiting(&self, batch: Batch, permit: OwnedSemaphorePermit) -> (Waiting, Pending) {
+    fn waiting(&self, batch: Batch, term: Option<u64>, permit: OwnedSemaphorePermit) -> (Waiting, Pending) {
         let (answer, pending) = oneshot::channel();
         self.shared.queued.fetch_add(batch.weight(), Ordering::Relaxed);
-        (Waiting { batch, answer, since: Instant::now(), _permit: permit }, pending)
+        (Waiting { batch, term, answer, since: Instant::now(), _permit: permit }, pending)
+    }
+
+    /// Fills the queue for as long as it is held.
+    #[cfg(test)]
+    pub(crate) fn fill(&self) -> OwnedSemaphorePermit {
+        let all = u32::try_from(self.shared.budget.available_permits()).expect("fewer");
+        Arc::clone(&self.shared.budget).try_acquire_many_owned(all).expect("nobody else takes any")
     }
 
     fn busy(&self) -> AppendError {
@@ -311,12 +333,20 @@ impl Appender {
             Role::Follower { leader } => return self.refuse(first, &AppendError::NotLeader { leader }),
             Role::Closed => return self.refuse(first, &closed(&self.shared.health)),
         };
+        if first.is_of_another(term) {
+            return self.refuse(first, &AppendError::NotLeader { leader: None });
+        }
         // every entry before this term is applied, and every one of this term was stamped here: time never goes back
         self.stamped = self.stamped.max(self.group.state().read().time()).max(clock::now());
         let mut builder = EntryBuilder::new(self.stamped, first.batch.weight());
         let (mut answers, mut records, mut bytes) = (Vec::new(), 0, 0);
         let mut next = Some(first);
         while let Some(waiting) = next.take() {
+            if waiting.is_of_another(term) {
+                self.refuse(waiting, &AppendError::NotLeader { leader: None });
+                next = self.batches.try_recv().ok();
+                continue;
+            }
             if !builder.fits(&waiting.batch) {
                 self.held = Some(waiting);
                 break;

@@ -100,6 +100,9 @@ pub struct LimitsConfig {
     pub submit_timeout: HumanDuration,
     /// How long a handler may work on an event, unless it extends, before the event goes to another member. Default 60s.
     pub handler_deadline: HumanDuration,
+    /// Handlers' `Subscribe` streams at once, each with up to 32 messages that wait for its network; beyond it `RESOURCE_EXHAUSTED`.
+    /// Default 1024.
+    pub handler_streams: usize,
 }
 
 impl Default for BrokerConfig {
@@ -149,6 +152,7 @@ impl Default for LimitsConfig {
             edge_inflight: HumanSize::mib(8),
             submit_timeout: HumanDuration::from_secs(10),
             handler_deadline: HumanDuration::from_secs(60),
+            handler_streams: 1024,
         }
     }
 }
@@ -283,6 +287,10 @@ impl LimitsConfig {
         check(
             (1..=3600).contains(&self.handler_deadline.get().as_secs()),
             format!("broker.limits.handler_deadline {} must be 1s to 1h", self.handler_deadline),
+        );
+        check(
+            (1..=65_536).contains(&self.handler_streams),
+            format!("broker.limits.handler_streams {} must be 1 to 65536", self.handler_streams),
         );
     }
 }

@@ -1,18 +1,24 @@
 //! Commands that acknowledge nothing: one batch for each partition that decides about some of them, in parallel, each command with a
 //! result of its own.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+mod remote;
 
-use tokio::task::JoinSet;
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{task::JoinSet, time::timeout};
 use trunkline_proto::{Batch, Offset, PartitionId, Record, Source, limits, v1};
 
 use crate::{
-    append::{AppendError, Appended, Pending},
+    append::{self, AppendError, Appended, Pending},
     commands::{self, Caller, Encoded},
     core::{Refusal, Verdict},
     metrics,
-    node::Node,
+    node::{Node, Role},
 };
+
+/// How long a request waits for an election to end: longer than one takes.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Takes publishes that skip the log: at most once, to every edge that is attached now.
 pub trait UnloggedSink: Send + Sync + 'static {
@@ -36,6 +42,7 @@ pub enum SubmitError {
 pub struct Submitter {
     node: Node,
     unlogged: Arc<dyn UnloggedSink>,
+    relay: remote::Relay,
 }
 
 impl fmt::Debug for Submitter {
@@ -54,7 +61,7 @@ struct Run {
 impl Submitter {
     /// Commands go to the leaders `node` knows, unlogged publishes to `unlogged`.
     pub fn new(node: Node, unlogged: Arc<dyn UnloggedSink>) -> Self {
-        Self { node, unlogged }
+        Self { node, unlogged, relay: remote::Relay::default() }
     }
 
     /// Applies each command or says why not: one result each, in order. `principal` is who the caller proved to be (empty: nobody);
@@ -78,7 +85,9 @@ impl Submitter {
         let runs = self.sort(commands, !key.is_empty(), &mut results);
         let mut tasks = JoinSet::new();
         for (partition, runs) in runs {
-            tasks.spawn(append_runs(self.node.clone(), partition, principal.to_owned(), key.to_owned(), runs));
+            let leader = leader(&self.node, partition);
+            let (principal, key) = (principal.to_owned(), key.to_owned());
+            tasks.spawn(apply_runs(self.node.clone(), leader, partition, principal, key, runs));
         }
         while let Some(done) = tasks.join_next().await {
             for (n, result) in done.unwrap_or_default() {
@@ -107,7 +116,7 @@ impl Submitter {
             match commands::encode(command, Caller::Submit, self.node.partition_count()) {
                 Err(error) => result.status = Some(status(error.code(), error.to_string())),
                 Ok(Encoded { record, target, unlogged: true }) => {
-                    self.unlogged.publish(record);
+                    self.publish_unlogged(target, record);
                     result.status = Some(status(v1::Code::Applied, "unlogged: at most once"));
                     result.partition = u32::from(target.0);
                 }
@@ -115,6 +124,21 @@ impl Submitter {
             }
         }
         runs
+    }
+}
+
+impl Submitter {
+    /// To whoever leads the partition: only there edges are attached. At most once.
+    fn publish_unlogged(&self, target: PartitionId, record: Record) {
+        match leader(&self.node, target) {
+            Err(AppendError::NotLeader { leader: Some(id) }) => self.relay.publish(&self.node, id, target, &record),
+            _ => self.unlogged.publish(record),
+        }
+    }
+
+    /// Answers the call of another broker: commands for a partition that this one leads.
+    pub async fn answer(&self, call: Bytes) -> Bytes {
+        remote::answer(self, call).await
     }
 }
 
@@ -132,15 +156,61 @@ fn push(runs: &mut Vec<Run>, n: usize, record: Record, keyed: bool) {
     }
 }
 
-/// Appends the runs of one partition in order, pipelined.
-async fn append_runs(
+/// Where a request's commands for a partition go, and in which term: the one this broker leads in when it comes.
+fn leader(node: &Node, partition: PartitionId) -> Result<(append::Handle, u64), AppendError> {
+    let handle = node.partition(partition).ok_or(AppendError::NotLeader { leader: None })?;
+    match *handle.role.borrow() {
+        Role::Leader { term } => Ok((handle.append.clone(), term)),
+        Role::Follower { leader } => Err(AppendError::NotLeader { leader }),
+        Role::Closed => {
+            let reason = node.health().err().unwrap_or_else(|| "the partition's group has stopped".into());
+            Err(AppendError::Closed { reason })
+        }
+    }
+}
+
+/// Applies the runs of one partition: here if this broker leads it, at its leader otherwise.
+async fn apply_runs(
     node: Node,
+    leader: Result<(append::Handle, u64), AppendError>,
     partition: PartitionId,
     principal: String,
     key: String,
     runs: Vec<Run>,
 ) -> Vec<(usize, v1::CommandResult)> {
-    let mut failed: Option<AppendError> = None;
+    let leader = match leader {
+        Err(AppendError::NotLeader { leader: None }) => wait_for_leader(&node, partition).await,
+        leader => leader,
+    };
+    match leader {
+        Err(AppendError::NotLeader { leader: Some(id) }) => {
+            remote::apply(&node, id, partition, principal, key, runs).await
+        }
+        leader => append_runs(leader, partition, principal, key, runs).await,
+    }
+}
+
+/// An election takes its time; nothing has happened yet.
+async fn wait_for_leader(node: &Node, id: PartitionId) -> Result<(append::Handle, u64), AppendError> {
+    if let Some(partition) = node.partition(id) {
+        let mut role = partition.role.clone();
+        let known = role.wait_for(|role| !matches!(role, Role::Follower { leader: None }));
+        // whatever comes of it is looked at again
+        let _ = timeout(LEADER_TIMEOUT, known).await;
+    }
+    leader(node, id)
+}
+
+/// Appends the runs of one partition in order, pipelined, and all of them in one term: if the leadership is lost on the way, and
+/// gained again, none is appended behind one whose outcome is unknown or that was not appended.
+async fn append_runs(
+    leader: Result<(append::Handle, u64), AppendError>,
+    partition: PartitionId,
+    principal: String,
+    key: String,
+    runs: Vec<Run>,
+) -> Vec<(usize, v1::CommandResult)> {
+    let mut leader = leader;
     let mut pending: Vec<(Vec<usize>, Result<Pending, AppendError>)> = Vec::with_capacity(runs.len());
     for run in runs {
         let first = run.numbers.first().copied().unwrap_or_default();
@@ -150,14 +220,13 @@ async fn append_runs(
             first_command: u32::try_from(first).unwrap_or(u32::MAX),
         };
         let batch = Batch::new(Source::Submit(source), &run.records);
-        // once one is refused the later ones are too: order holds within a partition
-        let queued = match (&failed, node.partition(partition)) {
-            (Some(error), _) => Err(error.clone()),
-            (None, Some(handle)) => handle.append.try_enqueue(batch),
-            (None, None) => Err(AppendError::NotLeader { leader: None }),
+        let queued = match &leader {
+            Ok((handle, term)) => handle.try_enqueue_in(Some(*term), batch),
+            Err(error) => Err(error.clone()),
         };
+        // once one is refused the later ones are too: order holds within a partition
         if let Err(error) = &queued {
-            failed = Some(error.clone());
+            leader = Err(error.clone());
         }
         pending.push((run.numbers, queued));
     }
@@ -241,4 +310,76 @@ pub fn append_failed(error: &AppendError) -> v1::Status {
 
 fn status(code: v1::Code, message: impl Into<String>) -> v1::Status {
     v1::Status { code: code.into(), message: message.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        node::NodeConfig,
+        testing::{attach, connection, count, edge, message, opened},
+    };
+
+    async fn node(dir: &tempfile::TempDir) -> (Node, append::Handle, u64) {
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let (handle, term) = leader(&node, PartitionId(0)).unwrap();
+        handle.append(attach(0)).await.unwrap();
+        handle.append(edge(1, &[opened(connection(0, 1))])).await.unwrap();
+        (node, handle, term)
+    }
+
+    fn runs(texts: &[&'static str]) -> Vec<Run> {
+        let body = |text: &&'static str| v1::Pushed { kind: 1, payload: text.as_bytes().into() };
+        let record = |text| Record::new(trunkline_proto::RecordKind::Pushed, connection(0, 1), "", &body(text));
+        texts
+            .iter()
+            .enumerate()
+            .map(|(n, text)| Run { numbers: vec![n], records: vec![record(text)], bytes: 0 })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn no_command_is_appended_in_another_term_than_those_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, handle, term) = node(&dir).await;
+        let codes = |results: Vec<(usize, v1::CommandResult)>| -> Vec<v1::Code> {
+            results.into_iter().map(|(_, result)| result.status.unwrap().code()).collect()
+        };
+        let append = |term| {
+            append_runs(Ok((handle.clone(), term)), PartitionId(0), String::new(), String::new(), runs(&["a", "b"]))
+        };
+        let before = node.partition(PartitionId(0)).unwrap().tail.applied();
+        // as if the request had come when this broker led before
+        assert_eq!(codes(append(term - 1).await), [v1::Code::NoLeader; 2]);
+        assert_eq!(node.partition(PartitionId(0)).unwrap().tail.applied(), before, "nothing happened");
+        assert_eq!(codes(append(term).await), [v1::Code::Applied; 2]);
+        drop(handle);
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_another_term_leaves_those_it_waits_with_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, handle, term) = node(&dir).await;
+        // queued without a pause, so that they wait together
+        let terms = [None, Some(term - 1), Some(term), Some(term + 1), None];
+        let mut sequence = 1;
+        let pending: Vec<Pending> = terms
+            .iter()
+            .map(|bound| {
+                sequence += u64::from(bound.is_none_or(|bound| bound == term));
+                handle.try_enqueue_in(*bound, edge(sequence, &[message(connection(0, 1), b"x")])).unwrap()
+            })
+            .collect();
+        let mut verdicts = Vec::new();
+        for pending in pending {
+            verdicts.push(pending.await.unwrap().map(|appended| appended.verdict(0)));
+        }
+        let refused = Err(AppendError::NotLeader { leader: None });
+        let applied = Ok(Verdict::Applied);
+        assert_eq!(verdicts, [applied.clone(), refused.clone(), applied.clone(), refused, applied]);
+        drop(handle);
+        node.shutdown().await;
+    }
 }

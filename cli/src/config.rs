@@ -1,7 +1,10 @@
-//! One TOML file per process with the tables `[broker]`, `[edge]` and `[[api]]`. Flag > environment > file > default; unknown
-//! keys are refused. The types and their rules are the roles' own (`trunkline_broker::config`, `trunkline_edge::config`).
+//! One TOML file per process, or one for all of them, with the tables `[broker]`, `[edge]` and `[[api]]`. Flag > environment >
+//! file > default; unknown keys are refused, all at once, and tables of another role are checked too. The types and their rules
+//! are the roles' own (`trunkline_broker::config`, `trunkline_edge::config`).
 
-use std::{collections::BTreeSet, fs, path::Path};
+mod schema;
+
+use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
@@ -9,6 +12,7 @@ use trunkline_broker::config::BrokerConfig;
 use trunkline_edge::config::{ApiConfig, EdgeConfig, Registration};
 use trunkline_proto::units::HumanSize;
 
+use self::schema::Schema;
 use crate::{
     args::{BrokerArgs, BrokerListen, DevArgs, EdgeArgs, EdgeListen, FileArgs},
     exit::Failure,
@@ -40,6 +44,13 @@ pub(crate) struct DevRole {
     pub(crate) apis: Vec<ApiConfig>,
 }
 
+/// Whose tables there are.
+#[derive(Debug, Clone, Copy)]
+enum Role {
+    Broker,
+    Edge,
+}
+
 /// The environment, as far as it sets keys.
 pub(crate) fn environment() -> Vec<(String, String)> {
     let own = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
@@ -50,22 +61,29 @@ pub(crate) fn environment() -> Vec<(String, String)> {
 }
 
 /// Everything that was said, put together; not yet understood.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Document {
+    schema: Schema,
     table: Table,
     /// The file's name and text, for messages that show the line.
     file: Option<(String, String)>,
+    /// Unknown keys, and values that are not of their key's type.
+    problems: Vec<String>,
 }
 
 impl Document {
+    fn empty() -> Result<Self, Failure> {
+        Ok(Self { schema: Schema::new()?, table: Table::new(), file: None, problems: Vec::new() })
+    }
+
     fn load(args: &FileArgs, environment: &[(String, String)]) -> Result<Self, Failure> {
-        let mut document = Self::default();
+        let mut document = Self::empty()?;
         if let Some(path) = &args.config {
             document.read(path)?;
         }
         for (name, value) in environment {
             let key = name.trim_start_matches("TRUNKLINE_").to_ascii_lowercase().replace("__", ".");
-            document.set(&key, parse_value(value), name)?;
+            document.set_text(&key, value, name)?;
         }
         Ok(document)
     }
@@ -74,19 +92,19 @@ impl Document {
         let name = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
         self.table = toml::from_str(&text).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+        let unknown = self.schema.unknown_in(&text).into_iter();
+        self.problems.extend(unknown.map(|(line, unknown)| format!("{name}: line {line}: {unknown}")));
         self.file = Some((name, text));
-        self.check_tables()
+        Ok(())
     }
 
-    fn check_tables(&self) -> Result<(), Failure> {
-        let known = BTreeSet::from(["broker", "edge", "api"]);
-        match self.table.keys().find(|key| !known.contains(key.as_str())) {
-            Some(unknown) => {
-                let file = self.file.as_ref().map_or("", |(name, _)| name.as_str());
-                Err(Failure::usage(format!("{file}: unknown key `{unknown}`, expected [broker], [edge] or [[api]]")))
-            }
-            None => Ok(()),
+    /// A value as people type it.
+    fn set_text(&mut self, key: &str, text: &str, source: &str) -> Result<(), Failure> {
+        match self.schema.value(key, text) {
+            Ok(value) => self.set(key, value, source)?,
+            Err(problem) => self.problems.push(format!("{source}: {problem}")),
         }
+        Ok(())
     }
 
     fn set(&mut self, key: &str, value: Value, source: &str) -> Result<(), Failure> {
@@ -115,9 +133,31 @@ impl Document {
         for pair in set {
             let wrong = || Failure::usage(format!("--set {pair}: KEY=VALUE is expected"));
             let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
-            self.set(key.trim(), parse_value(value), "--set")?;
+            self.set_text(key.trim(), value, "--set")?;
         }
-        self.check_tables()
+        Ok(())
+    }
+
+    /// Says all that has been found wrong so far; then whether the tables of another role would do there. They may leave out
+    /// what is said by flags there.
+    fn check(&self, other_role: Option<Role>) -> Result<(), Failure> {
+        if !self.problems.is_empty() {
+            return Err(Failure::usage(self.problems.join("\n")));
+        }
+        match other_role {
+            Some(Role::Broker) => drop(self.broker()?),
+            Some(Role::Edge) => {
+                let mut document = Self { table: self.table.clone(), file: self.file.clone(), ..Self::empty()? };
+                let sample = schema::sample_edge()?;
+                document.set_default("edge", "name", sample.name)?;
+                document.set_default("edge", "pki", sample.pki.display().to_string())?;
+                let brokers: Vec<_> = sample.brokers.iter().map(ToString::to_string).collect();
+                document.set_default("edge", "brokers", brokers)?;
+                document.edge(Vec::new())?;
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn broker_flags(&mut self, listen: &BrokerListen) -> Result<(), Failure> {
@@ -182,16 +222,6 @@ struct File {
     _apis: Vec<ApiConfig>,
 }
 
-/// A TOML value if it is one, else a text: `5`, `true`, `["a"]`, `10s`.
-fn parse_value(text: &str) -> Value {
-    let wrapped = format!("value = {text}");
-    let parsed = toml::from_str::<Table>(&wrapped).ok().and_then(|mut table| match table.len() {
-        1 => table.remove("value"),
-        _ => None,
-    });
-    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
 impl BrokerRole {
     /// Puts the configuration together.
     pub(crate) fn load(args: &BrokerArgs, environment: &[(String, String)]) -> Result<Self, Failure> {
@@ -199,6 +229,7 @@ impl BrokerRole {
         document.broker_flags(&args.broker)?;
         document.flag("broker.pki", args.pki.as_ref().map(|path| path.display().to_string()))?;
         document.apply_set(&args.file.set)?;
+        document.check(Some(Role::Edge))?;
         Ok(Self { broker: document.broker()? })
     }
 }
@@ -212,6 +243,7 @@ impl EdgeRole {
         document.flag("edge.brokers", (!args.brokers.is_empty()).then(|| args.brokers.clone()))?;
         document.flag("edge.pki", args.pki.as_ref().map(|path| path.display().to_string()))?;
         document.apply_set(&args.file.set)?;
+        document.check(Some(Role::Broker))?;
         let (edge, apis) = document.edge(Vec::new())?;
         if apis.is_empty() {
             return Err(Failure::usage("no [[api]]: an edge without one lets nobody in"));
@@ -227,6 +259,7 @@ impl DevRole {
         document.broker_flags(&args.broker)?;
         document.edge_flags(&args.edge)?;
         document.apply_set(&args.file.set)?;
+        document.check(None)?;
         document.set_default("broker", "partitions", 1)?;
         document.set_default("broker", "cluster", "dev")?;
         let data: BrokerConfig = document.part("broker", Value::Table(Table::new()))?;
@@ -319,12 +352,12 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         for (text, parts) in [
-            ("[broker]\nbogus = 1\n", vec!["line 2", "unknown field `bogus`"]),
-            ("[brokr]\n", vec!["unknown key `brokr`"]),
+            ("[broker]\nbogus = 1\n", vec!["line 2", "unknown key `broker.bogus`"]),
+            ("[brokr]\n", vec!["line 1", "unknown key `brokr`; did you mean `broker`?"]),
             ("[broker]\nedge_grace = 3\n", vec!["line 2", "no known unit"]),
             ("[broker]\nedge_grace = \"1ms\"\n", vec!["edge_grace"]),
             ("[[api]]\nname = \"echo\"\npath = \"/e\"\n", vec!["another API has it too"]),
-            ("[[api]]\nname = \"x\"\npath = \"/x\"\nping = 1\n", vec!["line 4", "unknown field `ping`"]),
+            ("[[api]]\nname = \"x\"\npath = \"/x\"\nping = 1\n", vec!["line 4", "unknown key `api.ping`"]),
             ("not toml", vec!["line 1"]),
         ] {
             let file = file(text);
@@ -335,11 +368,16 @@ mod tests {
         }
         for (line, environment, part) in [
             ("trunkline dev --config /nonexistent.toml", vec![], "/nonexistent.toml"),
-            ("trunkline dev --set broker.bogus=1", vec![], "unknown field `bogus`"),
-            ("trunkline dev --set bogus=1", vec![], "names no key"),
+            ("trunkline dev --set broker.bogus=1", vec![], "--set: unknown key `broker.bogus`"),
+            ("trunkline dev --set bogus=1", vec![], "unknown key `bogus`; known here: api, broker, edge"),
+            ("trunkline dev --set broker=1", vec![], "a table such as"),
             ("trunkline dev --set other.bogus=1", vec![], "unknown key `other`"),
             ("trunkline dev --set nothing", vec![], "KEY=VALUE"),
-            ("trunkline dev", vec![("TRUNKLINE_BROKER__BOGUS", "1")], "unknown field `bogus`"),
+            (
+                "trunkline dev",
+                vec![("TRUNKLINE_BROKER__BOGUS", "1")],
+                "TRUNKLINE_BROKER__BOGUS: unknown key `broker.bogus`",
+            ),
             ("trunkline dev --grpc 0.0.0.0:7070", vec![], "not loopback"),
             ("trunkline edge", vec![], "missing field"),
             ("trunkline edge --name e --brokers 1@a:1 --pki p", vec![], "no [[api]]"),
@@ -350,19 +388,64 @@ mod tests {
     }
 
     #[test]
+    fn every_unknown_key_is_named_at_once() {
+        let file = file("[broker]\nparttions = 1\n[edge]\nhedders = []\n[[api]]\nname = \"a\"\npth = \"/a\"\n");
+        let line = format!("trunkline broker --config {} --set broker.htp=1", file.path().display());
+        let error =
+            dev(&line, &[("TRUNKLINE_BROKER__TAIL_BITES", "1"), ("TRUNKLINE_BROKER__PARTITIONS", "x")]).unwrap_err();
+        let lines: Vec<&str> = error.lines().collect();
+        let expected = [
+            "line 2: unknown key `broker.parttions`; did you mean `partitions`?",
+            "line 4: unknown key `edge.hedders`; did you mean `headers`?",
+            "line 7: unknown key `api.pth`; did you mean `path`?",
+            "TRUNKLINE_BROKER__TAIL_BITES: unknown key `broker.tail_bites`; did you mean `tail_bytes`?",
+            "TRUNKLINE_BROKER__PARTITIONS: broker.partitions: a whole number is expected, not \"x\"",
+            "--set: unknown key `broker.htp`; did you mean `http`?",
+        ];
+        assert_eq!(lines.len(), expected.len(), "{error}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.ends_with(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn tables_of_another_role_are_checked_too() {
+        let with = |role: &str, text: &str| {
+            let file = file(text);
+            let edge = "--name e --brokers 1@127.0.0.1:1 --pki p";
+            let flags = if role == "edge" { edge } else { "" };
+            dev(&format!("trunkline {role} --config {} {flags}", file.path().display()), &[])
+        };
+        let api = "[[api]]\nname = \"a\"\npath = \"/a\"\n";
+        for (role, text, part) in [
+            ("broker", "[edge]\nshards = 0\n", "line 2"),
+            ("broker", "[edge]\ndrain_window = \"1h\"\n", "edge.drain_window"),
+            ("broker", "[[api]]\nname = \"a\"\n", "missing field `path`"),
+            ("edge", &format!("{api}[broker]\npartitions = \"x\"\n"), "line 5"),
+            ("edge", &format!("{api}[broker]\npartitions = 0\n"), "broker.partitions"),
+        ] {
+            let error = with(role, text).unwrap_err();
+            assert!(error.contains(part), "{role} with {text:?} gives {error}");
+        }
+        // one file for both: what flags say elsewhere need not be there
+        let both = format!("[broker]\npartitions = 2\n[edge]\nshards = 2\n{api}");
+        assert_eq!(with("broker", &both).unwrap().broker.partitions, 2);
+        assert_eq!(with("edge", &both).unwrap().edge.shards.get(), 2);
+    }
+
+    #[test]
+    fn names_that_look_like_numbers_are_names() {
+        let environment = [("TRUNKLINE_BROKER__CLUSTER", "1"), ("TRUNKLINE_EDGE__HEADERS", "host,x-id")];
+        let role = dev("trunkline dev --set edge.name=true", &environment).unwrap();
+        assert_eq!((role.broker.cluster.as_str(), role.edge.name.as_str()), ("1", "true"));
+        assert_eq!(role.edge.headers, ["host", "x-id"]);
+    }
+
+    #[test]
     fn what_is_dumped_loads_again() {
         let role = dev("trunkline dev", &[]).unwrap();
         let text = toml::to_string(&role).unwrap();
         let again: File = toml::from_str(&text).unwrap();
         assert_eq!((again._broker, again._edge, again._apis), (Some(role.broker), Some(role.edge), role.apis));
-    }
-
-    #[test]
-    fn values_are_toml_or_text() {
-        assert_eq!(parse_value("5"), Value::Integer(5));
-        assert_eq!(parse_value("[\"a\"]"), Value::Array(vec!["a".into()]));
-        assert_eq!(parse_value("10s"), Value::String("10s".into()));
-        assert_eq!(parse_value("1\nother = 2"), Value::String("1\nother = 2".into()));
-        assert_eq!(parse_value(""), Value::String(String::new()));
     }
 }

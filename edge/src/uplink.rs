@@ -388,10 +388,9 @@ impl Pauses {
         // the link alone calls this, from one thread
         let any = self.sets.iter().any(|set| !set.lock().is_empty());
         self.any.store(any, Ordering::Release);
-        if any {
-            self.lag.begin(Instant::now())
-        } else {
-            self.lag.end(Instant::now())
+        match any {
+            true => self.lag.begin(Instant::now()),
+            false => self.lag.end(Instant::now()),
         }
         self.version.fetch_add(1, Ordering::AcqRel);
         self.changed.notify_waiters();

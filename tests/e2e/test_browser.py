@@ -82,6 +82,9 @@ def test_two_tabs_see_each_others_messages(dev, browser):
     until(lambda: "hello <b>ada</b>" in shown(browser, ada), "ada to see bob's message, as text and not as markup", 10)
     for tab in (ada, bob):
         assert shown(browser, tab).count("hello bob") == 1, shown(browser, tab)
+    # as the README says
+    dev.cli("publish", "chat", "hello, everybody")
+    until(lambda: "hello, everybody" in shown(browser, ada).splitlines(), "ada to see what the command line published, whole", 10)
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "favicon" not in entry["message"]]
     assert not errors, errors
     log = dev.tail("--api", "chat")

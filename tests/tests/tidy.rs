@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -350,6 +351,36 @@ fn the_readme_tells_commands_that_exist() {
     }
     assert!(root().join("README.md").is_file(), "there is no README.md");
     fail_with(&problems);
+}
+
+#[test]
+fn verify_installs_nothing() {
+    let run = Command::new("make").args(["-n", "verify"]).env_remove("MAKEFLAGS").current_dir(root()).output().unwrap();
+    let commands = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(commands.contains("tests/setup-system --check") && commands.contains("cargo test"), "{commands}");
+    let installs = commands.lines().find(|line| line.contains("setup-system") && !line.contains("--check"));
+    assert_eq!(installs, None);
+
+    // a system that lacks everything, and tells if anything is installed
+    let bin = tempfile::tempdir().unwrap();
+    let install = "#!/bin/sh\ntouch \"$(dirname \"$0\")/installed\"\n";
+    for name in ["apt-get", "sudo"] {
+        let path = bin.path().join(name);
+        fs::write(&path, install).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let checked = Command::new("/bin/bash")
+        .args(["tests/setup-system", "--check"])
+        .env("PATH", bin.path())
+        .env("LIBCLANG_PATH", "/")
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    assert!(!checked.status.success() && said.contains("missing: gcc g++ make"), "{said}");
+    assert!(said.contains("apt-get install gcc g++ make"), "{said}");
+    assert!(!bin.path().join("installed").exists(), "it installed something");
 }
 
 #[test]

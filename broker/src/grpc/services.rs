@@ -37,20 +37,24 @@ pub struct Services {
     submitter: Submitter,
     about: Arc<About>,
     states_at: Arc<Semaphore>,
+    /// One for each `Subscribe` stream; when none is left a new stream is refused.
+    handler_streams: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
 impl Services {
-    /// Streams end when `shutdown` is cancelled.
+    /// At most `handler_streams` handlers subscribe at once. Streams end when `shutdown` is cancelled.
     pub fn new(
         node: Node,
         registry: Arc<Registry>,
         submitter: Submitter,
         about: About,
+        handler_streams: usize,
         shutdown: CancellationToken,
     ) -> Self {
         let states_at = Arc::new(Semaphore::new(STATES_AT_MAX));
-        Self { node, registry, submitter, about: Arc::new(about), states_at, shutdown }
+        let handler_streams = Arc::new(Semaphore::new(handler_streams));
+        Self { node, registry, submitter, about: Arc::new(about), states_at, handler_streams, shutdown }
     }
 
     /// The broker's partitions.
@@ -89,9 +93,19 @@ impl v1::handlers_server::Handlers for Services {
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let full = |_| {
+            let message =
+                "this broker serves as many Subscribe streams as broker.limits.handler_streams allows: try again later";
+            status::of_code(v1::Code::Throttled, message)
+        };
+        let permit = Arc::clone(&self.handler_streams).try_acquire_owned().map_err(full)?;
         let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
+        let session = session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing);
         // not awaited: a client may send its join only after it has seen the response's head
-        tokio::spawn(session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing));
+        tokio::spawn(async move {
+            session.await;
+            drop(permit);
+        });
         let responses = ReceiverStream::new(responses).map(|item| item.map_err(|end| status::of_session(&end)));
         Ok(Response::new(Box::pin(responses)))
     }

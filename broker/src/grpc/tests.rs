@@ -22,6 +22,8 @@ use trunkline_proto::{
 use super::{About, Services, serve, status};
 use crate::handlers::tests::broker::{Broker, PATIENCE, codes, connection, join, join_channel, push};
 
+const HANDLER_STREAMS: usize = 4;
+
 struct Served {
     broker: Broker,
     channel: Channel,
@@ -48,6 +50,7 @@ impl Served {
             broker.registry.clone(),
             broker.submitter.clone(),
             about,
+            HANDLER_STREAMS,
             shutdown.clone(),
         );
         let serving = serve(listener, services, shutdown.clone());
@@ -335,5 +338,30 @@ async fn describe_names_partitions_and_edges() {
     assert_eq!(described.partitions[2].connections, 1);
     assert_eq!((described.edges.len(), described.edges[0].attached, described.edges[0].connections), (1, true, 1));
     assert!(described.brokers[0].healthy);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn subscribe_streams_have_a_bound_and_make_room_when_they_end() {
+    let served = Served::start(1).await;
+    let mut handlers = HandlersClient::new(served.channel.clone());
+    let mut open = Vec::new();
+    for _ in 0..HANDLER_STREAMS {
+        let (requests, inbound) = tokio::sync::mpsc::channel::<v1::SubscribeRequest>(1);
+        let responses = handlers.subscribe(ReceiverStream::new(inbound)).await.unwrap();
+        open.push((requests, responses));
+    }
+    let refused = handlers.subscribe(tokio_stream::pending()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("broker.limits.handler_streams"), "{refused:?}");
+    open.pop();
+    let begun = tokio::time::Instant::now();
+    while let Err(status) = handlers.subscribe(tokio_stream::pending()).await {
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(begun.elapsed() < PATIENCE, "a stream that ends makes room");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    served.works().await;
+    drop((open, handlers));
     served.stop().await;
 }

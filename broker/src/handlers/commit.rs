@@ -152,7 +152,7 @@ pub fn batch(
 
 /// A hole as records hold it.
 pub fn hole(hole: &Hole) -> v1::Hole {
-    v1::Hole { offset: hole.offset.0, attempt: hole.attempt, not_before: hole.not_before.0 }
+    v1::Hole { offset: hole.offset.0, attempt: hole.attempt, not_before: 0 }
 }
 
 /// What a commit came to, once its entry is applied.

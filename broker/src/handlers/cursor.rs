@@ -1,7 +1,7 @@
 //! Reads one partition for one group: the tail where it reaches, the log on disk where it does not, and what matches the filter
 //! of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use trunkline_proto::{ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp, v1};
 
@@ -13,6 +13,9 @@ use crate::{
 
 /// Read ahead of a stream, about; a single entry may be larger.
 const READ_BYTES: usize = 256 << 10;
+
+/// Entries so close together are read at once although not all of them are wanted.
+const NEAR_ENTRIES: u64 = 64;
 
 /// An event the reader has come to.
 #[derive(Clone, Debug)]
@@ -208,16 +211,106 @@ pub async fn read_record(
     offset: Offset,
 ) -> Result<Option<Scanned>, ReadError> {
     let before = LogIndex(offset.index().0.saturating_sub(1));
-    let find = |entry: &LoggedEntry, time| {
-        let mut records = entry.records();
-        records.find(|(at, _)| *at == offset).map(|(offset, record)| Scanned { offset, time, record })
-    };
     if let TailRead::Entries(entries) = partition.tail.read(before, 1)
         && let Some(entry) = entries.first().filter(|entry| entry.logged.index == offset.index())
     {
-        return Ok(find(&entry.logged, entry.applied.time));
+        return Ok(find(&entry.logged, entry.applied.time, offset));
     }
     let read = node.read_log(partition.id, before, 1).await?;
     let entry = read.entries.first().filter(|entry| entry.index == offset.index());
-    Ok(entry.and_then(|entry| find(entry, entry.entry.time)))
+    Ok(entry.and_then(|entry| find(entry, entry.entry.time, offset)))
+}
+
+/// Whose the records at `offsets` are, which ascend; none for a record that is not there (retention has taken it, or it was
+/// refused). Read in ranges: of ten thousand that lie close together each costs no read of its own.
+pub async fn read_connections(
+    node: &Node,
+    partition: &PartitionHandle,
+    offsets: &[Offset],
+) -> Result<Vec<ConnectionId>, ReadError> {
+    let mut connections = Vec::with_capacity(offsets.len());
+    while let Some(&first) = offsets.get(connections.len()) {
+        let rest = offsets.get(connections.len()..).unwrap_or_default();
+        let near = |offset: &&Offset| offset.index().0.saturating_sub(first.index().0) < NEAR_ENTRIES;
+        let last = rest.iter().take_while(near).last().copied().unwrap_or(first);
+        let bytes = if last.index() > first.index() { READ_BYTES } else { 1 };
+        let entries = match node.read_log(partition.id, LogIndex(first.index().0.saturating_sub(1)), bytes).await {
+            Ok(read) => read.entries,
+            Err(ReadError::Trimmed { earliest }) => {
+                // the first is below `earliest`, or would have been read
+                let gone = rest.iter().take_while(|offset| offset.index() < earliest.index()).count().max(1);
+                connections.resize(connections.len() + gone, ConnectionId::NONE);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let mut found = BTreeMap::new();
+        for (offset, record) in entries.iter().flat_map(LoggedEntry::records) {
+            if rest.binary_search(&offset).is_ok() {
+                found.insert(offset, record.connection);
+            }
+        }
+        if !found.contains_key(&first)
+            && let Some(scanned) = read_record(node, partition, first).await?
+        {
+            // a leader may have applied what its own disk does not hold yet
+            found.insert(first, scanned.connection());
+        }
+        let reached = entries.last().map_or(first.index(), |entry| entry.index.max(first.index()));
+        let read = rest
+            .iter()
+            .take_while(|offset| **offset == first || offset.index() < reached || found.contains_key(*offset));
+        connections.extend(read.map(|offset| found.get(offset).copied().unwrap_or(ConnectionId::NONE)));
+    }
+    Ok(connections)
+}
+
+fn find(entry: &LoggedEntry, time: Timestamp, offset: Offset) -> Option<Scanned> {
+    let mut records = entry.records();
+    records.find(|(at, _)| *at == offset).map(|(offset, record)| Scanned { offset, time, record })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use trunkline_proto::PartitionId;
+
+    use super::*;
+    use crate::{
+        node::NodeConfig,
+        raft::AppliedSink,
+        testing::{attach, connection, count, edge, message, opened},
+    };
+
+    #[tokio::test]
+    async fn a_cursor_gets_past_entries_without_records_that_a_snapshot_has_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let append = node.partition(PartitionId(0)).unwrap().append.clone();
+        append.append(attach(0)).await.unwrap();
+        append.append(edge(1, &[opened(connection(0, 1)), message(connection(0, 1), b"x")])).await.unwrap();
+        drop(append);
+        node.shutdown().await;
+        // a term's first entry has no records
+        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+        node.wait_ready().await.unwrap();
+        let partition = node.partition(PartitionId(0)).unwrap().clone();
+        let applied = partition.tail.applied();
+        partition.tail.installed(applied);
+        let mut cursor =
+            Cursor::new(node.clone(), partition.clone(), "group", Filter::default(), Offset::ZERO, LogIndex(0));
+        let read = async {
+            while cursor.read_tail() != Ahead::End {
+                cursor.read_log().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("the end of the log");
+        let events = std::iter::from_fn(|| cursor.take_step()).filter(|step| matches!(step, Step::Event(_)));
+        assert_eq!((events.count(), cursor.index()), (2, applied));
+        drop(cursor);
+        drop(partition);
+        node.shutdown().await;
+    }
 }

@@ -1,20 +1,27 @@
 //! Between steps 12 and 15 of the walk: what one member may be given of one partition, and what a commit of it comes to. Pure.
 //!
 //! One [`Flow`] lives from an assignment to the next (group, partition, epoch). It knows every event that is open: given to
-//! the member, waiting for another try, held back behind an earlier event of the same connection, or part of a commit that
-//! is on its way through the log. It holds offsets, never records, and at most [`Settings::holes_max`] of them: when that many
+//! the member, waiting for another try, held back behind an earlier event of the same connection ([`lanes`]), or part of a
+//! commit that is on its way through the log. It holds offsets, never records, and at most [`Settings::holes_max`] of them: when that many
 //! are open no new event is taken, and only waiting ones are delivered.
 //!
 //! Commits are pipelined: each is computed on what the ones before it will leave ([`Flow::projected`]). The state machine
 //! checks that base, so a commit refused along the way makes the later ones that built on it fail as a whole, and nothing else.
+//!
+//! Time is of a clock that nobody sets: a wall clock that is set back delays no redelivery and no deadline.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod lanes;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use trunkline_proto::{ConnectionId, Offset, Timestamp, limits};
+use lanes::Lanes;
+use trunkline_proto::{ConnectionId, Offset, limits};
 
 /// What bounds a flow.
 #[derive(Clone, Debug)]
@@ -42,8 +49,8 @@ pub struct StartHole {
     pub connection: ConnectionId,
     /// Of its next delivery, from 1.
     pub attempt: u32,
-    /// Not to be delivered earlier.
-    pub not_before: Timestamp,
+    /// What is left of the delay before it.
+    pub delay: Duration,
 }
 
 /// What becomes of an event in a commit.
@@ -53,7 +60,7 @@ pub enum Outcome {
     Acknowledged,
     /// To be delivered again after `delay`.
     Refused {
-        /// From the commit's log time.
+        /// From when the commit is applied.
         delay: Duration,
         /// Given back untried: the attempt stays.
         released: bool,
@@ -67,15 +74,14 @@ pub enum Outcome {
     },
 }
 
-/// An event that stays open at or below a commit's or an assignment's `through`.
+/// An event that stays open at or below a commit's or an assignment's `through`. It may be delivered at once: one that
+/// was refused with a delay is known to the state already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hole {
     /// Which.
     pub offset: Offset,
     /// Of its next delivery.
     pub attempt: u32,
-    /// Not earlier than this.
-    pub not_before: Timestamp,
 }
 
 /// A commit as it must go into the log: everything a `HandlerCommitted` record says beyond group, member and epoch.
@@ -127,12 +133,12 @@ pub struct Leftover {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
-    /// To be delivered, not before this time.
-    Waiting { not_before: Timestamp },
+    /// To be delivered; the lanes know when.
+    Waiting,
     /// The member works on it until the deadline. (Not given and in flight: out of attempts, parked at the deadline.)
-    InFlight { deadline: Timestamp },
+    InFlight { deadline: Instant },
     /// In a commit under way.
-    Committing { refused: bool },
+    Committing,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -164,43 +170,34 @@ pub struct Flow {
     /// Everything up to here has been offered.
     scanned: Offset,
     open: BTreeMap<Offset, Open>,
-    /// Events that keep their connection's later ones waiting: waiting themselves, or being refused.
-    blocking: BTreeMap<ConnectionId, BTreeSet<Offset>>,
-    /// First blocking event of each connection, where it waits and its time has come.
-    ripe: BTreeSet<Offset>,
-    /// The same, where its time has not come.
-    ripening: BTreeSet<(Timestamp, Offset)>,
-    deadlines: BTreeSet<(Timestamp, Offset)>,
+    lanes: Lanes,
+    deadlines: BTreeSet<(Instant, Offset)>,
     pending: VecDeque<Pending>,
 }
 
 impl Flow {
     /// A flow over a group whose settled prefix is `through`, except `holes`.
-    pub fn new(settings: Settings, through: Offset, holes: Vec<StartHole>) -> Self {
+    pub fn new(settings: Settings, now: Instant, through: Offset, holes: Vec<StartHole>) -> Self {
         let mut flow = Self {
             settings,
             through,
             projected: through,
             scanned: through,
             open: BTreeMap::new(),
-            blocking: BTreeMap::new(),
-            ripe: BTreeSet::new(),
-            ripening: BTreeSet::new(),
+            lanes: Lanes::default(),
             deadlines: BTreeSet::new(),
             pending: VecDeque::new(),
         };
         for hole in holes {
             // had all its attempts before this flow began: overdue from the start, so that `expire` parks it
             let exhausted = flow.settings.max_attempts > 0 && hole.attempt > flow.settings.max_attempts;
-            let deadline = Timestamp(0);
-            let waiting = State::Waiting { not_before: hole.not_before };
-            let state = if exhausted { State::InFlight { deadline } } else { waiting };
+            let state = if exhausted { State::InFlight { deadline: now } } else { State::Waiting };
             let open = Open { connection: hole.connection, attempt: hole.attempt, state, given: false };
             flow.open.insert(hole.offset, open);
             if exhausted {
-                flow.deadlines.insert((deadline, hole.offset));
+                flow.deadlines.insert((now, hole.offset));
             } else {
-                flow.block(hole.connection, hole.offset);
+                flow.lanes.wait(hole.connection, hole.offset, now + hole.delay);
             }
         }
         flow
@@ -228,7 +225,7 @@ impl Flow {
 
     /// Whether a new event of the connection would have to wait behind an earlier one: offering it needs no credit.
     pub fn blocks(&self, connection: ConnectionId) -> bool {
-        self.blocking.contains_key(&connection)
+        self.lanes.blocks(connection)
     }
 
     /// How many events are open.
@@ -247,17 +244,14 @@ impl Flow {
     }
 
     /// The reader has come to an event that matches the group's filter. Call only with room and a credit.
-    pub fn offer(&mut self, now: Timestamp, offset: Offset, connection: ConnectionId) -> Offer {
+    pub fn offer(&mut self, now: Instant, offset: Offset, connection: ConnectionId) -> Offer {
         debug_assert!(offset > self.scanned && self.has_room());
         self.scanned = offset;
-        if self.blocking.contains_key(&connection) {
-            let state = State::Waiting { not_before: Timestamp(0) };
-            self.open.insert(offset, Open { connection, attempt: 1, state, given: false });
-            self.block(connection, offset);
+        self.open.insert(offset, Open { connection, attempt: 1, state: State::Waiting, given: false });
+        if self.lanes.blocks(connection) {
+            self.lanes.wait(connection, offset, now);
             return Offer::Held;
         }
-        self.open
-            .insert(offset, Open { connection, attempt: 1, state: State::Waiting { not_before: now }, given: false });
         self.give(now, offset);
         Offer::Deliver { attempt: 1 }
     }
@@ -268,31 +262,30 @@ impl Flow {
     }
 
     /// Whether [`Flow::next_due`] has something.
-    pub fn has_due(&mut self, now: Timestamp) -> bool {
-        self.ripen(now);
-        !self.ripe.is_empty()
+    pub fn has_due(&mut self, now: Instant) -> bool {
+        self.lanes.due(now).is_some()
     }
 
     /// The earliest event whose wait is over, with its attempt. It is in flight from here on: call only with a credit.
-    pub fn next_due(&mut self, now: Timestamp) -> Option<(Offset, u32)> {
-        self.ripen(now);
-        let offset = self.ripe.first().copied()?;
+    pub fn next_due(&mut self, now: Instant) -> Option<(Offset, u32)> {
+        let offset = self.lanes.due(now)?;
         self.give(now, offset);
         Some((offset, self.open.get(&offset)?.attempt))
     }
 
     /// When to call again although nothing else happens.
-    pub fn next_wake(&self) -> Option<Timestamp> {
+    pub fn next_wake(&self) -> Option<Instant> {
         let deadline = self.deadlines.first().map(|(at, _)| *at);
-        let ripens = self.ripening.first().map(|(at, _)| *at);
-        [deadline, ripens].into_iter().flatten().min()
+        [deadline, self.lanes.next_due()].into_iter().flatten().min()
     }
 
-    /// The member is still at work on these: their deadlines start anew. Others are passed over.
-    pub fn extend(&mut self, now: Timestamp, offsets: impl IntoIterator<Item = Offset>) {
+    /// The member is still at work on these: their deadlines start anew. Others are passed over, and so are those behind an
+    /// event that waits for them to be given again: how long it waits must have a bound.
+    pub fn extend(&mut self, now: Instant, offsets: impl IntoIterator<Item = Offset>) {
         for offset in offsets {
-            if self.open.get(&offset).is_some_and(|open| matches!(open.state, State::InFlight { .. })) {
-                self.set_in_flight(now, offset);
+            let Some(open) = self.open.get(&offset) else { continue };
+            if matches!(open.state, State::InFlight { .. }) && !self.lanes.is_behind(open.connection, offset) {
+                self.set_in_flight(now + self.settings.deadline, offset);
             }
         }
     }
@@ -315,14 +308,22 @@ impl Flow {
 
     /// What must be committed without the member: events past their deadline (again, attempt + 1) and events out of
     /// attempts (parked), `most` at once. Call until it gives `None`.
-    pub fn expire(&mut self, now: Timestamp, most: usize) -> Option<Proposal> {
+    ///
+    /// Of a connection's events only the first counts as tried: its later ones have had to wait for it.
+    pub fn expire(&mut self, now: Instant, most: usize) -> Option<Proposal> {
         let overdue = self.deadlines.range(..=(now, Offset::MAX)).take(most.min(limits::OUTCOMES_MAX));
-        let again = Outcome::Refused { delay: Duration::ZERO, released: false };
-        let mut outcomes: Vec<_> = overdue.map(|(_, offset)| (*offset, again.clone())).collect();
-        if outcomes.is_empty() {
+        let mut overdue: Vec<_> = overdue.map(|(_, offset)| *offset).collect();
+        if overdue.is_empty() {
             return None;
         }
-        outcomes.sort_by_key(|(offset, _)| *offset);
+        overdue.sort_unstable();
+        let (mut outcomes, mut tried) = (Vec::with_capacity(overdue.len()), BTreeSet::new());
+        for offset in overdue {
+            let given = self.open.get(&offset).filter(|open| open.given).map(|open| open.connection);
+            let released =
+                given.is_some_and(|connection| self.lanes.is_behind(connection, offset) || !tried.insert(connection));
+            outcomes.push((offset, Outcome::Refused { delay: Duration::ZERO, released }));
+        }
         Some(self.propose(outcomes))
     }
 
@@ -334,8 +335,8 @@ impl Flow {
         (span >= entries && self.pending.is_empty()).then(|| self.propose(Vec::new()))
     }
 
-    /// The oldest commit under way was applied by an entry stamped `time`. Gives the credits that are free again.
-    pub fn applied(&mut self, time: Timestamp) -> usize {
+    /// The oldest commit under way was applied. Gives the credits that are free again.
+    pub fn applied(&mut self, now: Instant) -> usize {
         let Some(pending) = self.pending.pop_front() else { return 0 };
         self.through = pending.through;
         let mut credits = 0;
@@ -346,12 +347,13 @@ impl Flow {
             match outcome {
                 Outcome::Acknowledged | Outcome::Parked { .. } => {
                     self.open.remove(&offset);
+                    self.lanes.settle(connection, offset);
                 }
                 Outcome::Refused { delay, released } => {
                     open.given = false;
                     open.attempt = open.attempt.saturating_add(u32::from(!released));
-                    open.state = State::Waiting { not_before: time.after(delay) };
-                    self.refresh(connection);
+                    open.state = State::Waiting;
+                    self.lanes.wait(connection, offset, now + delay);
                 }
             }
         }
@@ -360,25 +362,31 @@ impl Flow {
 
     /// The oldest commit under way was refused: its events are in flight as before it, their deadlines start anew. Says
     /// whether that was bound to happen because a commit before it was refused.
-    pub fn refused(&mut self, now: Timestamp) -> bool {
+    pub fn refused(&mut self, now: Instant) -> bool {
         let Some(refused) = self.pending.pop_front() else { return false };
-        self.restore(now, &refused);
+        self.restore(now + self.settings.deadline, &refused);
         refused.doomed
     }
 
-    /// The newest commit did not get as far as the log: as if it had never been made.
-    pub fn withdrawn(&mut self, now: Timestamp) {
+    /// The newest commit did not get as far as the log: as if it had never been made. Deadlines start anew.
+    pub fn withdrawn(&mut self, now: Instant) {
+        if let Some(withdrawn) = self.pending.pop_back() {
+            self.restore(now + self.settings.deadline, &withdrawn);
+        }
+    }
+
+    /// The newest commit, one that [`Flow::expire`] made, was too large for the log: its events are as overdue as before.
+    pub fn expired_too_many(&mut self, now: Instant) {
         if let Some(withdrawn) = self.pending.pop_back() {
             self.restore(now, &withdrawn);
         }
     }
 
-    fn restore(&mut self, now: Timestamp, commit: &Pending) {
+    fn restore(&mut self, deadline: Instant, commit: &Pending) {
         for (offset, _) in &commit.outcomes {
             if let Some(open) = self.open.get(offset) {
-                let connection = open.connection;
-                self.unblock(connection, *offset);
-                self.set_in_flight(now, *offset);
+                self.lanes.restore(open.connection, *offset);
+                self.set_in_flight(deadline, *offset);
             }
         }
         // what remains applies as far as it does not build on what is gone
@@ -400,7 +408,6 @@ impl Flow {
         let holes = holes.map(|(offset, open)| Hole {
             offset: *offset,
             attempt: open.attempt.saturating_add(u32::from(open.given)),
-            not_before: not_before(open),
         });
         Leftover { base: self.through, through, holes: holes.collect() }
     }
@@ -418,9 +425,7 @@ impl Flow {
         let settling = |offset: &Offset| outcomes.binary_search_by_key(offset, |(offset, _)| *offset).is_ok();
         let holes = if through > base {
             let passed = self.open.range(Offset(base.0 + 1)..=through).filter(|(offset, _)| !settling(offset));
-            passed
-                .map(|(offset, open)| Hole { offset: *offset, attempt: open.attempt, not_before: not_before(open) })
-                .collect()
+            passed.map(|(offset, open)| Hole { offset: *offset, attempt: open.attempt }).collect()
         } else {
             Vec::new()
         };
@@ -450,16 +455,14 @@ impl Flow {
         reach.min(self.scanned).max(from)
     }
 
-    fn give(&mut self, now: Timestamp, offset: Offset) {
+    fn give(&mut self, now: Instant, offset: Offset) {
         let Some(open) = self.open.get_mut(&offset) else { return };
         open.given = true;
-        let connection = open.connection;
-        self.unblock(connection, offset);
-        self.set_in_flight(now, offset);
+        self.lanes.give(open.connection, offset);
+        self.set_in_flight(now + self.settings.deadline, offset);
     }
 
-    fn set_in_flight(&mut self, now: Timestamp, offset: Offset) {
-        let deadline = now.after(self.settings.deadline);
+    fn set_in_flight(&mut self, deadline: Instant, offset: Offset) {
         self.leave_deadline(offset);
         if let Some(open) = self.open.get_mut(&offset) {
             open.state = State::InFlight { deadline };
@@ -469,15 +472,10 @@ impl Flow {
 
     fn set_committing(&mut self, offset: Offset, refused: bool) {
         self.leave_deadline(offset);
-        let Some(connection) = self.open.get(&offset).map(|open| open.connection) else { return };
-        self.retire(connection); // while the state still says where it is queued
-        if let Some(open) = self.open.get_mut(&offset) {
-            open.state = State::Committing { refused };
-        }
+        let Some(open) = self.open.get_mut(&offset) else { return };
+        open.state = State::Committing;
         if refused {
-            self.block(connection, offset);
-        } else {
-            self.unblock(connection, offset);
+            self.lanes.refuse(open.connection, offset);
         }
     }
 
@@ -486,64 +484,4 @@ impl Flow {
             self.deadlines.remove(&(*deadline, offset));
         }
     }
-
-    fn block(&mut self, connection: ConnectionId, offset: Offset) {
-        self.retire(connection);
-        self.blocking.entry(connection).or_default().insert(offset);
-        self.refresh(connection);
-    }
-
-    fn unblock(&mut self, connection: ConnectionId, offset: Offset) {
-        self.retire(connection);
-        if let Some(offsets) = self.blocking.get_mut(&connection) {
-            offsets.remove(&offset);
-            if offsets.is_empty() {
-                self.blocking.remove(&connection);
-            }
-        }
-        self.refresh(connection);
-    }
-
-    fn first_waiting(&self, connection: ConnectionId) -> Option<(Offset, Timestamp)> {
-        let first = *self.blocking.get(&connection)?.first()?;
-        match self.open.get(&first)?.state {
-            State::Waiting { not_before } => Some((first, not_before)),
-            State::InFlight { .. } | State::Committing { .. } => None,
-        }
-    }
-
-    /// Takes the connection's first event out of the queues, before what comes first changes.
-    fn retire(&mut self, connection: ConnectionId) {
-        if let Some(first) = self.blocking.get(&connection).and_then(BTreeSet::first).copied() {
-            self.ripe.remove(&first);
-            if let Some(Open { state: State::Waiting { not_before }, .. }) = self.open.get(&first) {
-                self.ripening.remove(&(*not_before, first));
-            }
-        }
-    }
-
-    /// Puts the connection's first waiting event where it can be found.
-    fn refresh(&mut self, connection: ConnectionId) {
-        if let Some((offset, not_before)) = self.first_waiting(connection) {
-            self.ripening.insert((not_before, offset));
-        }
-    }
-
-    fn ripen(&mut self, now: Timestamp) {
-        while let Some((at, offset)) = self.ripening.first().copied().filter(|(at, _)| *at <= now) {
-            self.ripening.remove(&(at, offset));
-            self.ripe.insert(offset);
-        }
-    }
 }
-
-fn not_before(open: &Open) -> Timestamp {
-    match open.state {
-        State::Waiting { not_before } => not_before,
-        State::InFlight { .. } | State::Committing { .. } => Timestamp(0),
-    }
-}
-
-#[cfg(test)]
-#[path = "flow_tests.rs"]
-mod tests;

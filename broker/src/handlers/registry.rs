@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use trunkline_proto::{Batch, LogIndex, Offset, PartitionId, Record, RecordKind, Source, v1};
+use trunkline_proto::{Batch, LogIndex, Offset, PartitionId, Record, RecordKind, Source, Timestamp, v1};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     append::AppendError,
+    clock,
     core::{Reply, Verdict},
     metrics,
     node::{Node, PartitionHandle, ReadError, Role},
@@ -30,6 +31,8 @@ use crate::{
 
 /// After an assignment failed.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long the last member's going may take to get into the log; the next assignment makes up for it.
+const NOBODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often lags are measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -169,9 +172,24 @@ fn rank(group: &str, partition: PartitionId, member: &str) -> (u64, String) {
 /// What the last assignment left behind.
 #[derive(Default)]
 struct Left {
-    leftover: Option<Leftover>,
+    /// And the epoch it is about: kept until the log has taken it, or somebody else's assignment.
+    leftover: Option<(u64, Leftover)>,
     /// Somebody is assigned as far as the log says.
     assigned: bool,
+}
+
+impl Left {
+    /// What the next assignment of a group that stands at `epoch` and `through` must say.
+    fn at(&self, epoch: u64, through: Offset) -> Option<&Leftover> {
+        let (_, leftover) = self.leftover.as_ref().filter(|(about, _)| *about == epoch)?;
+        Some(leftover).filter(|leftover| leftover.base == through)
+    }
+}
+
+/// What is left of an event's delay. Neither a wall clock that was set back nor one that stands makes it longer than it
+/// was: log time has come to the moment of the refusal.
+fn delay_left(not_before: Timestamp, clock: Timestamp, log: Timestamp) -> Duration {
+    Duration::from_micros(not_before.0.saturating_sub(clock.max(log).0)).min(commit::DELAY_MAX)
 }
 
 /// One partition's assignments within one group.
@@ -229,17 +247,30 @@ impl Worker {
     }
 
     async fn serve(&mut self, member: Arc<Member>) {
-        let mut stream = match self.assign(&member).await {
+        let (mut role, shutdown) = (self.partition.role.clone(), self.registry.shutdown.clone());
+        let moved = self.moved(&member);
+        // what is left undone does no harm: the next assignment begins at what the state says
+        let assigned = tokio::select! {
+            assigned = self.assign(&member) => assigned,
+            () = member.gone.cancelled() => return self.registry.leave(&member),
+            () = moved => return,
+            () = shutdown.cancelled() => return,
+            Ok(_) = role.wait_for(|role| !matches!(role, Role::Leader { .. })) => return,
+        };
+        let mut stream = match assigned {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(group = self.group, partition = %self.partition.id, %error, "assignment failed");
-                self.left.leftover = None;
+                if matches!(error, AssignError::Refused) {
+                    self.left.leftover = None; // the same again would be refused again
+                }
                 tokio::time::sleep(RETRY).await;
                 return;
             }
         };
         let end = stream.run(self.moved(&member)).await;
-        let leftover = stream.finish(end).await;
+        let epoch = stream.epoch();
+        let leftover = stream.finish(end).await.map(|leftover| (epoch, leftover));
         tracing::debug!(group = self.group, partition = %self.partition.id, ?end, "assignment ended");
         self.left = Left { leftover, assigned: end != End::NotLeader };
         match end {
@@ -269,30 +300,31 @@ impl Worker {
         let terms = &member.terms;
         let start = self.resolve(&terms.start).await.map_err(AssignError::Read)?;
         let record = self.assignment(&terms.member, &terms.apis, &terms.kinds, Some(start));
+        self.left.assigned = true; // before it is known: the wait may be given up
         let epoch = self.append(record).await?;
-        self.left.assigned = true;
-        let (through, holes, known) = {
+        let (through, holes, known, log) = {
             let state = self.partition.state.read();
             let group = state.group(&self.group).filter(|group| group.epoch == epoch).ok_or(AssignError::Refused)?;
             let holes: Vec<_> = group.holes().collect();
-            (group.through, holes, state.applied())
+            (group.through, holes, state.applied(), state.time())
         };
-        let mut start_holes = Vec::with_capacity(holes.len());
-        for (offset, hole) in holes {
-            let record = cursor::read_record(&self.registry.node, &self.partition, offset).await;
-            let connection = match record {
-                Ok(scanned) => scanned.map(|scanned| scanned.connection()).unwrap_or_default(),
-                Err(ReadError::Trimmed { .. }) => Default::default(),
-                Err(error) => return Err(AssignError::Read(error)),
-            };
-            start_holes.push(StartHole { offset, connection, attempt: hole.attempt, not_before: hole.not_before });
-        }
+        let offsets: Vec<_> = holes.iter().map(|(offset, _)| *offset).collect();
+        let connections = cursor::read_connections(&self.registry.node, &self.partition, &offsets).await;
+        let connections = connections.map_err(AssignError::Read)?;
+        let clock = clock::now();
+        let start_holes = holes.into_iter().zip(connections).map(|((offset, hole), connection)| StartHole {
+            offset,
+            connection,
+            attempt: hole.attempt,
+            delay: delay_left(hole.not_before, clock, log),
+        });
         let settings =
             Settings { deadline: self.registry.deadline, max_attempts: terms.max_attempts, ..Settings::default() };
         let node = self.registry.node.clone();
         let filter = Filter { apis: terms.apis.clone(), kinds: terms.kinds.clone() };
         let cursor = Cursor::new(node.clone(), self.partition.clone(), &self.group, filter, through, known);
-        let flow = Flow::new(settings, through, start_holes);
+        let now = tokio::time::Instant::now().into_std();
+        let flow = Flow::new(settings, now, through, start_holes.collect());
         let lease = Lease { group: self.group.clone(), member: terms.member.clone(), epoch };
         tracing::info!(group = self.group, member = terms.member, partition = %self.partition.id, epoch, %through, "assigned");
         Ok(Stream::new(node, self.partition.clone(), member.clone(), lease, flow, cursor))
@@ -302,17 +334,25 @@ impl Worker {
     async fn assign_nobody(&mut self) {
         // the state keeps the last member's filter
         let record = self.assignment("", &[], &[], None);
-        if let Err(error) = self.append(record).await {
-            tracing::debug!(group = self.group, partition = %self.partition.id, %error, "assignment to nobody failed");
+        match tokio::time::timeout(NOBODY_TIMEOUT, self.append(record)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                if matches!(error, AssignError::Refused) {
+                    self.left.leftover = None;
+                }
+                tracing::debug!(group = self.group, partition = %self.partition.id, %error, "assignment to nobody failed");
+            }
+            Err(_) => {
+                tracing::warn!(group = self.group, partition = %self.partition.id, "the log takes no assignment to nobody");
+            }
         }
         self.left.assigned = false;
     }
 
-    fn assignment(&mut self, member: &str, apis: &[String], kinds: &[u32], start: Option<v1::Start>) -> Record {
-        let leftover = self.left.leftover.take();
+    fn assignment(&self, member: &str, apis: &[String], kinds: &[u32], start: Option<v1::Start>) -> Record {
         let known = self.partition.state.read().group(&self.group).map(|group| (group.epoch, group.through));
         let (epoch, base) = known.unwrap_or_default();
-        let leftover = leftover.filter(|leftover| leftover.base == base);
+        let leftover = self.left.at(epoch, base);
         let assigned = v1::HandlerAssigned {
             group: self.group.clone(),
             member: member.to_owned(),
@@ -321,8 +361,8 @@ impl Worker {
             kinds: kinds.to_vec(),
             start: start.filter(|_| known.is_none()),
             base: base.0,
-            through: leftover.as_ref().map_or(base, |leftover| leftover.through).0,
-            holes: leftover.iter().flat_map(|leftover| &leftover.holes).map(commit::hole).collect(),
+            through: leftover.map_or(base, |leftover| leftover.through).0,
+            holes: leftover.into_iter().flat_map(|leftover| &leftover.holes).map(commit::hole).collect(),
         };
         Record::new(RecordKind::HandlerAssigned, Default::default(), "", &assigned)
     }
@@ -349,7 +389,7 @@ impl Worker {
 pub async fn resolve_start(node: &Node, partition: PartitionId, start: &v1::Start) -> Result<v1::Start, ReadError> {
     let Some(v1::start::At::Time(time)) = start.at else { return Ok(*start) };
     // first record stamped at or after `time`: the one after the last entry stamped before it
-    let before = trunkline_proto::Timestamp(time.saturating_sub(1));
+    let before = Timestamp(time.saturating_sub(1));
     let index = node.index_at(partition, before).await?;
     let first = Offset::new(LogIndex(index.0 + 1), 0);
     Ok(v1::Start { at: Some(v1::start::At::Offset(first.0)) })
@@ -371,5 +411,35 @@ async fn report_lags(node: Node, shutdown: CancellationToken) {
                 metrics::handlers::set_lag(&group, id, lag);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn clock_that_is_set_back_makes_no_delay_longer() {
+        let refused = Timestamp(7200 * 1_000_000);
+        let delay = Duration::from_secs(5);
+        let not_before = refused.after(delay);
+        assert_eq!(delay_left(not_before, refused, refused), delay);
+        assert_eq!(delay_left(not_before, Timestamp(0), refused), delay, "the clock was set back");
+        assert_eq!(delay_left(not_before, refused.after(HOUR), refused), Duration::ZERO);
+        assert_eq!(delay_left(Timestamp(0), Timestamp(0), refused), Duration::ZERO, "at once is at once");
+    }
+
+    #[test]
+    fn leftover_holds_until_the_log_has_taken_it() {
+        let through = Offset(9);
+        let leftover = Leftover { base: through, through: Offset(20), holes: Vec::new() };
+        let left = Left { leftover: Some((3, leftover.clone())), assigned: true };
+        for _ in 0..2 {
+            assert_eq!(left.at(3, through), Some(&leftover), "an assignment that failed may be tried again");
+        }
+        assert_eq!(left.at(4, through), None, "another assignment has been applied");
+        assert_eq!(left.at(3, Offset(8)), None, "computed on another prefix");
     }
 }

@@ -4,25 +4,21 @@
 //! The way out is bounded: who does not read its stream stops being sent to, and holds up nobody else. Commits are appended in the
 //! order they came and answered in that order.
 
+mod commits;
+
 use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
-use trunkline_proto::{Offset, Timestamp, limits, v1, v1::subscribe_response::Response};
+use trunkline_proto::{Offset, v1, v1::subscribe_response::Response};
 
 use super::{
-    commit::{self, Fate, Lease},
+    commit::Lease,
     cursor::{Ahead, Cursor, Scanned, Step},
-    flow::{Flow, Leftover, Offer, Outcome, Proposal},
+    flow::{Flow, Leftover, Offer},
     member::{Member, Request, SessionEnd},
 };
-use crate::{
-    append::{AppendError, Appended, Pending},
-    clock,
-    core::Refusal,
-    metrics,
-    node::{Node, PartitionHandle, ReadError, Role},
-    submit,
-};
+use crate::node::{Node, PartitionHandle, ReadError, Role};
+use commits::{Expiry, OnWire, resolve_front};
 
 /// Most events in one message.
 const BATCH_EVENTS: usize = 128;
@@ -32,13 +28,8 @@ const BATCH_BYTES: usize = 256 << 10;
 const WIRE_MAX: usize = 64;
 /// How long a partition that moves to another member waits for what is in flight.
 const HANDOVER: Duration = Duration::from_secs(2);
-/// How long a member may leave answers unread when its assignment ends.
+/// How long a member may leave answers unread when its assignment ends, and the log commits unanswered.
 const STALLED: Duration = Duration::from_secs(10);
-/// The settled prefix is moved over records of others once they span so many entries.
-const ADVANCE_ENTRIES: u64 = 1024;
-/// Events past their deadline in one commit when some may have to be parked, which puts their records into it.
-const EXPIRE_WITH_PARKING: usize = 16;
-
 /// Why a stream ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum End {
@@ -52,13 +43,6 @@ pub(super) enum End {
     Restart,
     /// The log cannot be read.
     Unreadable,
-}
-
-struct OnWire {
-    pending: Pending,
-    /// The commit's id; `None`: the broker's own.
-    answer: Option<u64>,
-    kinds: Vec<&'static str>,
 }
 
 /// What a look ahead says there is to do.
@@ -88,7 +72,7 @@ pub(super) struct Stream {
     answers: VecDeque<v1::CommitResult>,
     /// Taken from the flow, and too large for the message before.
     carry: Option<(Scanned, u32)>,
-    expire_most: usize,
+    expiry: Expiry,
 }
 
 impl Stream {
@@ -101,7 +85,7 @@ impl Stream {
         cursor: Cursor,
     ) -> Self {
         let requests = member.open_route(partition.id, lease.epoch);
-        let expire_most = if member.terms.max_attempts > 0 { EXPIRE_WITH_PARKING } else { limits::OUTCOMES_MAX };
+        let expiry = Expiry::new(member.terms.max_attempts > 0);
         Self {
             node,
             partition,
@@ -113,8 +97,13 @@ impl Stream {
             wire: VecDeque::new(),
             answers: VecDeque::new(),
             carry: None,
-            expire_most,
+            expiry,
         }
+    }
+
+    /// Of the assignment.
+    pub(super) fn epoch(&self) -> u64 {
+        self.lease.epoch
     }
 
     /// Serves the member until something ends it. `moved` resolves when another member is to have the partition.
@@ -179,9 +168,16 @@ impl Stream {
     pub(super) async fn finish(mut self, end: End) -> Option<Leftover> {
         self.member.close_route(self.partition.id, self.lease.epoch);
         let mut known = matches!(end, End::Gone | End::Moved);
+        let stalled = tokio::time::sleep(STALLED);
+        tokio::pin!(stalled);
         while !self.wire.is_empty() {
-            let result = resolve_front(&mut self.wire).await;
-            known &= self.handle_result(result).is_ok();
+            tokio::select! {
+                result = resolve_front(&mut self.wire) => known &= self.handle_result(result).is_ok(),
+                () = &mut stalled => {
+                    known = false;
+                    self.abandon();
+                }
+            }
         }
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
@@ -216,23 +212,8 @@ impl Stream {
     }
 
     fn wake(&self) -> Option<Duration> {
-        let now = clock::now();
-        self.flow.next_wake().map(|at| Duration::from_micros(at.0.saturating_sub(now.0)).max(Duration::from_millis(1)))
-    }
-
-    /// Commits that the leader makes by itself: events past their deadline, and a prefix that nothing else moves.
-    async fn commit_without_member(&mut self) -> Result<(), End> {
-        while self.wire.len() < WIRE_MAX {
-            let proposal = match self.flow.expire(clock::now(), self.expire_most) {
-                Some(proposal) => proposal,
-                None => match self.flow.advance(ADVANCE_ENTRIES) {
-                    Some(proposal) => proposal,
-                    None => return Ok(()),
-                },
-            };
-            self.propose(proposal, &[], None, Vec::new()).await?;
-        }
-        Ok(())
+        let wake = self.flow.next_wake()?;
+        Some(wake.saturating_duration_since(now()).max(Duration::from_millis(1)))
     }
 
     /// Goes over what needs no credit and says what there is to do then.
@@ -241,7 +222,7 @@ impl Stream {
             if self.carry.is_some() {
                 return Ok(Next::Deliver);
             }
-            let now = clock::now();
+            let now = now();
             let sendable = if self.member.credit.is_free() { Next::Deliver } else { Next::Credit };
             if self.flow.has_due(now) {
                 return Ok(sendable);
@@ -264,7 +245,7 @@ impl Stream {
     }
 
     /// Takes the steps that send nothing: no matching record, or an event that must wait behind another.
-    fn pass_over(&mut self, now: Timestamp) {
+    fn pass_over(&mut self, now: std::time::Instant) {
         while let Some(step) = self.cursor.peek() {
             match step {
                 Step::Progress(offset) => self.flow.progress(*offset),
@@ -315,7 +296,7 @@ impl Stream {
     /// The next event with its attempt, holding a credit: those that are due again first.
     async fn next_event(&mut self) -> Result<Option<(Scanned, u32)>, End> {
         while self.member.credit.take() {
-            let now = clock::now();
+            let now = now();
             let Some((offset, attempt)) = self.flow.next_due(now) else {
                 let next = self.next_new(now);
                 self.member.credit.release(usize::from(next.is_none()));
@@ -331,7 +312,7 @@ impl Stream {
         Ok(None)
     }
 
-    fn next_new(&mut self, now: Timestamp) -> Option<(Scanned, u32)> {
+    fn next_new(&mut self, now: std::time::Instant) -> Option<(Scanned, u32)> {
         loop {
             self.pass_over(now);
             let step = self.cursor.peek();
@@ -350,150 +331,13 @@ impl Stream {
         }
     }
 
-    /// Parks an event that no member can be given.
-    async fn give_up(&mut self, offset: Offset, reason: &str) -> Result<(), End> {
-        tracing::warn!(group = self.lease.group, partition = %self.partition.id, %offset, reason, "event parked");
-        let parked = Outcome::Parked { reason: reason.to_owned(), attempt: 0 };
-        match self.flow.commit(vec![(offset, parked)]) {
-            Ok(proposal) => self.propose(proposal, &[], None, Vec::new()).await,
-            Err(_) => Ok(()),
-        }
-    }
-
     async fn handle_request(&mut self, request: Request) -> Result<(), End> {
         match request {
             Request::Extend(extend) => {
-                self.flow.extend(clock::now(), extend.offsets.into_iter().map(Offset));
+                self.flow.extend(now(), extend.offsets.into_iter().map(Offset));
                 Ok(())
             }
             Request::Commit(commit) => self.handle_commit(&commit).await,
-        }
-    }
-
-    async fn handle_commit(&mut self, commit: &v1::Commit) -> Result<(), End> {
-        let checked = match commit::check(commit, self.node.partition_count()) {
-            Ok(checked) => checked,
-            Err(status) => {
-                self.answer(commit.id, status);
-                return Ok(());
-            }
-        };
-        match self.flow.commit(checked.outcomes) {
-            Ok(proposal) => self.propose(proposal, &checked.commands, Some(commit.id), checked.kinds).await,
-            Err(not_open) => {
-                self.answer(commit.id, commit::status(v1::Code::NotOpen, not_open.to_string()));
-                Ok(())
-            }
-        }
-    }
-
-    fn answer(&mut self, id: u64, status: v1::Status) {
-        metrics::handlers::count_commit(&self.lease.group, status.code());
-        self.answers.push_back(commit::refused(id, self.partition.id, status));
-    }
-
-    /// Puts a commit into the log.
-    async fn propose(
-        &mut self,
-        proposal: Proposal,
-        commands: &[trunkline_proto::Record],
-        answer: Option<u64>,
-        kinds: Vec<&'static str>,
-    ) -> Result<(), End> {
-        let parked = self.parked_records(&proposal).await?;
-        let queued = match commit::batch(&self.lease, &proposal, parked, commands) {
-            Ok(batch) => self.partition.append.enqueue(batch).await,
-            Err(error) => Err(error),
-        };
-        let error = match queued {
-            Ok(pending) => {
-                self.wire.push_back(OnWire { pending, answer, kinds });
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        self.flow.withdrawn(clock::now());
-        if let Some(id) = answer {
-            self.answer(id, commit::append_failed(&error));
-        }
-        match error {
-            AppendError::TooLarge { .. } => {
-                self.expire_most = 1;
-                Ok(())
-            }
-            AppendError::Busy { .. } => Ok(()),
-            AppendError::NotLeader { .. } | AppendError::Closed { .. } => Err(End::NotLeader),
-            AppendError::Unknown { .. } => Err(End::Restart),
-        }
-    }
-
-    async fn parked_records(&self, proposal: &Proposal) -> Result<Vec<bytes::Bytes>, End> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
-        for (offset, _) in proposal.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Parked { .. })) {
-            let scanned = match self.cursor.record(*offset).await {
-                Ok(scanned) => scanned,
-                Err(ReadError::Trimmed { .. }) => None,
-                Err(error) => return Err(self.unreadable(&error)),
-            };
-            let record = scanned.map(|scanned| scanned.record.bytes().clone());
-            let record = record.filter(|record| record.len() <= commit::PARKED_RECORD_BYTES_MAX).unwrap_or_default();
-            bytes += record.len();
-            records.push(record);
-            if bytes > limits::RECORD_BYTES_MAX {
-                break; // too large already: the batch will say so
-            }
-        }
-        Ok(records)
-    }
-
-    /// The oldest commit under way has come to something.
-    fn handle_result(&mut self, result: Result<Appended, AppendError>) -> Result<(), End> {
-        let Some(OnWire { answer, kinds, .. }) = self.wire.pop_front() else { return Ok(()) };
-        match result {
-            Ok(appended) => match commit::fate(&appended) {
-                Fate::Applied => {
-                    let credits = self.flow.applied(appended.entry.applied.time);
-                    self.member.credit.release(credits);
-                    if let Some(id) = answer {
-                        self.answer_applied(id, &appended, &kinds);
-                    }
-                    Ok(())
-                }
-                Fate::Refused(refusal) => self.handle_refused(&refusal, answer),
-            },
-            Err(error) => {
-                self.flow.refused(clock::now());
-                if let Some(id) = answer {
-                    self.answer(id, commit::append_failed(&error));
-                }
-                Err(if matches!(error, AppendError::Unknown { .. }) { End::Restart } else { End::NotLeader })
-            }
-        }
-    }
-
-    fn answer_applied(&mut self, id: u64, appended: &Appended, kinds: &[&'static str]) {
-        let result = commit::applied(id, self.partition.id, appended);
-        metrics::handlers::count_commit(&self.lease.group, v1::Code::Applied);
-        for (kind, command) in kinds.iter().zip(&result.commands) {
-            let code = command.status.as_ref().map(v1::Status::code).unwrap_or_default();
-            metrics::handlers::count_command(kind, code);
-        }
-        self.answers.push_back(result);
-    }
-
-    fn handle_refused(&mut self, refusal: &Refusal, answer: Option<u64>) -> Result<(), End> {
-        let doomed = self.flow.refused(clock::now());
-        let status = commit::refusal(refusal, doomed);
-        if !doomed {
-            let (group, partition, reason) = (&self.lease.group, self.partition.id, &status.message);
-            tracing::warn!(group, %partition, reason, "commit refused");
-        }
-        if let Some(id) = answer {
-            self.answer(id, status);
-        }
-        match refusal {
-            Refusal::StaleEpoch | Refusal::NotOpen if !doomed => Err(End::Restart),
-            _ => Ok(()),
         }
     }
 
@@ -503,10 +347,7 @@ impl Stream {
     }
 }
 
-/// Waits for the oldest commit under way. Cancel safe; call with one under way.
-async fn resolve_front(wire: &mut VecDeque<OnWire>) -> Result<Appended, AppendError> {
-    match wire.front_mut() {
-        Some(on_wire) => submit::resolve(&mut on_wire.pending).await,
-        None => std::future::pending().await,
-    }
+/// Of a clock that nobody sets.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }

@@ -47,8 +47,7 @@ impl Grace {
         let mut lost = Vec::new();
         for (edge, heard) in edges {
             let first = self.first_seen.remove(&edge).unwrap_or(now);
-            let last = heard.map_or(first, |heard| heard.max(first)).max(self.since);
-            if now.saturating_duration_since(last) >= self.grace {
+            if self.is_past(now, first, heard) {
                 lost.push(edge.clone());
             }
             seen.insert(edge, first);
@@ -56,6 +55,18 @@ impl Grace {
         // who is no longer in the state is forgotten: the map is bounded by it
         self.first_seen = seen;
         lost
+    }
+
+    /// Whether an edge that the last tick gave is lost still: right before it is declared so, which may be much later.
+    pub(super) fn is_silent(&self, now: Instant, edge: &Incarnation, heard: Option<Instant>) -> bool {
+        // so late that this process may have been stopped since: the next tick judges
+        let is_late = now.saturating_duration_since(self.ticked) > self.period + LATE;
+        !is_late && self.first_seen.get(edge).is_some_and(|first| self.is_past(now, *first, heard))
+    }
+
+    fn is_past(&self, now: Instant, first: Instant, heard: Option<Instant>) -> bool {
+        let last = heard.map_or(first, |heard| heard.max(first)).max(self.since);
+        now.saturating_duration_since(last) >= self.grace
     }
 }
 
@@ -129,6 +140,20 @@ mod tests {
         assert!(grace.handle_tick(start + SECOND, vec![(edge("a", 1), None)]).is_empty());
         assert!(grace.handle_tick(start + SECOND * 11 / 4, vec![(edge("a", 1), None)]).is_empty());
         assert_eq!(run(&mut grace, start, 4, 60, |_| None), Some(11));
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn what_a_tick_found_is_judged_anew_when_it_is_used() {
+        let start = Instant::now();
+        let mut grace = Grace::new(start, 10 * SECOND, SECOND);
+        assert_eq!(run(&mut grace, start, 1, 30, |_| None), Some(11));
+        let at_11 = start + 11 * SECOND;
+        assert!(grace.is_silent(at_11, &edge("a", 1), None));
+        assert!(grace.is_silent(at_11 + SECOND, &edge("a", 1), Some(start + SECOND)));
+        assert!(!grace.is_silent(at_11 + SECOND, &edge("a", 1), Some(at_11)), "heard since");
+        assert!(!grace.is_silent(at_11 + 3 * SECOND, &edge("a", 1), None), "nobody is judged after so long");
+        assert!(!grace.is_silent(at_11, &edge("a", 2), None), "never seen");
     }
 
     #[test]

@@ -21,10 +21,11 @@ use crate::{
     core::Verdict,
     metrics::link as names,
     node::{PartitionHandle, Role},
+    submit,
     tail::{self, TailRead},
 };
 
-/// Connections closed by one batch.
+/// Connections closed, or edges declared lost, by one batch.
 const CHUNK: usize = 1000;
 /// Silence is judged so often, or four times a grace if that is more often.
 const PERIOD_MAX: Duration = Duration::from_millis(250);
@@ -82,9 +83,9 @@ async fn lead(link: &Link, partition: &PartitionHandle) {
         });
         let lost = grace.handle_tick(Instant::now(), heard.collect());
         // appending takes its time under load, which is no silence of anybody's: the next tick judges that as late
-        for edge in lost {
-            if let Err(error) = declare_lost(link, partition, &edge).await {
-                tracing::warn!(partition = partition.id.0, edge = %edge.edge, %error, "cannot declare an edge lost yet");
+        for lost in lost.chunks(CHUNK) {
+            if let Err(error) = declare_lost(link, partition, &grace, lost).await {
+                tracing::warn!(partition = partition.id.0, %error, "cannot declare edges lost yet");
             }
         }
         if let Err(error) = close_left(link, partition).await {
@@ -93,13 +94,38 @@ async fn lead(link: &Link, partition: &PartitionHandle) {
     }
 }
 
-async fn declare_lost(link: &Link, partition: &PartitionHandle, lost: &Incarnation) -> Result<(), AppendError> {
-    let body = v1::EdgeLost { edge: lost.edge.clone(), incarnation: lost.number };
-    let record = Record::new(RecordKind::EdgeLost, ConnectionId::NONE, "", &body);
-    partition.append.append(Batch::new(Source::Leader, &[record])).await?;
-    tracing::warn!(partition = partition.id.0, edge = %lost.edge, incarnation = lost.number, "edge lost");
-    counter!(names::EDGES_LOST_TOTAL).increment(1);
-    link.sessions.lost(partition.id, lost);
+/// Declares those of `lost` lost that have not been heard since they were judged: in one batch, so that none waits for another's.
+async fn declare_lost(
+    link: &Link,
+    partition: &PartitionHandle,
+    grace: &Grace,
+    lost: &[Incarnation],
+) -> Result<(), AppendError> {
+    let now = Instant::now();
+    let silent = lost.iter().filter(|edge| grace.is_silent(now, edge, link.sessions.heard(edge)));
+    let silent: Vec<&Incarnation> = silent.collect();
+    let records: Vec<Record> = silent
+        .iter()
+        .map(|edge| {
+            let body = v1::EdgeLost { edge: edge.edge.clone(), incarnation: edge.number };
+            Record::new(RecordKind::EdgeLost, ConnectionId::NONE, "", &body)
+        })
+        .collect();
+    if records.is_empty() {
+        return Ok(());
+    }
+    // not waiting for room in the queue: the evidence would grow old
+    let mut pending = partition.append.try_enqueue(Batch::new(Source::Leader, &records))?;
+    let appended = submit::resolve(&mut pending).await?;
+    for (n, edge) in (0..).zip(silent) {
+        // refused: it is lost already, or a newer one has come, whose stream is none of this verdict's business
+        if appended.verdict(n) != Verdict::Applied {
+            continue;
+        }
+        tracing::warn!(partition = partition.id.0, edge = %edge.edge, incarnation = edge.number, "edge lost");
+        counter!(names::EDGES_LOST_TOTAL).increment(1);
+        link.sessions.lost(partition.id, edge);
+    }
     Ok(())
 }
 
@@ -164,5 +190,49 @@ fn lag(tail: &tail::Handle, after: LogIndex) -> u64 {
             let (seen, last) = (entries.len() as u64, entries.last().map_or(after, |entry| entry.logged.index));
             if last >= tail.applied() { records } else { (records * entries_left).div_ceil(seen.max(1)) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::PartitionId;
+
+    use super::*;
+    use crate::link::tests::support::{Broker, Edge, Options, batch, connection};
+
+    #[tokio::test]
+    async fn only_who_is_silent_still_is_declared_lost_and_only_the_lost_are_kicked() {
+        let broker = Broker::start(Options::default()).await;
+        let link = &broker.link;
+        let partition = broker.node.partition(PartitionId(0)).unwrap();
+        let [edge, talker, replaced] = ["silent", "talker", "replaced"].map(|name| Edge::connect(&broker, name, 1, 0));
+        let (edge, talker, replaced) = tokio::join!(edge, talker, replaced);
+        let (mut stream, _) = replaced.attach(0, 0).await;
+        let edges = [&edge, &talker, &replaced].map(|edge| Incarnation { edge: edge.name.clone(), number: 1 });
+        let (silence, period) = (Duration::from_millis(1500), Duration::from_secs(5));
+        tokio::time::sleep(silence).await;
+        // a tick finds them all silent for a grace
+        let mut grace = Grace::new(Instant::now() - 2 * silence, silence, period);
+        let judged = |edges: &[Incarnation]| edges.iter().map(|edge| (edge.clone(), None)).collect();
+        grace.handle_tick(Instant::now() - silence, judged(&edges));
+        assert_eq!(grace.handle_tick(Instant::now(), judged(&edges)).len(), 3);
+        // before that is used one is heard, and one has a newer incarnation that the link does not know yet
+        let (mut talking, _) = talker.attach(0, 0).await;
+        talking.send(batch(1, &[talker.opened(connection(1), &[])])).await;
+        talking.applied(1).await;
+        let body = v1::EdgeAttached { edge: "replaced".to_owned(), incarnation: 0, nonce: vec![2; 16].into() };
+        let record = Record::new(RecordKind::EdgeAttached, ConnectionId::NONE, "", &body);
+        partition.append.append(Batch::new(Source::Leader, &[record])).await.unwrap();
+
+        declare_lost(link, partition, &grace, &edges).await.unwrap();
+        let lost = |name: &str| partition.state.read().edge(name).unwrap().lost;
+        assert_eq!((lost("silent"), lost("talker"), lost("replaced")), (true, false, false));
+        // those who are not lost are not told so: a kick would end both streams
+        stream.send(batch(1, &[replaced.opened(connection(2), &[])])).await;
+        use trunkline_proto::v1::link::Reason;
+        assert_eq!(stream.goodbye().await, Reason::Replaced, "by its batch, which is fenced");
+        talking.send(batch(2, &[talker.opened(connection(3), &[])])).await;
+        talking.applied(2).await;
+        broker.stop().await;
     }
 }

@@ -209,7 +209,14 @@ impl RaftNetworkV2<Types> for PeerClient {
                 let answer = self.single_append(&request, &option).await?;
                 return Ok(boxed(tokio_stream::once(Ok(answer))));
             }
-            let (connected, peer) = self.connected()?;
+            let (connected, peer) = match self.connected() {
+                Ok(connected) => connected,
+                Err(error) => {
+                    // openraft's own backoff begins only once its requests are read: it would ask again at once
+                    tokio::time::sleep(BACKOFF).await;
+                    return Err(error.into());
+                }
+            };
             let opened = peers::open(&connected.connection, PRIORITY_APPEND, option.soft_ttl()).await;
             let opened = opened.map_err(|error| self.failed(RPCTypes::AppendEntries, &error, option.soft_ttl()))?;
             Ok(boxed(AppendStream::new(self, peer, input, opened)))

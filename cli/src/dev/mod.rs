@@ -1,7 +1,11 @@
 //! `trunkline dev`: the broker and the demo's handlers on a thread of their own, the edge on its threads, all talking to each
 //! other as they would over a network: QUIC with mutual TLS, and gRPC.
 
-mod demo;
+/// The SDK's examples: ordinary handlers, over gRPC like any other.
+#[path = "../../../sdk/rust/examples/demo/chat.rs"]
+mod chat;
+#[path = "../../../sdk/rust/examples/demo/echo.rs"]
+mod echo;
 
 use std::{
     net::SocketAddr,
@@ -178,9 +182,9 @@ impl Handlers {
     fn start(grpc: SocketAddr, stop: CancellationToken) -> Self {
         let tasks = tokio_util::task::TaskTracker::new();
         let address = format!("http://{grpc}");
-        tasks.spawn(handle(address.clone(), "echo", demo::Echo, stop.clone()));
+        tasks.spawn(handle(address.clone(), "echo", echo::Echo, stop.clone()));
         match Client::new(address.clone()) {
-            Ok(client) => drop(tasks.spawn(handle(address, "chat", demo::Chat::new(client), stop))),
+            Ok(client) => drop(tasks.spawn(handle(address, "chat", chat::Chat::new(client), stop))),
             Err(error) => tracing::error!(%error, "no chat"),
         }
         tasks.close();

@@ -51,6 +51,10 @@ function receive(line) {
     return log.notice(line.slice(2));
   }
   const colon = line.indexOf(": ");
+  if (colon < 0) {
+    // published into the channel from elsewhere: `trunkline publish chat "hello, everybody"`
+    return log.notice(line);
+  }
   log.message(line.slice(0, colon), line.slice(colon + 2), line.slice(0, colon) === nickname);
 }
 

@@ -105,7 +105,7 @@ impl Broker {
         let (send, receive) = soon("the control stream", connection.accept_bi()).await.unwrap();
         let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
         match soon("Hello", reader.next()).await.unwrap() {
-            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, _reader: reader, writer },
+            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, reader, writer },
             other => panic!("{other:?}"),
         }
     }
@@ -123,8 +123,7 @@ pub(crate) struct Hello {
     broker: u64,
     pub(crate) hello: pb::Hello,
     pub(crate) connection: quinn::Connection,
-    /// Kept, or the stream would be stopped.
-    _reader: FrameReader,
+    reader: FrameReader,
     pub(crate) writer: FrameWriter,
 }
 
@@ -143,6 +142,11 @@ impl Hello {
             grace_ms: 10_000,
         };
         self.writer.send(&Frame::Welcome(welcome)).await.unwrap();
+    }
+
+    /// Until the edge pings: it has taken the Welcome.
+    pub(crate) async fn pinged(&mut self) {
+        assert_eq!(soon("a ping", self.reader.next()).await.unwrap(), Frame::Ping);
     }
 
     pub(crate) async fn stream(&self) -> Stream {
@@ -282,7 +286,7 @@ impl Inner {
             let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
             let Ok(Frame::Hello(hello)) = reader.next().await else { continue };
             granted += u64::from(hello.incarnation == 0);
-            let mut hello = Hello { broker: broker.id, hello, connection, _reader: reader, writer };
+            let mut hello = Hello { broker: broker.id, hello, connection, reader, writer };
             hello.welcome(granted, self.partitions).await;
             tokio::spawn(Arc::clone(&self).session(hello));
         }

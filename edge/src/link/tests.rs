@@ -305,6 +305,7 @@ async fn a_broker_that_welcomes_and_ends_at_once_is_asked_less_and_less() {
     for _ in 0..6 {
         let mut again = broker.hello().await;
         again.welcome(7, 1).await;
+        again.pinged().await;
         again.connection.close(quinn::VarInt::from_u32(9), b"gone");
     }
     // at least half of 50, 100, 200, 400, 800 and 1600 ms; without growth it would be 300 ms

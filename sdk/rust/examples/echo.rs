@@ -1,23 +1,10 @@
-//! Sends every message back: `cargo run -p trunkline-sdk --example echo -- [BROKER] [API]`.
+//! Sends every message back (demo/echo.rs). `trunkline dev --no-handlers`, then
+//! `cargo build --workspace --examples` and `target/debug/examples/echo [BROKER] [API]`.
 
-use trunkline_sdk::{Context, Handler, HandlerError, Message, Opened, Registration, Subscriber};
+#[path = "demo/echo.rs"]
+mod demo;
 
-struct Echo;
-
-impl Handler for Echo {
-    async fn opened(&self, _: &mut Context, opened: Opened) -> Result<Registration, HandlerError> {
-        // the first subprotocol the client offers, if any
-        Ok(match opened.subprotocols.first() {
-            Some(subprotocol) => Registration::accept().subprotocol(subprotocol),
-            None => Registration::accept(),
-        })
-    }
-
-    async fn message(&self, cx: &mut Context, message: Message) -> Result<(), HandlerError> {
-        cx.push(message);
-        Ok(())
-    }
-}
+use trunkline_sdk::Subscriber;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -29,6 +16,6 @@ async fn main() -> anyhow::Result<()> {
         // without a signal handler ctrl-c would end the process without giving events back
         let _ = tokio::signal::ctrl_c().await;
     };
-    Subscriber::builder(broker).group(api.clone()).apis([api]).run_until(Echo, stop).await?;
+    Subscriber::builder(broker).group(api.clone()).apis([api]).run_until(demo::Echo, stop).await?;
     Ok(())
 }

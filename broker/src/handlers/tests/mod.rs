@@ -1,5 +1,6 @@
 //! Handlers against real partitions on disk.
 
+mod assign;
 pub(crate) mod broker;
 mod forwarding;
 mod subscribe;

@@ -185,6 +185,22 @@ async fn a_shutdown_says_so_on_every_stream() {
 }
 
 #[tokio::test]
+async fn a_shutdown_reaches_a_stream_that_waits_for_a_log_that_stalls() {
+    let broker = Broker::start(Options { partitions: 2, ..Options::default() }).await;
+    let edge = Edge::connect(&broker, "a", 1, 0).await;
+    let (_first, _) = edge.attach(0, 0).await;
+    let writer = broker.node.writer();
+    let paused = writer.pause();
+    let mut stream = Stream::open(&edge.connection).await;
+    stream.send(edge.attach_frame(1, 0, Vec::new())).await;
+    until("the stream waits", || broker.link.sessions.cursors().iter().any(|(id, ..)| *id == PartitionId(1))).await;
+    broker.link.shutdown.cancel();
+    assert_eq!(stream.goodbye().await, pb::Reason::Shutdown);
+    drop(paused);
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn a_full_window_stops_reading_and_nothing_is_lost() {
     // each batch alone is larger than the window
     let broker = Broker::start(Options { in_flight_bytes: 1000, ..Options::default() }).await;

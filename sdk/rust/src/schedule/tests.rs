@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use trunkline_proto::v1::subscribe_request::Request;
+use trunkline_proto::{limits, v1::subscribe_request::Request};
 
 use super::*;
 
@@ -189,6 +189,31 @@ fn one_outcome_that_is_not_open_does_not_hold_up_the_others() {
     sent.sort_unstable();
     assert_eq!(sent, [1, 2, 3]);
     assert!(schedule.is_drained());
+}
+
+#[test]
+fn events_after_one_whose_outcome_came_too_late_are_given_back_in_order() {
+    let (mut schedule, now) = start();
+    schedule.handle_events(now, events(0, 1, (1..=3).map(|n| event(n, 1)).collect())).unwrap();
+    let first = schedule.next_work().unwrap();
+    acknowledge(&mut schedule, &first);
+    let late = commit(&mut schedule, now);
+    let running = schedule.next_work().unwrap();
+    assert_eq!((offsets(&late), running.event.offset), (vec![1], 2));
+    schedule.handle_committed(now, late.id, Code::NotOpen);
+    assert!(!schedule.has_request(now), "3 goes back behind 2");
+    acknowledge(&mut schedule, &running);
+    assert!(schedule.next_work().is_none());
+    let back = commit(&mut schedule, now);
+    assert_eq!((offsets(&back), back.commands.len()), (vec![2, 3], 0));
+    assert!(back.outcomes.iter().all(is_released));
+    schedule.handle_committed(now, back.id, Code::Applied);
+    schedule.handle_events(now, events(0, 1, (1..=3).map(|n| event(n, 1)).collect())).unwrap();
+    for offset in 1..=3 {
+        let work = schedule.next_work().unwrap();
+        assert_eq!(work.event.offset, offset);
+        acknowledge(&mut schedule, &work);
+    }
 }
 
 #[test]

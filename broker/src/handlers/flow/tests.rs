@@ -1,13 +1,14 @@
 //! The flow against a model of the group in the state machine: every event settles exactly once, a connection's events are
 //! given in order, the base of every commit is right, and nothing grows beyond its bound.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::LazyLock,
+};
 
 use proptest::prelude::*;
 
 use super::*;
-
-const SECOND: u64 = 1_000_000;
 
 fn connection(n: u8) -> ConnectionId {
     ConnectionId([n; 16])
@@ -18,7 +19,7 @@ fn at(n: u64) -> Offset {
 }
 
 fn flow(max_attempts: u32) -> Flow {
-    Flow::new(Settings { max_attempts, ..Settings::default() }, Offset::ZERO, Vec::new())
+    Flow::new(Settings { max_attempts, ..Settings::default() }, later(0), Offset::ZERO, Vec::new())
 }
 
 fn ack(n: u64) -> (Offset, Outcome) {
@@ -29,17 +30,18 @@ fn refuse(n: u64, seconds: u64) -> (Offset, Outcome) {
     (at(n), Outcome::Refused { delay: Duration::from_secs(seconds), released: false })
 }
 
-const T0: Timestamp = Timestamp(1000 * SECOND);
-
-fn later(seconds: u64) -> Timestamp {
-    T0.after(Duration::from_secs(seconds))
+/// So long after the tests began.
+fn later(seconds: u64) -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "there is no other way to make one")]
+    static T0: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *T0 + Duration::from_secs(seconds)
 }
 
 #[test]
 fn commit_ahead_leaves_holes_and_prefix_passes_other_records() {
     let mut flow = flow(0);
     for n in 1..=4 {
-        assert_eq!(flow.offer(T0, at(n), connection(n as u8)), Offer::Deliver { attempt: 1 });
+        assert_eq!(flow.offer(later(0), at(n), connection(n as u8)), Offer::Deliver { attempt: 1 });
     }
     flow.progress(at(9));
     let first = flow.commit(vec![ack(3)]).unwrap();
@@ -50,19 +52,19 @@ fn commit_ahead_leaves_holes_and_prefix_passes_other_records() {
     assert_eq!((second.base, second.through), (first.through, at(9)));
     assert!(second.holes.is_empty());
     assert_eq!(flow.commit(vec![ack(1)]), Err(NotOpen::NotInFlight(at(1))));
-    assert_eq!(flow.applied(T0), 1);
-    assert_eq!(flow.applied(T0), 2);
+    assert_eq!(flow.applied(later(0)), 1);
+    assert_eq!(flow.applied(later(0)), 2);
     assert_eq!((flow.through(), flow.open()), (at(9), 1));
 }
 
 #[test]
 fn later_events_of_a_connection_wait_behind_a_refused_one() {
     let mut flow = flow(0);
-    flow.offer(T0, at(1), connection(1));
+    flow.offer(later(0), at(1), connection(1));
     flow.commit(vec![refuse(1, 5)]).unwrap();
-    assert_eq!(flow.offer(T0, at(2), connection(1)), Offer::Held, "the refusal is on its way");
-    assert_eq!(flow.offer(T0, at(3), connection(2)), Offer::Deliver { attempt: 1 });
-    assert_eq!(flow.applied(T0), 1);
+    assert_eq!(flow.offer(later(0), at(2), connection(1)), Offer::Held, "the refusal is on its way");
+    assert_eq!(flow.offer(later(0), at(3), connection(2)), Offer::Deliver { attempt: 1 });
+    assert_eq!(flow.applied(later(0)), 1);
     assert_eq!(flow.next_due(later(4)), None);
     assert_eq!(flow.next_wake(), Some(later(5)));
     assert_eq!(flow.next_due(later(5)), Some((at(1), 2)));
@@ -73,7 +75,7 @@ fn later_events_of_a_connection_wait_behind_a_refused_one() {
 #[test]
 fn event_past_its_deadline_is_given_again_and_parked_in_the_end() {
     let mut flow = flow(2);
-    flow.offer(T0, at(1), connection(1));
+    flow.offer(later(0), at(1), connection(1));
     assert_eq!(flow.expire(later(59), 100), None);
     flow.extend(later(59), [at(1), at(7)]);
     assert_eq!(flow.expire(later(61), 100), None, "extended");
@@ -91,27 +93,27 @@ fn event_past_its_deadline_is_given_again_and_parked_in_the_end() {
 fn refused_commit_takes_those_that_built_on_it_along_and_no_others() {
     let mut flow = flow(0);
     for n in 1..=5 {
-        flow.offer(T0, at(n), connection(n as u8));
+        flow.offer(later(0), at(n), connection(n as u8));
     }
     flow.commit(vec![ack(2)]).unwrap();
     flow.commit(vec![ack(3)]).unwrap();
-    assert!(!flow.refused(T0), "for a reason of its own");
+    assert!(!flow.refused(later(0)), "for a reason of its own");
     let fresh = flow.commit(vec![ack(2)]).unwrap();
     assert_eq!(fresh.base, Offset::ZERO, "not on the refused one");
-    assert!(flow.refused(T0), "because of the one before");
-    assert_eq!(flow.applied(T0), 1);
+    assert!(flow.refused(later(0)), "because of the one before");
+    assert_eq!(flow.applied(later(0)), 1);
     assert!(flow.commit(vec![ack(3), ack(1)]).is_ok());
 }
 
 #[test]
 fn what_a_lost_member_was_given_gets_another_attempt() {
     let mut flow = flow(0);
-    flow.offer(T0, at(1), connection(1));
-    flow.offer(T0, at(2), connection(2));
+    flow.offer(later(0), at(1), connection(1));
+    flow.offer(later(0), at(2), connection(2));
     flow.commit(vec![refuse(1, 5), ack(2)]).unwrap();
-    flow.applied(T0);
-    flow.offer(T0, at(3), connection(1)); // held
-    flow.offer(T0, at(4), connection(4));
+    flow.applied(later(0));
+    flow.offer(later(0), at(3), connection(1)); // held
+    flow.offer(later(0), at(4), connection(4));
     flow.progress(at(6));
     let left = flow.leftover();
     assert_eq!(left.through, at(6));
@@ -124,43 +126,106 @@ fn what_a_lost_member_was_given_gets_another_attempt() {
 
 #[test]
 fn event_out_of_attempts_before_the_flow_began_is_parked_undelivered() {
-    let hole = StartHole { offset: at(1), connection: connection(1), attempt: 4, not_before: Timestamp(0) };
-    let mut flow = Flow::new(Settings { max_attempts: 3, ..Settings::default() }, at(5), vec![hole]);
-    let parked = flow.expire(T0, 100).unwrap();
+    let hole = StartHole { offset: at(1), connection: connection(1), attempt: 4, delay: Duration::ZERO };
+    let mut flow = Flow::new(Settings { max_attempts: 3, ..Settings::default() }, later(0), at(5), vec![hole]);
+    let parked = flow.expire(later(0), 100).unwrap();
     assert_eq!(parked.outcomes[0].1, Outcome::Parked { reason: "out of attempts".into(), attempt: 3 });
-    assert_eq!(flow.next_due(T0), None);
+    assert_eq!(flow.next_due(later(0)), None);
     // dead letters are full: tried again after a deadline, not at once
-    flow.refused(T0);
+    flow.refused(later(0));
     assert_eq!(flow.expire(later(1), 100), None);
     assert!(flow.expire(later(60), 100).is_some());
     assert_eq!(flow.applied(later(60)), 0, "no credit was held");
+}
+
+#[test]
+fn refused_event_waits_for_the_later_ones_of_its_connection() {
+    let mut flow = flow(0);
+    for n in 1..=4 {
+        flow.offer(later(0), at(n), connection(1));
+    }
+    flow.commit(vec![refuse(2, 0)]).unwrap();
+    flow.applied(later(0));
+    assert_eq!(flow.next_due(later(0)), None, "3 and 4 are with the member");
+    flow.commit(vec![ack(3)]).unwrap();
+    flow.commit(vec![(at(4), Outcome::Refused { delay: Duration::ZERO, released: true })]).unwrap();
+    assert_eq!(flow.next_due(later(0)), None, "nobody knows what comes of it");
+    flow.applied(later(0));
+    flow.applied(later(0));
+    assert_eq!(flow.offer(later(0), at(5), connection(1)), Offer::Held);
+    let given = std::iter::from_fn(|| flow.next_due(later(0))).collect::<Vec<_>>();
+    assert_eq!(given, [(at(2), 2), (at(4), 1), (at(5), 1)], "3 stays acknowledged; 1, which came before, is still out");
+}
+
+#[test]
+fn member_that_sits_on_a_later_event_delays_the_refused_one_by_no_more_than_a_deadline() {
+    let mut flow = flow(0);
+    flow.offer(later(0), at(1), connection(1));
+    flow.offer(later(0), at(2), connection(1));
+    flow.offer(later(0), at(3), connection(2));
+    flow.commit(vec![refuse(1, 0)]).unwrap();
+    flow.applied(later(0));
+    flow.extend(later(50), [at(2), at(3)]);
+    let expired = flow.expire(later(60), 100).unwrap();
+    let released = Outcome::Refused { delay: Duration::ZERO, released: true };
+    assert_eq!(expired.outcomes, [(at(2), released)], "3 is of another connection");
+    flow.applied(later(60));
+    assert_eq!(flow.next_due(later(60)), Some((at(1), 2)));
+    assert_eq!(flow.next_due(later(60)), Some((at(2), 1)));
+}
+
+#[test]
+fn event_behind_one_that_never_ends_is_not_parked_with_it() {
+    let mut flow = flow(2);
+    flow.offer(later(0), at(1), connection(1));
+    flow.offer(later(0), at(2), connection(1));
+    for round in 1..=2 {
+        let parks = flow.expire(later(60 * round), 100).unwrap().outcomes;
+        assert_eq!(matches!(parks[0].1, Outcome::Parked { .. }), round == 2);
+        flow.applied(later(60 * round));
+        while flow.next_due(later(60 * round)).is_some() {}
+    }
+    assert_eq!(flow.open.get(&at(2)).map(|open| (open.attempt, open.given)), Some((1, true)));
+}
+
+#[test]
+fn expired_events_that_do_not_fit_one_commit_are_as_overdue_as_before() {
+    let mut flow = flow(0);
+    for n in 1..=4 {
+        flow.offer(later(0), at(n), connection(n as u8));
+    }
+    assert_eq!(flow.expire(later(60), 4).unwrap().outcomes.len(), 4);
+    flow.expired_too_many(later(60));
+    assert_eq!(flow.expire(later(60), 2).unwrap().outcomes.len(), 2);
+    assert_eq!(flow.expire(later(60), 2).unwrap().outcomes.len(), 2);
+    assert_eq!(flow.expire(later(60), 2), None);
 }
 
 /// The group as the state machine keeps it (the rules of `HandlerCommitted` and `HandlerAssigned`).
 #[derive(Default, Debug)]
 struct Group {
     through: Offset,
-    holes: BTreeMap<Offset, (u32, Timestamp)>,
+    holes: BTreeMap<Offset, (u32, Instant)>,
     settled: BTreeSet<Offset>,
 }
 
 impl Group {
-    fn apply(&mut self, now: Timestamp, events: &BTreeMap<Offset, ConnectionId>, commit: &Proposal) -> bool {
+    fn apply(&mut self, now: Instant, events: &BTreeMap<Offset, ConnectionId>, commit: &Proposal) -> bool {
         if commit.base != self.through {
             return false;
         }
         assert!(commit.through >= self.through);
         for hole in &commit.holes {
             assert!(hole.offset > self.through && hole.offset <= commit.through && events.contains_key(&hole.offset));
-            self.holes.insert(hole.offset, (hole.attempt, hole.not_before));
+            self.holes.insert(hole.offset, (hole.attempt, later(0)));
         }
         for (offset, outcome) in &commit.outcomes {
             let fresh = *offset > self.through && *offset <= commit.through;
             assert!(self.holes.contains_key(offset) || fresh, "{offset} is open");
-            let (attempt, _) = self.holes.remove(offset).unwrap_or((1, Timestamp(0)));
+            let (attempt, _) = self.holes.remove(offset).unwrap_or((1, now));
             match outcome {
                 Outcome::Refused { delay, released } => {
-                    self.holes.insert(*offset, (attempt + u32::from(!released), now.after(*delay)));
+                    self.holes.insert(*offset, (attempt + u32::from(!released), now + *delay));
                 }
                 _ => assert!(self.settled.insert(*offset), "{offset} settled twice"),
             }
@@ -176,7 +241,7 @@ impl Group {
     fn assign(&mut self, left: &Leftover) {
         assert_eq!(left.base, self.through);
         for hole in &left.holes {
-            self.holes.insert(hole.offset, (hole.attempt, hole.not_before));
+            self.holes.insert(hole.offset, (hole.attempt, later(0)));
         }
         self.through = left.through;
     }
@@ -185,10 +250,15 @@ impl Group {
 #[derive(Clone, Debug)]
 enum Step {
     Deliver(u8),
-    Commit { picks: Vec<(u8, u8)>, seconds: u8 },
+    Commit {
+        picks: Vec<(u8, u8)>,
+        seconds: u8,
+    },
     Apply,
     RefuseNext,
     Pass(u8),
+    /// The member says that it is at work on everything it has.
+    Extend,
     Lose,
 }
 
@@ -200,15 +270,17 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => Just(Step::Apply),
         1 => Just(Step::RefuseNext),
         2 => (1..90u8).prop_map(Step::Pass),
+        1 => Just(Step::Extend),
         1 => Just(Step::Lose),
     ];
     prop::collection::vec(step, 1..120)
 }
 
+#[derive(Debug)]
 struct World {
     flow: Flow,
     group: Group,
-    now: Timestamp,
+    now: Instant,
     /// The group's events, among other records.
     events: BTreeMap<Offset, ConnectionId>,
     end: Offset,
@@ -220,6 +292,22 @@ struct World {
 }
 
 impl World {
+    fn new(events: BTreeMap<Offset, ConnectionId>, end: Offset, holes_max: usize, max_attempts: u32) -> Self {
+        let settings = Settings { holes_max, max_attempts, ..Settings::default() };
+        Self {
+            flow: Flow::new(settings, later(0), Offset::ZERO, Vec::new()),
+            group: Group::default(),
+            now: later(0),
+            events,
+            end,
+            wire: VecDeque::new(),
+            in_flight: BTreeSet::new(),
+            given: BTreeSet::new(),
+            holes_max,
+            max_attempts,
+        }
+    }
+
     fn deliver(&mut self, most: usize) {
         for _ in 0..most {
             let next = match self.flow.next_due(self.now) {
@@ -230,8 +318,14 @@ impl World {
             let connection = self.events[&offset];
             for (earlier, _) in self.events.range(..offset).filter(|(_, other)| **other == connection) {
                 assert!(self.given.contains(earlier), "{offset} of {connection} overtook {earlier}");
-                let waiting = matches!(self.flow.open.get(earlier), Some(Open { state: State::Waiting { .. }, .. }));
+                let waiting = matches!(self.flow.open.get(earlier), Some(Open { state: State::Waiting, .. }));
                 assert!(!waiting, "{offset} overtook {earlier}, which waits");
+            }
+            // a delivery that goes back begins with everything later that is open again, in order
+            let later = self.events.range(Offset(offset.0 + 1)..).filter(|(_, other)| **other == connection);
+            for (later, _) in later {
+                let open = self.flow.open.get(later);
+                assert!(!open.is_some_and(|open| open.given), "{offset} is given behind {later}, which is unanswered");
             }
             self.given.insert(offset);
             assert!(self.in_flight.insert(offset), "{offset} given twice at once");
@@ -285,10 +379,10 @@ impl World {
             offset: *offset,
             connection: events[offset],
             attempt: *attempt,
-            not_before: *not_before,
+            delay: not_before.saturating_duration_since(self.now),
         });
         let settings = Settings { holes_max: self.holes_max, max_attempts: self.max_attempts, ..Settings::default() };
-        self.flow = Flow::new(settings, self.group.through, holes.collect());
+        self.flow = Flow::new(settings, self.now, self.group.through, holes.collect());
     }
 
     fn step(&mut self, step: Step) {
@@ -315,11 +409,12 @@ impl World {
             Step::Apply => self.apply(false),
             Step::RefuseNext => self.apply(true),
             Step::Pass(seconds) => {
-                self.now = self.now.after(Duration::from_secs(u64::from(seconds)));
+                self.now += Duration::from_secs(u64::from(seconds));
                 while let Some(proposal) = self.flow.expire(self.now, 100) {
                     self.send(proposal);
                 }
             }
+            Step::Extend => self.flow.extend(self.now, self.in_flight.iter().copied()),
             Step::Lose => self.lose(),
         }
         assert!(self.flow.open() <= self.holes_max);
@@ -363,21 +458,42 @@ proptest! {
                 events.insert(at(n as u64 + 1), connection(*owner));
             }
         }
-        let settings = Settings { holes_max, max_attempts, ..Settings::default() };
-        let mut world = World {
-            flow: Flow::new(settings, Offset::ZERO, Vec::new()),
-            group: Group::default(),
-            now: T0,
-            events,
-            end: at(log.len() as u64 + 1),
-            wire: VecDeque::new(),
-            in_flight: BTreeSet::new(),
-            given: BTreeSet::new(),
-            holes_max,
-            max_attempts,
-        };
+        let mut world = World::new(events, at(log.len() as u64 + 1), holes_max, max_attempts);
         for step in steps {
             world.step(step);
+        }
+        world.finish();
+    }
+}
+
+/// Every sequence of a few steps of one connection's three events, and one of another.
+#[test]
+fn no_sequence_of_steps_gives_an_event_behind_an_unanswered_later_one() {
+    let pick = |pick, kind| Step::Commit { picks: vec![(pick, kind)], seconds: 1 };
+    let alphabet = [
+        Step::Deliver(1),
+        Step::Deliver(9),
+        pick(0, 0), // refuse the first
+        pick(1, 0), // refuse the second
+        pick(1, 7), // acknowledge the second
+        pick(2, 1), // give the third back
+        Step::Apply,
+        Step::RefuseNext,
+        Step::Pass(60),
+        Step::Lose,
+    ];
+    let events = BTreeMap::from([1, 2, 3, 5].map(|n| (at(n), connection(u8::from(n != 5)))));
+    let mut sequence = [0; 5];
+    for number in 0..alphabet.len().pow(sequence.len() as u32) {
+        let mut rest = number;
+        for place in &mut sequence {
+            *place = rest % alphabet.len();
+            rest /= alphabet.len();
+        }
+        let mut world = World::new(events.clone(), at(6), 1000, 0);
+        world.deliver(2);
+        for place in sequence {
+            world.step(alphabet[place].clone());
         }
         world.finish();
     }

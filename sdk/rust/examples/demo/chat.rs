@@ -1,10 +1,8 @@
-//! The handlers of `dev`: `/echo` and `/chat`. Ordinary handlers of the SDK, over gRPC like any other.
+//! The handler of `/chat`: the example `chat` and `trunkline dev` both run this one.
 
 use std::{collections::HashMap, sync::Mutex};
 
-use trunkline_sdk::{
-    Client, Closed, ConnectionId, Context, Handler, HandlerError, Message, Offset, Opened, Registration,
-};
+use trunkline_sdk::{Client, Closed, ConnectionId, Context, Handler, HandlerError, Message, Offset};
 
 /// The channel of the chat room.
 const ROOM: &str = "chat";
@@ -13,23 +11,6 @@ const NICKNAME_MAX: usize = 32;
 const LINE_MAX: usize = 2000;
 /// Nicknames remembered here; those forgotten are asked for again.
 const KNOWN_MAX: usize = 100_000;
-
-/// Sends every message back. Takes the first subprotocol that is offered.
-pub(crate) struct Echo;
-
-impl Handler for Echo {
-    async fn opened(&self, _: &mut Context, opened: Opened) -> Result<Registration, HandlerError> {
-        Ok(match opened.subprotocols.first() {
-            Some(subprotocol) => Registration::accept().subprotocol(subprotocol),
-            None => Registration::accept(),
-        })
-    }
-
-    async fn message(&self, cx: &mut Context, message: Message) -> Result<(), HandlerError> {
-        cx.push(message);
-        Ok(())
-    }
-}
 
 /// The first message is a nickname, then everyone in the room sees what one says. The nickname is an attribute of the
 /// connection, so it survives this process.

@@ -1,0 +1,76 @@
+//! What an assignment reads, and that it ends with the member and the broker.
+
+use trunkline_proto::{ConnectionId, Offset, PartitionId};
+
+use super::broker::{Broker, PATIENCE, ack, connection, join};
+use crate::handlers::cursor::{read_connections, read_record};
+
+const P0: PartitionId = PartitionId(0);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_of_open_events_are_found_in_ranges_as_one_by_one() {
+    let broker = Broker::start(1).await;
+    let mut offsets = Vec::new();
+    for n in 1..=9 {
+        broker.opened(connection(0, n), "chat", "").await;
+    }
+    let text = "z".repeat(9000); // some ranges take more than one read
+    for n in 0..240u8 {
+        offsets.push(broker.message(connection(0, n % 9 + 1), "chat", &text).await);
+    }
+    // as leaders see it: nothing at an offset that was refused, or beyond
+    offsets.extend([Offset(offsets[100].0 + 1), Offset(offsets[239].0 + 1)]);
+    offsets.sort_unstable();
+    let partition = broker.node.partition(P0).unwrap();
+    let mut one_by_one = Vec::new();
+    for offset in &offsets {
+        let scanned = read_record(&broker.node, partition, *offset).await.unwrap();
+        one_by_one.push(scanned.map(|scanned| scanned.connection()).unwrap_or_default());
+    }
+    assert_eq!(one_by_one.iter().filter(|connection| **connection == ConnectionId::NONE).count(), 2);
+    for stride in [1, 2, 63, 64, 65, 200] {
+        let some = |all: &[_]| (0..all.len()).step_by(stride).collect::<Vec<_>>();
+        let wanted: Vec<_> = some(&offsets).into_iter().map(|n| offsets[n]).collect();
+        let expected: Vec<_> = some(&offsets).into_iter().map(|n| one_by_one[n]).collect();
+        let found = read_connections(&broker.node, partition, &wanted).await.unwrap();
+        assert_eq!(found, expected, "every {stride}th");
+    }
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn broker_stops_while_the_log_takes_no_assignment() {
+    let broker = Broker::start(1).await;
+    let writer = broker.node.writer();
+    let paused = writer.pause();
+    let _member = broker.join(join("chat", "a"));
+    let begun = tokio::time::Instant::now();
+    while broker.registry.members("chat").is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the member joins");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    broker.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, broker.registry.drain()).await.expect("nobody waits for the log");
+    drop(paused);
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn member_that_goes_while_the_log_stalls_leaves_the_partition_to_the_next() {
+    let broker = Broker::start(1).await;
+    let offset = broker.opened(connection(0, 1), "chat", "").await;
+    let writer = broker.node.writer();
+    let paused = writer.pause();
+    let gone = broker.join(join("chat", "a"));
+    let begun = tokio::time::Instant::now();
+    while broker.registry.members("chat").is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the member joins");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    drop(gone);
+    let mut next = broker.join(join("chat", "b"));
+    drop(paused);
+    assert_eq!(next.event().await.offset, offset.0);
+    next.commit(0, vec![ack(offset.0)], vec![]).await;
+    broker.stop().await;
+}
