@@ -25,9 +25,9 @@ impl Control {
 
 /// Leaves out every sync: the power takes what was acknowledged.
 pub static NO_SYNC: Control = Control::new("TRUNKLINE_TEST_NO_SYNC", "NOTHING IS SYNCED");
-/// Raft is told that entries are on disk before they are.
+/// A peer's answer to an append is taken for granted as soon as it is sent.
 pub static EARLY_ACK: Control =
-    Control::new("TRUNKLINE_TEST_EARLY_ACK", "ENTRIES ARE ACKNOWLEDGED BEFORE THEY ARE WRITTEN");
+    Control::new("TRUNKLINE_TEST_EARLY_ACK", "ENTRIES ARE ACKNOWLEDGED BEFORE A MAJORITY HAS THEM");
 /// Stored values are taken as they are, whatever their checksums say.
 pub static NO_CHECKSUM: Control = Control::new("TRUNKLINE_TEST_NO_CHECKSUM", "DAMAGE ON DISK IS NOT NOTICED");
 /// What a lost edge still says counts.

@@ -34,8 +34,9 @@ def log_of(records: Iterable[dict]) -> Log:
     return dict(log)
 
 
-def one_log(logs: dict[str, Log]) -> list[Violation]:
-    """`logs`: broker → all it holds, taken when nothing was written any more."""
+def one_log(logs: dict[str, Log], through: dict[int, Offset] | None = None) -> list[Violation]:
+    """`logs`: broker → all it holds. `through`: what every broker had applied before the first was read; what came later may
+    be at one broker and not at another yet. Without it, everything is compared."""
     found = []
     for partition in sorted({partition for log in logs.values() for partition in log}):
         held = {broker: log.get(partition, {}) for broker, log in logs.items()}
@@ -50,7 +51,8 @@ def one_log(logs: dict[str, Log]) -> list[Violation]:
                 if first != print_:
                     found.append(Violation("one_log", f"{partition}/{show_offset(offset)}", f"differs between {other} and {broker}"))
         for broker, offsets in held.items():
-            missing = sorted(offset for offset in everything if offset >= start and offset not in offsets)
+            end = through.get(partition, (0, 0)) if through is not None else max(everything)
+            missing = sorted(offset for offset in everything if start <= offset <= end and offset not in offsets)
             if missing:
                 detail = f"{broker} lacks {len(missing)} records, from {show_offset(missing[0])} to {show_offset(missing[-1])}"
                 found.append(Violation("one_log", f"partition {partition}", detail))

@@ -27,7 +27,7 @@ class Control:
 
 CONTROLS = {
     "sync off": Control("TRUNKLINE_TEST_NO_SYNC", "power-all", frozenset({"submits", "settled"}), 4),
-    "early acknowledgement": Control("TRUNKLINE_TEST_EARLY_ACK", "power-all", frozenset({"submits"}), 8),
+    "early acknowledgement": Control("TRUNKLINE_TEST_EARLY_ACK", "partition-full", frozenset({"submits", "one_log", "partition-full"}), 2),
     "checksum off": Control("TRUNKLINE_TEST_NO_CHECKSUM", "bit-flip-table", frozenset({"one_log", "reading", "submits"}), 1),
     "fencing off": Control("TRUNKLINE_TEST_NO_FENCING", "edge-pause", frozenset({"life", "answered", "prefix", "edge-pause", "settled"}), 3),
     "dedup off": Control("TRUNKLINE_TEST_NO_DEDUP", "kill-all", frozenset({"submits"}), 8),

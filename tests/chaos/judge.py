@@ -15,7 +15,7 @@ import checker
 from checker import Violation
 from harness import Timeout, until
 from history import Record, Session, Submit, parse_journal, parse_record, parse_tail
-from nodes import GROUP, Broker, Clients, Cluster
+from nodes import GROUP, Broker, Clients, Cluster, offset
 
 SETTLE_SECONDS = 60
 LOG_BYTES_MAX = 8 << 20
@@ -158,20 +158,25 @@ class Judge:
         self._every_broker()
 
     def _every_broker(self) -> None:
-        logs = {}
+        logs, through = {}, self._applied_everywhere()
         for broker in self.cluster.brokers:
             own = self._log(broker)
             for channel, submits in self.histories.submits.items():
                 for violation in checker.submits(own, submits, channel=channel):
                     self.found.append(Violation(violation.rule, f"{broker.name}: {violation.subject}", violation.detail))
             logs[broker.name] = agreement.log_of(_pages(broker, self.cluster.settings.partitions))
-        self.found += agreement.one_log(logs)
+        self.found += agreement.one_log(logs, through)
         everything: agreement.Log = {}
         for held in logs.values():
             for partition, offsets in held.items():
                 everything.setdefault(partition, {}).update(offsets)
         self.found += agreement.reading(_rows(self.clients.folder / "reads.jsonl"), everything)
         self._digests()
+
+    def _applied_everywhere(self) -> dict[int, tuple[int, int]]:
+        rows = [row for broker in self.cluster.brokers for row in broker.partitions()]
+        partitions = range(self.cluster.settings.partitions)
+        return {partition: min(offset(row["applied"]) for row in rows if row["partition"] == partition) for partition in partitions}
 
     def _digests(self) -> None:
         rows = [(broker.name, row) for broker in self.cluster.brokers for row in broker.partitions()]
@@ -204,8 +209,9 @@ class Judge:
             return
         self.settle(self._agree, "every broker to have applied the same after the restart")
         self._digests()
+        through = self._applied_everywhere()
         again = {broker.name: agreement.log_of(_pages(broker, self.cluster.settings.partitions)) for broker in self.cluster.brokers}
-        self.found += agreement.one_log(again)
+        self.found += agreement.one_log(again, through)
 
     def _processes(self) -> None:
         for process in [*self.cluster.processes, self.clients.process]:

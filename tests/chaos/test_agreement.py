@@ -31,6 +31,12 @@ def test_what_one_broker_has_trimmed_already_is_no_difference():
     assert not agreement.one_log({"b1": log(1, 2, 3), "b2": log(3)})
 
 
+def test_what_came_while_it_was_read_may_be_at_one_broker_only():
+    logs = {"b1": log(1, 2, 3), "b2": log(1, 2)}
+    assert not agreement.one_log(logs, {0: (2, 65535)})
+    assert agreement.one_log(logs, {0: (3, 65535)})
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [

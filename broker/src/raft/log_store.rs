@@ -25,10 +25,7 @@ use super::{
     log_cache::{LogCache, Lookup, Opened},
     types::{self, Entry, LogId, Types, Vote},
 };
-use crate::{
-    controls,
-    store::{Reader, StoreError, Write, WriterHandle},
-};
+use crate::store::{Reader, StoreError, Write, WriterHandle};
 
 /// Bytes handed to openraft at once.
 const CHUNK_BYTES: usize = 2 << 20;
@@ -234,20 +231,11 @@ impl RaftLogStorage<Types> for LogStore {
         self.log.cache.append(&entries).map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?;
         let stored = entries.iter().map(types::to_stored_entry).collect();
         let cache = Arc::clone(&self.log.cache);
-        let callback = match controls::EARLY_ACK.is_on() {
-            false => Some(callback),
-            true => {
-                callback.io_completed(Ok(()));
-                None
-            }
-        };
         let done = Box::new(move |outcome: Result<(), _>| {
             if outcome.is_ok() {
                 cache.mark_written(end);
             }
-            if let Some(callback) = callback {
-                callback.io_completed(outcome.map_err(io::Error::from));
-            }
+            callback.io_completed(outcome.map_err(io::Error::from));
         });
         self.writer.submit(self.partition(), Write::Entries(stored), Some(done)).await;
         Ok(())
