@@ -7,7 +7,7 @@ DATA ?= trunkline-data
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify fix bench e2e e2e-short
+.PHONY: help setup demo test verify fix bench e2e e2e-short chaos chaos-short chaos-clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,16 @@ e2e: setup ## run the end-to-end tests against real processes (about a quarter o
 
 e2e-short: setup ## run the quicker part of them
 	tests/e2e/run -m short
+
+chaos: setup ## faults on a cluster in namespaces: SEED=n FAULTS=a,b SECONDS=120 (needs root; a new seed if none is given)
+	tests/chaos/run $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) --seconds $(or $(SECONDS),120) --brokers $(or $(BROKERS),3)
+
+chaos-short: setup ## the mixed set of CI (minutes)
+	tests/chaos/run test
+	tests/chaos/run --short $(if $(SEED),--seed $(SEED)) --brokers $(or $(BROKERS),3)
+
+chaos-clean: ## take away what a killed chaos run left: processes, namespaces, mounts
+	tests/chaos/run clean
 
 .PHONY: build run-tests setup-build setup-check
 build: setup-build

@@ -151,7 +151,9 @@ mod tests {
         assert!(matches!(code, v1::Code::NoLeader | v1::Code::Unknown | v1::Code::Applied), "{code:?}");
         // and once another leads it is applied, though it is asked before that is known
         let done = tokio::time::timeout(Duration::from_secs(20), async {
-            while codes(&uppers[2].submitter.submit("", "", &[push(connection(1, 1))]).await.unwrap()) != [v1::Code::Applied] {
+            while codes(&uppers[2].submitter.submit("", "", &[push(connection(1, 1))]).await.unwrap())
+                != [v1::Code::Applied]
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });

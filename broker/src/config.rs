@@ -48,6 +48,8 @@ pub struct BrokerConfig {
     /// Silence after which an edge is lost and its connections are closed. Default 10s, at least 1s. Shorter finds dead edges sooner and
     /// loses live ones in a hiccup of the network.
     pub edge_grace: HumanDuration,
+    /// Silence after which a member of a handler group is lost and its partitions go to others. Default 10s, at least 1s.
+    pub handler_lease: HumanDuration,
     /// Applied entries kept in memory for live readers, over all partitions. Default 64MiB, at least 1MiB. Readers behind it read the
     /// disk.
     pub tail_bytes: HumanSize,
@@ -129,6 +131,7 @@ impl Default for BrokerConfig {
             pki: PathBuf::from("./trunkline-pki"),
             insecure: false,
             edge_grace: HumanDuration::from_secs(10),
+            handler_lease: HumanDuration::from_secs(10),
             tail_bytes: HumanSize::mib(64),
             disk_reserve: HumanSize::mib(256),
             snapshots: SnapshotConfig::default(),
@@ -204,6 +207,8 @@ impl BrokerConfig {
         );
         let seconds = self.edge_grace.get().as_secs();
         check((1..=3600).contains(&seconds), format!("broker.edge_grace {} must be 1s to 1h", self.edge_grace));
+        let seconds = self.handler_lease.get().as_secs();
+        check((1..=3600).contains(&seconds), format!("broker.handler_lease {} must be 1s to 1h", self.handler_lease));
         check(
             self.tail_bytes >= HumanSize::mib(1),
             format!("broker.tail_bytes {} must be at least 1MiB", self.tail_bytes),
@@ -334,14 +339,15 @@ mod tests {
             partitions: 0,
             grpc: SocketAddr::from(([0, 0, 0, 0], 7070)),
             edge_grace: HumanDuration::from_millis(20),
+            handler_lease: HumanDuration::from_millis(20),
             tail_bytes: HumanSize(1),
             ..BrokerConfig::default()
         };
         let problems = config.validate().unwrap_err().problems;
-        for key in ["node_id", "cluster", "partitions", "grpc", "edge_grace", "tail_bytes"] {
+        for key in ["node_id", "cluster", "partitions", "grpc", "edge_grace", "handler_lease", "tail_bytes"] {
             assert!(problems.iter().any(|problem| problem.contains(key)), "{key}: {problems:?}");
         }
-        assert_eq!(problems.len(), 6, "{problems:?}");
+        assert_eq!(problems.len(), 7, "{problems:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod calls;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod controls;
 pub mod core;
 pub mod delivery;
 pub mod forward;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     calls::Answers,
     config::{BrokerConfig, ConfigError, RetentionConfig, WhenFull},
-    forward, grpc,
+    controls, forward, grpc,
     handlers::Registry,
     http::{self, App, Pages},
     link::{self, Link, Sessions},
@@ -145,6 +145,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     config.validate()?;
+    controls::announce();
     let recorder = metrics::install()?;
     let identity = tls::Identity { role: tls::Role::Broker, name: config.node_id.to_string() };
     let pki = tls::Pki::load(&config.pki, &identity)?;
@@ -324,7 +325,9 @@ impl Broker {
         };
         self.spawn("edge link", quic::serve(bound.endpoint, handlers, stop.clone()));
         self.spawn("http", http::serve(bound.http, app.router(), stop.clone()));
-        self.tasks.spawn(async move { ("grpc", grpc::serve(bound.grpc, services, stop).await.map_err(Into::into)) });
+        let lease = config.handler_lease.get();
+        self.tasks
+            .spawn(async move { ("grpc", grpc::serve(bound.grpc, services, lease, stop).await.map_err(Into::into)) });
         Ok(())
     }
 

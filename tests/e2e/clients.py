@@ -23,8 +23,9 @@ class Crowd:
     Use: `start`, let them run, `quiet` (nobody sends any more, all stay connected), look, `finish`.
     """
 
-    def __init__(self, ws: str, *, writers: int, watchers: int, pause: float) -> None:
-        self.ws = ws
+    def __init__(self, ws: str | list[str], *, writers: int, watchers: int, pause: float) -> None:
+        """`ws`: one edge, or several, which are tried in turn."""
+        self._edges = itertools.cycle([ws] if isinstance(ws, str) else ws)
         self.writers = writers
         self.watchers = watchers
         self.pause = pause
@@ -57,7 +58,7 @@ class Crowd:
         while not self._done.is_set():
             path = "/effects" if letter == "w" else "/watch"
             try:
-                socket = await websockets.connect(self.ws + path, compression=None, ping_interval=None, open_timeout=20, close_timeout=10, max_queue=None)
+                socket = await websockets.connect(next(self._edges) + path, compression=None, ping_interval=None, open_timeout=20, close_timeout=10, max_queue=None)
             except (OSError, websockets.exceptions.WebSocketException, TimeoutError):
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
@@ -154,10 +155,16 @@ class Crowd:
 
 class Submitters:
     """Threads that publish unique payloads over HTTP, each with an idempotency key, and try again with the same key until
-    they know what became of it, as a careful service would. After `give_up` seconds the outcome stays unknown (0: one try)."""
+    they know what became of it, as a careful service would. After `give_up` seconds the outcome stays unknown (0: one try).
+    `http`: one broker, or several, which are asked in turn."""
 
-    def __init__(self, http: str, *, channel: str, threads: int, pause: float, give_up: float = 60) -> None:
-        self.url = f"{http}/v1/channels/{channel}/messages"
+    def __init__(
+        self, http: str | list[str], *, channel: str, threads: int, pause: float, give_up: float = 60, timeout: float = 15
+    ) -> None:
+        brokers = [http] if isinstance(http, str) else http
+        self.urls = [f"{broker}/v1/channels/{channel}/messages" for broker in brokers]
+        self.channel = channel
+        self.timeout = timeout
         self.pause = pause
         self.give_up = give_up
         self.submits: list[Submit] = []
@@ -177,16 +184,20 @@ class Submitters:
             if self._stop.wait(self.pause):
                 return
             payload = f"p{thread}-{number}-{uuid.uuid4().hex}"
-            self.submits.append(self._submit(http, payload))
+            begun = time.monotonic()
+            submit = self._submit(http, payload, number)
+            submit.begun, submit.ended = begun, time.monotonic()
+            self.submits.append(submit)
 
-    def _submit(self, http: requests.Session, payload: str) -> Submit:
+    def _submit(self, http: requests.Session, payload: str, turn: int) -> Submit:
         end = time.monotonic() + self.give_up
         headers = {"Idempotency-Key": payload, "Content-Type": "text/plain"}
         tries = 0
         while tries == 0 or time.monotonic() < end:
+            url = self.urls[(turn + tries) % len(self.urls)]
             tries += 1
             try:
-                answer = http.post(self.url, data=payload, headers=headers, timeout=15)
+                answer = http.post(url, data=payload, headers=headers, timeout=self.timeout)
             except requests.RequestException:
                 answer = None
             if answer is not None and answer.status_code == 200:

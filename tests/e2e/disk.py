@@ -13,6 +13,7 @@ acknowledges in good faith what no power cut would have let it say. test_disk.py
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -24,6 +25,8 @@ TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
 EXT4_IOC_SHUTDOWN = 0x8004587D
 """`_IOR('X', 125, __u32)`. By a call of our own, for starting a program takes milliseconds between kill and cut."""
 NO_LOG_FLUSH = (2).to_bytes(4, "little")
+LOG_FLUSH = (1).to_bytes(4, "little")
+FILLER = "filler"
 
 
 def missing() -> str | None:
@@ -69,6 +72,36 @@ class Disk:
             fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH)
         finally:
             os.close(folder)
+
+    def fail(self) -> None:
+        """From now on every write and sync is EIO, under processes that live on. What was written is committed first, so
+        that no sync is under way whose success the kernel would report wrongly (above)."""
+        folder = os.open(self.at, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, LOG_FLUSH)
+        finally:
+            os.close(folder)
+
+    def fill(self) -> int:
+        """Takes all space that is left, by a file of zeros; how many bytes that were."""
+        free = os.statvfs(self.at).f_bavail * os.statvfs(self.at).f_frsize
+        taken = 0
+        with open(self.at / FILLER, "wb") as filler:
+            # in steps that shrink: one request for all of it would fail as a whole
+            step = max(free, 4096)
+            while step >= 4096:
+                try:
+                    os.posix_fallocate(filler.fileno(), taken, step)
+                    taken += step
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    step //= 2
+        return taken
+
+    def free(self) -> None:
+        """Gives back what `fill` took."""
+        (self.at / FILLER).unlink(missing_ok=True)
 
     def unmount(self) -> None:
         if self.mounted:

@@ -105,10 +105,21 @@ class Process:
     running: list[Process] = []
     started: list[Process] = []
 
-    def __init__(self, name: str, argv: list[str], logs: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: list[str],
+        logs: Path,
+        env: dict[str, str] | None = None,
+        enter: Callable[[], None] | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
+        """`enter` runs in the new process before its program: it may move it into a namespace."""
         self.name = name
         self.argv = [str(part) for part in argv]
         self.env = os.environ | {"RUST_BACKTRACE": "1"} | (env or {})
+        self.enter = enter
+        self.stdin = stdin
         self.logs = logs
         self.starts = 0
         self.popen: subprocess.Popen | None = None
@@ -125,7 +136,7 @@ class Process:
         self.stdout_path = self.logs / f"{self.name}.{self.starts}.out"
         with open(self.stderr_path, "wb") as stderr:
             self.popen = subprocess.Popen(
-                self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=self.env, preexec_fn=_die_with_parent
+                self.argv, stdin=self.stdin, stdout=subprocess.PIPE, stderr=stderr, env=self.env, preexec_fn=self._before_exec
             )
         Process.running.append(self)
         if self not in Process.started:
@@ -134,6 +145,11 @@ class Process:
         if ready:
             self.wait_ready(seconds)
         return self
+
+    def _before_exec(self) -> None:
+        _die_with_parent()
+        if self.enter:
+            self.enter()
 
     def _read(self, popen: subprocess.Popen) -> None:
         with open(self.stdout_path, "wb") as copy:
@@ -171,6 +187,19 @@ class Process:
         self.popen.send_signal(signal.SIGKILL)
         self.popen.wait(10)
         self._forget()
+
+    def pause(self) -> None:
+        self.popen.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.popen.send_signal(signal.SIGCONT)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the kernel has stopped it (state `T`)."""
+        with suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
 
     def terminate(self) -> None:
         self.popen.send_signal(signal.SIGTERM)

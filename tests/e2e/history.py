@@ -55,8 +55,9 @@ class Record:
         return bool(self.fields.get("refused"))
 
 
-def parse_record(line: str) -> Record:
-    fields = json.loads(line)
+def parse_record(shown: str | dict) -> Record:
+    """A record as JSON, or as what JSON says."""
+    fields = json.loads(shown) if isinstance(shown, str) else dict(shown)
     return Record(
         partition=fields.pop("partition"),
         offset=parse_offset(fields.pop("offset")),
@@ -108,6 +109,10 @@ class Submit:
     """`acked`, `refused` (it had and will have no effect) or `unknown` (it may have)."""
     place: str | None = None
     """`partition/index.position` as acknowledged."""
+    begun: float = 0
+    """Monotonic seconds when it was first sent."""
+    ended: float = 0
+    """And when its outcome was known."""
 
 
 @dataclass(frozen=True, slots=True)

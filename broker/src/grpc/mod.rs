@@ -34,14 +34,14 @@ const PENDING_RESETS_MAX: usize = 20;
 /// Unread bytes of one stream, and of one connection: eight slow streams stop nobody else's.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// A peer that answers no ping for two of these is gone, and with it a member's lease.
-const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often health is looked at.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The services behind limits, with health and reflection.
+/// The services behind limits, with health and reflection. A peer that answers no ping for `lease` is gone, and with it what a
+/// member held.
 pub fn router(
     services: Services,
+    lease: Duration,
     health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
 ) -> Router {
     let sized = limits::FRAME_BYTES_MAX;
@@ -60,8 +60,8 @@ pub fn router(
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_keepalive_interval(Some(lease / 2))
+        .http2_keepalive_timeout(Some(lease / 2))
         .add_service(handlers)
         .add_service(log)
         .add_service(connections)
@@ -85,12 +85,13 @@ pub fn router(
 pub async fn serve(
     listener: TcpListener,
     services: Services,
+    lease: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let watch = watch_health(services.node().clone(), reporter, shutdown.clone());
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = router(services, health).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    let serving = router(services, lease, health).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     let (served, ()) = tokio::join!(serving, watch);
     served
 }

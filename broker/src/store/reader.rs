@@ -12,7 +12,7 @@ use super::{
     keys::{self, MetaTag},
     record::{self, Payload, RefusedRecords, StoredEntry, StoredLogId, StoredVote},
 };
-use crate::core::LoggedEntry;
+use crate::{controls, core::LoggedEntry};
 
 /// Bytes read ahead of a scan.
 const READAHEAD_BYTES: usize = 1 << 20;
@@ -108,6 +108,7 @@ impl Reader {
         options.set_iterate_upper_bound(keys::log_key(end));
         options.set_readahead_size(READAHEAD_BYTES);
         options.fill_cache(false);
+        options.set_verify_checksums(!controls::NO_CHECKSUM.is_on());
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, options);
         iterator.seek(keys::log_key(first));
         Ok(Scan { reader: self, iterator, expected: first })

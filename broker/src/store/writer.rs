@@ -21,7 +21,10 @@ use super::{
     marks::{self, Mark},
     write::{self, Write},
 };
-use crate::metrics::store::{LOG_BYTES_TOTAL, LOG_SYNC_SECONDS};
+use crate::{
+    controls,
+    metrics::store::{LOG_BYTES_TOTAL, LOG_SYNC_SECONDS},
+};
 
 /// Bytes gathered into one sync, if a single write is not larger (a sync costs 0.2 ms + 2.2 ms per MB, costs A2).
 const SYNC_BYTES_MAX: usize = 1 << 20;
@@ -31,8 +34,6 @@ const QUEUE_BYTES_MAX: usize = 256 << 20;
 const PERMIT_BYTES: usize = 1 << 10;
 /// How often marks are rewritten at most, and how long writes that need no sync may wait for one that does.
 const LAZY: Duration = Duration::from_secs(1);
-/// Environment variable that leaves out every sync, as a negative control of the power-cut test.
-pub const NO_SYNC_VARIABLE: &str = "TRUNKLINE_TEST_NO_SYNC";
 
 /// The store took no write: it is closed for good.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -198,12 +199,6 @@ impl fmt::Debug for Writer {
 impl Writer {
     /// Starts the thread. `marks` is what the folder says, one per partition.
     pub fn start(db: Arc<Db>, dir: PathBuf, marks: Vec<Mark>, health: Health) -> io::Result<Self> {
-        let sync = std::env::var_os(NO_SYNC_VARIABLE).is_none_or(|value| value != "1");
-        if !sync {
-            tracing::error!(
-                "{NO_SYNC_VARIABLE} is set: NOTHING IS SYNCED, acknowledged data will be lost with the power"
-            );
-        }
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -216,7 +211,7 @@ impl Writer {
             shared: Arc::clone(&shared),
             db,
             dir,
-            sync,
+            sync: !controls::NO_SYNC.is_on(),
             written: marks.clone(),
             marks,
             marked_at: Instant::now(),

@@ -2,7 +2,7 @@
 //! that a test can tell what reached the group even when this process was killed.
 //!
 //! ```text
-//! e2e_handler BEHAVIOUR --broker URL --group G --api A --member M --journal FILE [--latest]
+//! e2e_handler BEHAVIOUR --broker URL[,URL…] --group G --api A --member M --journal FILE [--latest]
 //! ```
 //!
 //! | behaviour | does |
@@ -167,7 +167,8 @@ async fn main() -> anyhow::Result<()> {
     let flag = |name: &str| flags.get(name).cloned().with_context(|| format!("{name} is missing"));
     let journal = Arc::new(Journal::open(&flag("--journal")?)?);
     let mut terminate = signal(SignalKind::terminate())?;
-    let subscriber = Subscriber::builder(flag("--broker")?)
+    let brokers: Vec<String> = flag("--broker")?.split(',').map(str::to_owned).collect();
+    let subscriber = Subscriber::builder(brokers)
         .group(flag("--group")?)
         .member(flag("--member")?)
         .apis([flag("--api")?])
