@@ -82,10 +82,10 @@ impl Future for Flight {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self {
-            Self::Here(pending) => {
-                std::pin::pin!(submit::resolve(pending)).poll(context).map(watermark)
+            Self::Here(pending) => std::pin::pin!(submit::resolve(pending)).poll(context).map(watermark),
+            Self::There(answer) => {
+                Pin::new(answer).poll(context).map(|answer| answer.unwrap_or_else(|_| Err("gone".into())))
             }
-            Self::There(answer) => Pin::new(answer).poll(context).map(|answer| answer.unwrap_or_else(|_| Err("gone".into()))),
         }
     }
 }
@@ -341,9 +341,7 @@ fn send(node: &Node, id: PartitionId, target: &mut Target, offset: Offset, batch
 }
 
 /// The next answer of any target, in order for each. Waits for ever with nothing under way. Cancel safe.
-async fn next_result(
-    targets: &mut BTreeMap<PartitionId, Target>,
-) -> (PartitionId, Offset, Result<Offset, String>) {
+async fn next_result(targets: &mut BTreeMap<PartitionId, Target>) -> (PartitionId, Offset, Result<Offset, String>) {
     std::future::poll_fn(|context| {
         for (id, target) in targets.iter_mut() {
             let Some((offset, flight)) = target.pending.front_mut() else { continue };

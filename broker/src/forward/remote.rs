@@ -30,8 +30,7 @@ pub(super) fn send(
     (source, target): (PartitionId, PartitionId),
     batches: Vec<(Offset, Batch)>,
 ) -> Vec<(Offset, Answer)> {
-    let mut call =
-        pb::ForwardCall { source: u32::from(source.0), target: u32::from(target.0), forwards: Vec::new() };
+    let mut call = pb::ForwardCall { source: u32::from(source.0), target: u32::from(target.0), forwards: Vec::new() };
     let (mut senders, mut answers) = (Vec::new(), Vec::new());
     for (offset, batch) in batches {
         let predecessor = match &batch.source {
