@@ -2,11 +2,17 @@
 //! for each target; this sends it in order, a batch for each source record, and has the state drop what the target holds. Sending may
 //! repeat, at any failure: the target's watermark refuses what it has, so that each command takes effect once (DESIGN.md 7).
 
+mod remote;
+
 use std::{
     collections::{BTreeMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
+pub use remote::answer;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{Batch, LogIndex, Offset, PartitionId, Record, RecordKind, Source, v1};
@@ -63,12 +69,42 @@ async fn lead(node: Node, partition: PartitionHandle, shutdown: CancellationToke
     }
 }
 
+/// A forward on its way.
+enum Flight {
+    /// Into a log that this broker leads.
+    Here(Pending),
+    /// To another broker.
+    There(remote::Answer),
+}
+
+impl Future for Flight {
+    type Output = Result<Offset, String>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Here(pending) => std::pin::pin!(submit::resolve(pending)).poll(context).map(watermark),
+            Self::There(answer) => {
+                Pin::new(answer).poll(context).map(|answer| answer.unwrap_or_else(|_| Err("gone".into())))
+            }
+        }
+    }
+}
+
+/// What an append of a forward says of its target.
+fn watermark(result: Result<Appended, AppendError>) -> Result<Offset, String> {
+    let appended = result.map_err(|error| error.to_string())?;
+    match appended.outcome().reply {
+        Reply::Watermark { offset } => Ok(offset),
+        ref other => Err(format!("a forward was answered with {other:?}")),
+    }
+}
+
 /// What is on its way to one target.
 #[derive(Default)]
 struct Target {
     /// Source offset of the last forward sent.
     sent: Offset,
-    pending: VecDeque<(Offset, Pending)>,
+    pending: VecDeque<(Offset, Flight)>,
     /// The target holds everything up to here.
     held: Offset,
     /// The state knows that.
@@ -147,11 +183,24 @@ impl Forwarder {
         let waiting: Vec<PartitionId> = self.source.state.read().outbox_targets().collect();
         let mut progress = false;
         for id in waiting {
+            let broker = self.other_leader(id);
+            // one call at a time keeps the order
+            if broker.is_some() && self.targets.get(&id).is_some_and(|target| !target.pending.is_empty()) {
+                continue;
+            }
+            let (mut call, mut bytes) = (Vec::new(), 0);
             for item in self.items(id) {
                 // one target's trouble, to be read or to be reached, is no other's
                 let batch = self.batch(&item).await;
                 let target = self.targets.entry(id).or_default();
                 match batch {
+                    Ok(batch) if broker.is_some() => {
+                        bytes += batch.records.len();
+                        if bytes > remote::CALL_BYTES_MAX && !call.is_empty() {
+                            break;
+                        }
+                        call.push((item.offset, batch));
+                    }
                     Ok(batch) => {
                         if !send(&self.node, id, target, item.offset, batch) {
                             break;
@@ -165,8 +214,23 @@ impl Forwarder {
                     }
                 }
             }
+            if let (Some(broker), Some((last, _))) = (broker, call.last()) {
+                let target = self.targets.entry(id).or_default();
+                target.sent = *last;
+                let flights = remote::send(&self.node, broker, (self.source.id, id), call);
+                target.pending.extend(flights.into_iter().map(|(offset, answer)| (offset, Flight::There(answer))));
+                progress = true;
+            }
         }
         progress
+    }
+
+    /// The other broker that leads a target, if one does.
+    fn other_leader(&self, id: PartitionId) -> Option<u64> {
+        match *self.node.partition(id)?.role.borrow() {
+            Role::Follower { leader } => leader,
+            Role::Leader { .. } | Role::Closed => None,
+        }
     }
 
     /// What is next for a target.
@@ -199,22 +263,19 @@ impl Forwarder {
         })
     }
 
-    fn handle_result(&mut self, id: PartitionId, offset: Offset, result: Result<Appended, AppendError>) {
+    fn handle_result(&mut self, id: PartitionId, offset: Offset, result: Result<Offset, String>) {
         let Some(target) = self.targets.get_mut(&id) else { return };
         target.pending.pop_front();
         match result {
-            Ok(appended) => match appended.outcome().reply {
-                Reply::Watermark { offset: watermark } => {
-                    target.unacknowledged += 1;
-                    target.held = target.held.max(watermark);
-                    if watermark != offset {
-                        // refused: the target has more, or less, than was thought; everything behind it is refused too
-                        tracing::debug!(source = %self.source.id, target = %id, %offset, %watermark, "forward out of step");
-                        target.is_broken = true;
-                    }
+            Ok(watermark) => {
+                target.unacknowledged += 1;
+                target.held = target.held.max(watermark);
+                if watermark != offset {
+                    // refused: the target has more, or less, than was thought; everything behind it is refused too
+                    tracing::debug!(source = %self.source.id, target = %id, %offset, %watermark, "forward out of step");
+                    target.is_broken = true;
                 }
-                ref other => tracing::error!(target = %id, ?other, "a forward was answered with something else"),
-            },
+            }
             Err(error) => {
                 tracing::debug!(source = %self.source.id, target = %id, %error, "forward failed");
                 target.is_broken = true;
@@ -268,7 +329,7 @@ fn send(node: &Node, id: PartitionId, target: &mut Target, offset: Offset, batch
     match queued {
         Ok(pending) => {
             target.sent = offset;
-            target.pending.push_back((offset, pending));
+            target.pending.push_back((offset, Flight::Here(pending)));
             true
         }
         Err(error) => {
@@ -280,18 +341,15 @@ fn send(node: &Node, id: PartitionId, target: &mut Target, offset: Offset, batch
 }
 
 /// The next answer of any target, in order for each. Waits for ever with nothing under way. Cancel safe.
-async fn next_result(
-    targets: &mut BTreeMap<PartitionId, Target>,
-) -> (PartitionId, Offset, Result<Appended, AppendError>) {
+async fn next_result(targets: &mut BTreeMap<PartitionId, Target>) -> (PartitionId, Offset, Result<Offset, String>) {
     std::future::poll_fn(|context| {
         for (id, target) in targets.iter_mut() {
-            let Some((offset, pending)) = target.pending.front_mut() else { continue };
-            let result = std::pin::pin!(submit::resolve(pending)).poll(context);
-            if let std::task::Poll::Ready(result) = result {
-                return std::task::Poll::Ready((*id, *offset, result));
+            let Some((offset, flight)) = target.pending.front_mut() else { continue };
+            if let Poll::Ready(result) = Pin::new(flight).poll(context) {
+                return Poll::Ready((*id, *offset, result));
             }
         }
-        std::task::Poll::Pending
+        Poll::Pending
     })
     .await
 }

@@ -38,6 +38,7 @@ pub use crate::{
     },
     store::{DiskId, OpenError},
 };
+pub use members::AdminError;
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
 pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use tokio::{
     net::TcpListener,
     task::JoinSet,
@@ -17,6 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    calls::Answers,
     config::{BrokerConfig, ConfigError, RetentionConfig, WhenFull},
     forward, grpc,
     handlers::Registry,
@@ -33,6 +35,8 @@ use crate::{
 
 /// What a shutdown may take, from the signal to the closed database.
 const DRAIN: Duration = Duration::from_secs(10);
+/// What of it other brokers may take to lead.
+const HAND_OVER: Duration = Duration::from_secs(2);
 /// What of it is kept for the database.
 const CLOSE: Duration = Duration::from_secs(3);
 
@@ -273,15 +277,16 @@ impl Broker {
             shutdown: stop.clone(),
         });
         let submitter = Submitter::new(node.clone(), link.clone());
+        let about = self.about(config, &advertised, &link);
+        self.node.set_calls(Arc::new(Answers {
+            node: self.node.clone(),
+            submitter: submitter.clone(),
+            describe: {
+                let (node, about) = (self.node.clone(), about.clone());
+                Arc::new(move || grpc::cluster::describe(&node, &about).encode_to_vec().into())
+            },
+        }));
         let registry = Registry::new(node.clone(), config.limits.handler_deadline.get(), stop.clone());
-        let lag_of = link.clone();
-        let about = grpc::About {
-            cluster: config.cluster.clone(),
-            broker: config.node_id,
-            grpc: advertised.grpc.clone(),
-            link: advertised.link.clone(),
-            edge_lag: Arc::new(move |edge| lag_of.lags().get(edge).copied().unwrap_or_default()),
-        };
         let streams = config.limits.handler_streams;
         let services =
             grpc::Services::new(node.clone(), registry.clone(), submitter.clone(), about, streams, stop.clone());
@@ -323,6 +328,17 @@ impl Broker {
         Ok(())
     }
 
+    fn about(&self, config: &BrokerConfig, advertised: &Advertised, link: &Arc<Link>) -> grpc::About {
+        let link = link.clone();
+        grpc::About {
+            cluster: config.cluster.clone(),
+            broker: config.node_id,
+            grpc: advertised.grpc.clone(),
+            link: advertised.link.clone(),
+            edge_lag: Arc::new(move |edge| link.lags().get(edge).copied().unwrap_or_default()),
+        }
+    }
+
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move {
             task.await;
@@ -333,6 +349,8 @@ impl Broker {
     /// Tells everybody and waits for what is under way.
     async fn drain(mut self) {
         let deadline = Instant::now() + (DRAIN - CLOSE);
+        // leaders first: edges and handlers are sent on to brokers that lead already
+        self.node.hand_over(HAND_OVER).await;
         self.stop.cancel();
         if let Some(registry) = &self.registry {
             let _ = timeout_at(deadline, registry.drain()).await;

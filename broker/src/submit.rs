@@ -1,9 +1,12 @@
 //! Commands that acknowledge nothing: one batch for each partition that decides about some of them, in parallel, each command with a
 //! result of its own.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+mod remote;
 
-use tokio::task::JoinSet;
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{task::JoinSet, time::timeout};
 use trunkline_proto::{Batch, Offset, PartitionId, Record, Source, limits, v1};
 
 use crate::{
@@ -13,6 +16,9 @@ use crate::{
     metrics,
     node::{Node, Role},
 };
+
+/// How long a request waits for an election to end: longer than one takes.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Takes publishes that skip the log: at most once, to every edge that is attached now.
 pub trait UnloggedSink: Send + Sync + 'static {
@@ -36,6 +42,7 @@ pub enum SubmitError {
 pub struct Submitter {
     node: Node,
     unlogged: Arc<dyn UnloggedSink>,
+    relay: remote::Relay,
 }
 
 impl fmt::Debug for Submitter {
@@ -54,7 +61,7 @@ struct Run {
 impl Submitter {
     /// Commands go to the leaders `node` knows, unlogged publishes to `unlogged`.
     pub fn new(node: Node, unlogged: Arc<dyn UnloggedSink>) -> Self {
-        Self { node, unlogged }
+        Self { node, unlogged, relay: remote::Relay::default() }
     }
 
     /// Applies each command or says why not: one result each, in order. `principal` is who the caller proved to be (empty: nobody);
@@ -79,7 +86,8 @@ impl Submitter {
         let mut tasks = JoinSet::new();
         for (partition, runs) in runs {
             let leader = leader(&self.node, partition);
-            tasks.spawn(append_runs(leader, partition, principal.to_owned(), key.to_owned(), runs));
+            let (principal, key) = (principal.to_owned(), key.to_owned());
+            tasks.spawn(apply_runs(self.node.clone(), leader, partition, principal, key, runs));
         }
         while let Some(done) = tasks.join_next().await {
             for (n, result) in done.unwrap_or_default() {
@@ -108,7 +116,7 @@ impl Submitter {
             match commands::encode(command, Caller::Submit, self.node.partition_count()) {
                 Err(error) => result.status = Some(status(error.code(), error.to_string())),
                 Ok(Encoded { record, target, unlogged: true }) => {
-                    self.unlogged.publish(record);
+                    self.publish_unlogged(target, record);
                     result.status = Some(status(v1::Code::Applied, "unlogged: at most once"));
                     result.partition = u32::from(target.0);
                 }
@@ -116,6 +124,21 @@ impl Submitter {
             }
         }
         runs
+    }
+}
+
+impl Submitter {
+    /// To whoever leads the partition: only there edges are attached. At most once.
+    fn publish_unlogged(&self, target: PartitionId, record: Record) {
+        match leader(&self.node, target) {
+            Err(AppendError::NotLeader { leader: Some(id) }) => self.relay.publish(&self.node, id, target, &record),
+            _ => self.unlogged.publish(record),
+        }
+    }
+
+    /// Answers the call of another broker: commands for a partition that this one leads.
+    pub async fn answer(&self, call: Bytes) -> Bytes {
+        remote::answer(self, call).await
     }
 }
 
@@ -144,6 +167,38 @@ fn leader(node: &Node, partition: PartitionId) -> Result<(append::Handle, u64), 
             Err(AppendError::Closed { reason })
         }
     }
+}
+
+/// Applies the runs of one partition: here if this broker leads it, at its leader otherwise.
+async fn apply_runs(
+    node: Node,
+    leader: Result<(append::Handle, u64), AppendError>,
+    partition: PartitionId,
+    principal: String,
+    key: String,
+    runs: Vec<Run>,
+) -> Vec<(usize, v1::CommandResult)> {
+    let leader = match leader {
+        Err(AppendError::NotLeader { leader: None }) => wait_for_leader(&node, partition).await,
+        leader => leader,
+    };
+    match leader {
+        Err(AppendError::NotLeader { leader: Some(id) }) => {
+            remote::apply(&node, id, partition, principal, key, runs).await
+        }
+        leader => append_runs(leader, partition, principal, key, runs).await,
+    }
+}
+
+/// An election takes its time; nothing has happened yet.
+async fn wait_for_leader(node: &Node, id: PartitionId) -> Result<(append::Handle, u64), AppendError> {
+    if let Some(partition) = node.partition(id) {
+        let mut role = partition.role.clone();
+        let known = role.wait_for(|role| !matches!(role, Role::Follower { leader: None }));
+        // whatever comes of it is looked at again
+        let _ = timeout(LEADER_TIMEOUT, known).await;
+    }
+    leader(node, id)
 }
 
 /// Appends the runs of one partition in order, pipelined, and all of them in one term: if the leadership is lost on the way, and

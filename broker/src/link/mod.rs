@@ -67,11 +67,21 @@ pub fn handler(link: Arc<Link>) -> Handler {
 }
 
 impl Link {
-    /// The partitions this broker leads, as edges are told.
+    /// Who leads which partition, as edges are told.
     fn leaders(&self) -> Vec<pb::Leader> {
-        let led = self.node.partition_count().iter().filter(|id| self.leads(*id).is_some());
-        led.map(|id| pb::Leader { partition: u32::from(id.0), broker: self.settings.broker, address: String::new() })
+        let leaders = self.node.leaders().into_iter();
+        leaders
+            .map(|(partition, broker, address)| pb::Leader {
+                partition: u32::from(partition.0),
+                broker,
+                address: address.unwrap_or_default(),
+            })
             .collect()
+    }
+
+    /// Where a broker's link listens; empty if nobody knows.
+    fn address_of(&self, broker: u64) -> String {
+        self.node.peers().member(broker).map(|member| member.link).unwrap_or_default()
     }
 
     fn leads(&self, id: PartitionId) -> Option<&PartitionHandle> {

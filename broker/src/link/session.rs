@@ -152,7 +152,7 @@ async fn greet_and_run(
                     reason: (*reason).into(),
                     message: message.clone(),
                     leader: *leader,
-                    ..Default::default()
+                    address: link.address_of(*leader),
                 };
                 leave(&mut control, goodbye).await;
             }

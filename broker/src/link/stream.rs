@@ -147,17 +147,18 @@ pub(super) async fn serve(
         counter!(names::LINK_INVALID_TOTAL).increment(1);
         tracing::warn!(edge = %peer.edge, %message, "edge broke the link protocol");
     }
-    leave(&mut reader, &mut writer, &end).await;
+    leave(&link, &mut reader, &mut writer, &end).await;
 }
 
 /// Tells the edge why, if it can still hear it.
-async fn leave(reader: &mut FrameReader, writer: &mut FrameWriter, end: &End) {
+async fn leave(link: &Link, reader: &mut FrameReader, writer: &mut FrameWriter, end: &End) {
     reader.stop();
     if matches!(end, End::Gone | End::Unknown) {
         writer.reset();
         return;
     }
-    if let Some(goodbye) = end.goodbye() {
+    if let Some(mut goodbye) = end.goodbye() {
+        goodbye.address = link.address_of(goodbye.leader);
         writer.queue(&Frame::Goodbye(goodbye));
     }
     // an edge that does not read is not waited for

@@ -16,4 +16,10 @@ impl Node {
         let running = self.inner.running.lock();
         running.as_ref().expect("the node runs").groups[usize::from(id.0)].clone()
     }
+
+    /// Keeps every replica on this broker from making a snapshot, and so from purging, while it is held.
+    pub(crate) async fn hold_trims(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let turn = self.inner.running.lock().as_ref().expect("the node runs").snapshotter.turn();
+        turn.acquire_owned().await.expect("it is never closed")
+    }
 }

@@ -274,15 +274,14 @@ impl Peers {
         self.members().into_iter().find(|member| member.id == id)
     }
 
-    /// The data folder of a broker, once it is reached.
-    pub async fn disk_of(&self, id: u64, patience: Duration) -> Result<DiskId, String> {
-        let peer = self.peer(id).ok_or_else(|| format!("broker {id} is not known"))?;
-        let mut connected = peer.connected.subscribe();
-        let reached = timeout(patience, connected.wait_for(Option::is_some)).await;
-        match reached.as_ref().map(|reached| reached.as_deref().map(Option::as_ref)) {
-            Ok(Ok(Some(connected))) => Ok(connected.disk),
-            _ => Err(format!("broker {id} is not reached at {}", peer.links.lock().current())),
-        }
+    /// The data folder of the broker that answers at an address.
+    pub async fn disk_at(&self, id: u64, link: &str) -> Result<DiskId, String> {
+        let dialer = self.inner.dialer.as_ref().ok_or("this broker has no way to others")?;
+        let dialed = timeout(DIAL_TIMEOUT, dial(&self.inner.own, dialer, id, link)).await;
+        let connected = dialed.map_err(|_| WireError::Slow).flatten();
+        let connected = connected.map_err(|error| format!("broker {id} is not reached at {link}: {error}"))?;
+        connected.connection.close(0u32.into(), b"only asked");
+        Ok(connected.disk)
     }
 
     /// The connection to a member of a group, if it is up and leads to the disk the group knows.

@@ -13,7 +13,7 @@ use trunkline_proto::{LogIndex, PartitionId, v1::peer as pb};
 
 use super::{
     frames::WireError,
-    types::{self, CommittedLeader, Entry, LogId, Member, Types, Vote},
+    types::{self, CommittedLeader, Entry, LogId, Types, Vote},
 };
 use crate::store::{DiskId, Manifest, record};
 
@@ -205,9 +205,4 @@ pub(super) fn from_snapshot_head(head: &pb::SnapshotHead, from: u64) -> Result<(
 /// A disk id of the wire.
 pub(super) fn disk(bytes: &[u8]) -> Result<DiskId, WireError> {
     bytes.try_into().map(DiskId).map_err(|_| invalid(format!("a disk id of {} bytes", bytes.len())))
-}
-
-/// A member that was added by hand.
-pub(super) fn member(link: String, disk_id: &[u8]) -> Result<Member, WireError> {
-    Ok(Member { link, disk: disk(disk_id)? })
 }

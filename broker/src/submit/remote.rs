@@ -1,0 +1,141 @@
+//! Commands for partitions that other brokers lead: asked there, with the same principal, key and numbers, so that a repeat by any way
+//! takes effect once.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+use tokio::sync::Semaphore;
+use trunkline_proto::{Batch, PartitionId, Record, Source, v1, v1::peer as pb};
+
+use super::{Run, Submitter, append_runs, leader, status};
+use crate::{
+    metrics::link::UNLOGGED_DROPPED_TOTAL,
+    node::{CallError, CallKind, Node},
+};
+
+/// How long another broker may take to apply commands.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Unlogged publishes on their way to other brokers. More are dropped: they are promised at most once.
+const RELAYED_MAX: usize = 256;
+
+fn results(runs: Vec<Run>, partition: PartitionId, status: &v1::Status) -> Vec<(usize, v1::CommandResult)> {
+    let result = || v1::CommandResult { status: Some(status.clone()), partition: u32::from(partition.0), offset: 0 };
+    runs.into_iter().flat_map(|run| run.numbers).map(|n| (n, result())).collect()
+}
+
+fn to_wire(run: &Run) -> pb::SubmitRun {
+    let mut records = BytesMut::with_capacity(run.bytes);
+    run.records.iter().for_each(|record| records.extend_from_slice(record.bytes()));
+    let numbers = run.numbers.iter().map(|n| u32::try_from(*n).unwrap_or(u32::MAX));
+    pb::SubmitRun { numbers: numbers.collect(), records: records.freeze() }
+}
+
+/// Has broker `id` apply the runs of a partition that it leads.
+pub(super) async fn apply(
+    node: &Node,
+    id: u64,
+    partition: PartitionId,
+    principal: String,
+    key: String,
+    runs: Vec<Run>,
+) -> Vec<(usize, v1::CommandResult)> {
+    let call = pb::SubmitCall {
+        partition: u32::from(partition.0),
+        principal,
+        key,
+        runs: runs.iter().map(to_wire).collect(),
+        unlogged: false,
+    };
+    let answer = node.peers().call(id, CallKind::Submit, call.encode_to_vec().into(), PATIENCE).await;
+    let unknown = |reason: String| status(v1::Code::Unknown, format!("broker {id}: {reason}"));
+    let answer = match answer {
+        Ok(answer) => pb::SubmitAnswer::decode(answer).map_err(|error| unknown(error.to_string())),
+        Err(CallError::NotSent(reason)) => Err(status(v1::Code::NoLeader, reason)),
+        Err(CallError::Unknown(reason)) => Err(unknown(reason)),
+    };
+    match answer {
+        Ok(answer) if answer.error.is_empty() => {
+            let known = answer.results.into_iter().filter_map(|result| Some((result.number as usize, result.result?)));
+            let mut known: std::collections::BTreeMap<_, _> = known.collect();
+            let missing = unknown("it says nothing of this command".to_owned());
+            let all = results(runs, partition, &missing).into_iter();
+            all.map(|(n, missing)| (n, known.remove(&n).unwrap_or(missing))).collect()
+        }
+        Ok(answer) => results(runs, partition, &status(v1::Code::Invalid, answer.error)),
+        Err(status) => results(runs, partition, &status),
+    }
+}
+
+/// Carries unlogged publishes to other brokers.
+#[derive(Clone, Debug)]
+pub(super) struct Relay(Arc<Semaphore>);
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(RELAYED_MAX)))
+    }
+}
+
+impl Relay {
+    pub(super) fn publish(&self, node: &Node, id: u64, partition: PartitionId, record: &Record) {
+        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
+            ::metrics::counter!(UNLOGGED_DROPPED_TOTAL).increment(1);
+            return;
+        };
+        let call = pb::SubmitCall {
+            partition: u32::from(partition.0),
+            runs: vec![pb::SubmitRun { numbers: vec![0], records: record.bytes().clone() }],
+            unlogged: true,
+            ..Default::default()
+        };
+        let node = node.clone();
+        tokio::spawn(async move {
+            let call = call.encode_to_vec().into();
+            if let Err(error) = node.peers().call(id, CallKind::Submit, call, PATIENCE).await {
+                tracing::debug!(%partition, %error, "an unlogged publish is lost");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// See [`Submitter::answer`].
+pub(super) async fn answer(submitter: &Submitter, call: Bytes) -> Bytes {
+    let answer = match read(call) {
+        Ok((_, call, batches)) if call.unlogged => {
+            let records = batches.iter().flat_map(Batch::iter).filter_map(Result::ok);
+            records.for_each(|record| submitter.unlogged.publish(record));
+            pb::SubmitAnswer::default()
+        }
+        Ok((partition, call, batches)) => {
+            let runs = call.runs.iter().zip(batches).map(|(run, batch)| Run {
+                numbers: run.numbers.iter().map(|n| *n as usize).collect(),
+                bytes: batch.records.len(),
+                records: batch.iter().filter_map(Result::ok).collect(),
+            });
+            // not passed on: this broker is the leader, or the caller looks again
+            let leader = leader(&submitter.node, partition);
+            let done = append_runs(leader, partition, call.principal, call.key, runs.collect()).await;
+            let results = done.into_iter().map(|(n, result)| pb::SubmitResult {
+                number: u32::try_from(n).unwrap_or(u32::MAX),
+                result: Some(result),
+            });
+            pb::SubmitAnswer { results: results.collect(), error: String::new() }
+        }
+        Err(error) => pb::SubmitAnswer { error, ..Default::default() },
+    };
+    answer.encode_to_vec().into()
+}
+
+/// Checks everything before anything happens.
+fn read(call: Bytes) -> Result<(PartitionId, pb::SubmitCall, Vec<Batch>), String> {
+    let call = pb::SubmitCall::decode(call).map_err(|error| error.to_string())?;
+    let partition = u16::try_from(call.partition).map_err(|error| error.to_string())?;
+    let batch = |run: &pb::SubmitRun| {
+        let count = u16::try_from(run.numbers.len()).map_err(|error| error.to_string())?;
+        Batch::checked(Source::Leader, count, run.records.clone()).map_err(|error| error.to_string())
+    };
+    let batches = call.runs.iter().map(batch).collect::<Result<_, _>>()?;
+    Ok((PartitionId(partition), call, batches))
+}
