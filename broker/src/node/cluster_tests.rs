@@ -1,5 +1,6 @@
 //! Three brokers in one process: real QUIC over loopback, real stores.
 
+mod damage;
 mod trimming;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

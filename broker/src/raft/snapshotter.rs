@@ -105,7 +105,7 @@ impl Snapshotter {
                 let made = made.await;
                 match made {
                     Ok(Ok(())) => {}
-                    Ok(Err(error @ StoreError::Damaged { .. })) => health.fail(&error.to_string()),
+                    Ok(Err(error @ StoreError::Damaged { .. })) => health.damage(partition, &error.to_string()),
                     Ok(Err(error)) => tracing::warn!(%partition, %error, "no snapshot was made"),
                     Err(error) => tracing::error!(%partition, %error, "the snapshot task ended"),
                 }
