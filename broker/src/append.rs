@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use trunkline_proto::{Batch, EntryBuilder, Offset, Source, Timestamp, limits};
+use trunkline_proto::{Batch, EntryBuilder, Offset, PartitionId, Source, Timestamp, limits};
 
 use crate::{
     clock,
@@ -164,6 +164,7 @@ struct Waiting {
 struct Shared {
     budget: Arc<Semaphore>,
     queued: AtomicUsize,
+    partition: PartitionId,
     health: Health,
 }
 
@@ -266,7 +267,19 @@ impl Handle {
     }
 
     fn closed(&self) -> AppendError {
-        closed(&self.shared.health)
+        self.shared.closed()
+    }
+}
+
+impl Shared {
+    fn new(partition: PartitionId, health: Health) -> Self {
+        let budget = Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES));
+        Self { budget, queued: AtomicUsize::new(0), partition, health }
+    }
+
+    fn closed(&self) -> AppendError {
+        let reason = self.health.why(self.partition);
+        AppendError::Closed { reason: reason.unwrap_or_else(|| "the partition's group has stopped".into()) }
     }
 }
 
@@ -284,18 +297,16 @@ fn oversized_record(records: &[u8]) -> Option<usize> {
     None
 }
 
-fn closed(health: &Health) -> AppendError {
-    AppendError::Closed { reason: health.check().err().unwrap_or_else(|| "the partition's group has stopped".into()) }
+/// Appends to a partition that is not served: everything is refused.
+pub fn closed(partition: PartitionId, role: watch::Receiver<Role>, health: Health) -> Handle {
+    let (queue, _) = mpsc::channel(1);
+    Handle { queue, shared: Arc::new(Shared::new(partition, health)), role }
 }
 
 /// Starts a partition's appender. It ends when the group has stopped or every handle is gone.
 pub fn start(group: Group, bounds: Bounds, health: Health) -> (Handle, tokio::task::JoinHandle<()>) {
     let (queue, batches) = mpsc::channel(QUEUE_BATCHES_MAX);
-    let shared = Arc::new(Shared {
-        budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES)),
-        queued: AtomicUsize::new(0),
-        health,
-    });
+    let shared = Arc::new(Shared::new(group.partition(), health));
     let role = group.role();
     let handle = Handle { queue, shared: Arc::clone(&shared), role: role.clone() };
     let appender = Appender {
@@ -378,7 +389,7 @@ impl Appender {
         let term = match role {
             Role::Leader { term } => term,
             Role::Follower { leader } => return self.refuse(first, &AppendError::NotLeader { leader }),
-            Role::Closed => return self.refuse(first, &closed(&self.shared.health)),
+            Role::Closed => return self.refuse(first, &self.shared.closed()),
         };
         if first.is_of_another(term) {
             return self.refuse(first, &AppendError::NotLeader { leader: None });
@@ -428,7 +439,7 @@ impl Appender {
             // the group did not take the message: nothing happened
             Err(_) => {
                 for (answer, _) in answers {
-                    let _ = answer.send(Err(closed(&self.shared.health)));
+                    let _ = answer.send(Err(self.shared.closed()));
                 }
             }
         }
@@ -462,7 +473,7 @@ impl Appender {
             let outcome = first.outcome.try_outcome().unwrap_or(Outcome::Unknown);
             self.answer_first(outcome);
         }
-        let error = closed(&self.shared.health);
+        let error = self.shared.closed();
         if let Some(held) = self.held.take() {
             self.refuse(held, &error);
         }

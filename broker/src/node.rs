@@ -3,7 +3,10 @@
 mod balance;
 #[cfg(test)]
 pub(crate) mod cluster_tests;
+#[cfg(test)]
+mod damage_tests;
 mod formation;
+mod guard;
 mod members;
 mod open;
 #[cfg(test)]
@@ -11,7 +14,7 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -207,6 +210,8 @@ struct Inner {
     partitions: Vec<PartitionHandle>,
     /// Where each readable log begins.
     floors: Vec<Floor>,
+    /// Partitions that were found damaged when the folder was opened, and why: there is no state of them.
+    damaged: BTreeMap<PartitionId, String>,
     health: Health,
     space: Space,
     peers: Peers,
@@ -267,21 +272,34 @@ impl Node {
         self.inner.partitions.get(usize::from(id.0))
     }
 
-    /// Waits until this broker knows the leader of every partition, or one of them is closed.
+    /// Waits until this broker knows the leader of every partition that is not closed.
+    ///
+    /// # Errors
+    /// Some are: which one first, and why.
     pub async fn wait_ready(&self) -> Result<(), String> {
+        let mut closed = None;
         for partition in &self.inner.partitions {
             let mut role = partition.role.clone();
             let known = |role: &Role| !matches!(role, Role::Follower { leader: None });
             let role = role.wait_for(known).await.map(|role| *role);
             if matches!(role, Ok(Role::Closed) | Err(_)) {
-                return Err(self.closed(partition.id));
+                closed.get_or_insert_with(|| self.closed(partition.id));
             }
         }
-        Ok(())
+        closed.map_or(Ok(()), Err)
+    }
+
+    /// Whether there is a partition that is not closed: the broker is of some use.
+    pub fn serves_any(&self) -> bool {
+        self.inner.partitions.iter().any(|partition| *partition.role.borrow() != Role::Closed)
     }
 
     /// Whether every partition has a leader that this broker knows; otherwise why not.
     pub fn readiness(&self) -> Result<(), String> {
+        if let Some(partition) = self.inner.partitions.iter().find(|partition| *partition.role.borrow() == Role::Closed)
+        {
+            return Err(self.closed(partition.id));
+        }
         self.health()?;
         self.space().map_err(|error| error.to_string())?;
         let forming = self.inner.forming.lock().clone();
@@ -298,9 +316,24 @@ impl Node {
         Ok(())
     }
 
+    /// Why a partition is closed.
+    pub fn why_closed(&self, partition: PartitionId) -> String {
+        self.inner.health.why(partition).unwrap_or_else(|| "its group has stopped".into())
+    }
+
+    /// As [`Node::why_closed`], and what to do about it.
     fn closed(&self, partition: PartitionId) -> String {
-        let reason = self.health().err().unwrap_or_else(|| "its group has stopped".into());
-        format!("partition {partition}: {reason}")
+        let (reason, own) = (self.why_closed(partition), self.inner.peers.own().node);
+        let is_damaged = self.inner.health.subscribe().borrow().damaged.contains_key(&partition);
+        let remedy = match is_damaged {
+            false => String::new(),
+            true if self.inner.peers.members().len() > 1 => format!(
+                ". The other brokers serve it. To rebuild this one: `trunkline cluster remove {own}`, stop it, delete its data folder, \
+                 start it, `trunkline cluster add {own} --link ADDRESS`"
+            ),
+            true => ". No other broker holds a copy: restore the data folder from a backup".to_owned(),
+        };
+        format!("partition {partition}: {reason}{remedy}")
     }
 
     /// The other brokers.
@@ -351,7 +384,7 @@ impl Node {
 
     /// A partition's group, while the node runs.
     fn group_of(&self, id: PartitionId) -> Option<Group> {
-        self.inner.running.lock().as_ref()?.groups.get(usize::from(id.0)).cloned()
+        self.inner.running.lock().as_ref()?.groups.iter().find(|group| group.partition() == id).cloned()
     }
 
     /// Reads applied entries from disk: those after `after`, about `bytes_max` bytes of them, at least one unless at the end.
@@ -487,8 +520,18 @@ impl Node {
     ) -> Result<T, ReadError> {
         let open = self.inner.open.read().clone();
         let open = open.ok_or_else(|| ReadError::Store("the broker is shutting down".into()))?;
+        if let Some(reason) = self.inner.damaged.get(&partition) {
+            return Err(ReadError::Damaged { place: format!("partition {partition}"), reason: reason.clone() });
+        }
+        let health = self.inner.health.clone();
         let work = tokio::task::spawn_blocking(move || match open.readers.get(usize::from(partition.0)) {
-            Some((reader, pending)) => work(reader, pending).map_err(ReadError::from),
+            Some((reader, pending)) => work(reader, pending).map_err(|error| {
+                // a replica that cannot read what it holds must not lead, nor be counted among those that hold it
+                if matches!(error, StoreError::Damaged { .. }) {
+                    health.damage(partition, &error.to_string());
+                }
+                ReadError::from(error)
+            }),
             None => Err(no_replica(partition)),
         });
         work.await.unwrap_or_else(|error| Err(ReadError::Store(error.to_string())))

@@ -241,9 +241,12 @@ impl Broker {
         self.start(&config, bound, recorder, extras.pages)?;
         let node = self.node.clone();
         let ready = async {
-            node.wait_ready().await.map_err(ServeError::NotReady)?;
-            if let Some(ready) = extras.ready {
-                ready();
+            match (node.wait_ready().await, extras.ready) {
+                (Ok(()), Some(ready)) => ready(),
+                (Ok(()), None) => {}
+                // the others are served, and readiness says what is not
+                (Err(reason), _) if node.serves_any() => tracing::error!("not ready: {reason}"),
+                (Err(reason), _) => return Err(ServeError::NotReady(reason)),
             }
             std::future::pending::<Result<Infallible, ServeError>>().await
         };

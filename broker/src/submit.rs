@@ -163,7 +163,7 @@ fn leader(node: &Node, partition: PartitionId) -> Result<(append::Handle, u64), 
         Role::Leader { term } => Ok((handle.append.clone(), term)),
         Role::Follower { leader } => Err(AppendError::NotLeader { leader }),
         Role::Closed => {
-            let reason = node.health().err().unwrap_or_else(|| "the partition's group has stopped".into());
+            let reason = node.why_closed(partition);
             Err(AppendError::Closed { reason })
         }
     }

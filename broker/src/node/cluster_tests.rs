@@ -1,5 +1,8 @@
 //! Three brokers in one process: real QUIC over loopback, real stores.
 
+mod damage;
+mod trimming;
+
 use std::{net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
@@ -208,14 +211,18 @@ pub(crate) async fn eventually<T>(mut condition: impl FnMut() -> Option<T>) -> T
 
 async fn records(node: &Node, partition: u16) -> usize {
     let (mut records, mut after) = (0, LogIndex(0));
-    loop {
+    let (applied, begun) = (handle(node, partition).tail.applied(), Instant::now());
+    // what the others hold is applied before it is on a broker's own disk
+    while after < applied {
+        assert!(begun.elapsed() < PATIENCE, "{after} of {applied} is on disk");
         let read = node.read_log(PartitionId(partition), after, 1 << 20).await.unwrap();
         records += read.entries.iter().map(|entry| entry.records().count()).sum::<usize>();
         if read.through == after {
-            return records;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         after = read.through;
     }
+    records
 }
 
 #[tokio::test]

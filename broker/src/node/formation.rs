@@ -124,7 +124,10 @@ async fn form(peers: &Peers, groups: &[Group], founders: &[Founder], partitions:
         members.insert(founder.id, member);
     }
     for partition in partitions {
-        let group = groups.get(usize::from(partition.0)).ok_or_else(|| format!("there is no partition {partition}"))?;
+        let group = groups
+            .iter()
+            .find(|group| group.partition() == *partition)
+            .ok_or_else(|| format!("there is no partition {partition}"))?;
         group.form(members.clone()).await.map_err(|error| format!("partition {partition}: {error}"))?;
     }
     tracing::info!(partitions = partitions.len(), members = members.len(), "the cluster is formed");

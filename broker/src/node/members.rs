@@ -10,7 +10,7 @@ use trunkline_proto::{PartitionId, peer::MEMBERS_MAX, v1::peer as pb};
 
 use super::{Node, balance::preferred};
 use crate::{
-    raft::{CallError, CallKind, ChangeError, Group, Member, Role},
+    raft::{CallError, CallKind, ChangeError, Group, Member, Peers, Role},
     store::DiskId,
 };
 
@@ -133,7 +133,7 @@ impl Node {
         let led: Vec<Group> = self.inner.partitions.iter().filter_map(|partition| self.led(partition.id)).collect();
         let mut moving = Vec::new();
         for group in led {
-            let Some(to) = self.successor(&group) else { continue };
+            let Some(to) = successor(&group, self.peers()) else { continue };
             match group.transfer(to).await {
                 Ok(()) => moving.push(group.role()),
                 Err(error) => tracing::warn!(partition = %group.partition(), %error, "leadership stays"),
@@ -153,17 +153,6 @@ impl Node {
     fn led(&self, id: PartitionId) -> Option<Group> {
         let group = self.group_of(id)?;
         matches!(*group.role().borrow(), Role::Leader { .. }).then_some(group)
-    }
-
-    /// The preferred leader if it is there, or the voter that lacks least.
-    fn successor(&self, group: &Group) -> Option<u64> {
-        let membership = group.membership();
-        let own = self.peers().own().node;
-        let first = preferred(group.partition(), &membership);
-        let there = |id: &u64| self.peers().member(*id).is_some_and(|member| member.reachable);
-        let lag = |id: u64| Some((group.lag(id)?, Some(id) != first, id));
-        let others = membership.voters.iter().copied().filter(|id| *id != own && there(id));
-        others.filter_map(lag).min().map(|(_, _, id)| id)
     }
 
     /// Every member of any partition, as this broker knows it.
@@ -287,7 +276,7 @@ impl Node {
             }
         }
         if id == own
-            && let Some(to) = self.successor(group)
+            && let Some(to) = successor(group, self.peers())
         {
             // whoever leads next does it
             group.transfer(to).await?;
@@ -297,6 +286,17 @@ impl Node {
         }
         group.remove(id).await
     }
+}
+
+/// Who leads after this broker: the preferred leader if it is there, or the voter that lacks least.
+pub(super) fn successor(group: &Group, peers: &Peers) -> Option<u64> {
+    let membership = group.membership();
+    let own = peers.own().node;
+    let first = preferred(group.partition(), &membership);
+    let there = |id: &u64| peers.member(*id).is_some_and(|member| member.reachable);
+    let lag = |id: u64| Some((group.lag(id)?, Some(id) != first, id));
+    let others = membership.voters.iter().copied().filter(|id| *id != own && there(id));
+    others.filter_map(lag).min().map(|(_, _, id)| id)
 }
 
 fn refused(error: String) -> pb::AdminResponse {

@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::{LogIndex, PartitionCount, PartitionId, v1::peer as pb};
 
-use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, formation, stop_groups};
+use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, formation, guard, stop_groups};
 use crate::{
     append, core,
     raft::{
-        Floor, Group, GroupConfig, Member, PeerServer, Peers, Snapshotter, Transfers,
+        Floor, Group, GroupConfig, Member, PeerServer, Peers, Role, Snapshotter, Transfers,
         log_store::LogStore,
         peers::Own,
         retention::{Trimmer, Trimmers},
@@ -44,7 +44,7 @@ struct Opened {
     folder: Folder,
     db: Arc<Db>,
     writer: Writer,
-    found: Vec<Found>,
+    found: Vec<(Reader, Result<Found, StoreError>)>,
 }
 
 /// Whether this broker is a cluster of one as long as nobody is added.
@@ -73,11 +73,9 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     let health = Health::new();
     let (blocking, watched) = (config.clone(), health.clone());
     let opened = tokio::task::spawn_blocking(move || open_folder(&blocking, &watched)).await;
-    let opened = opened.map_err(|error| OpenError::Io {
-        path: config.dir.display().to_string(),
-        reason: format!("opening it ended: {error}"),
-    })??;
-    let readers: Vec<_> = opened.found.iter().map(|found| (found.reader.clone(), found.floor.clone())).collect();
+    let opened = opened.map_err(|error| io_error(&config, format!("opening it ended: {error}")))??;
+    let floor = |found: &Result<Found, StoreError>| found.as_ref().map(|found| found.floor.clone()).unwrap_or_default();
+    let readers: Vec<_> = opened.found.iter().map(|(reader, found)| (reader.clone(), floor(found))).collect();
     let writer = opened.writer.handle();
     let snapshotter = Snapshotter::start(readers, config.partitions, writer.clone(), health.clone());
     let space = Space::new(config.dir.clone(), config.disk_reserve);
@@ -90,10 +88,17 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         peers.ensure(founder.id, &founder.link);
     }
     let mut started = Started::default();
-    for found in opened.found {
-        let step = start_partition(&config, found, &writer, &snapshotter, (&peers, &bounds), &health).await;
+    for (reader, found) in opened.found {
+        let step = match found {
+            Ok(found) => start_partition(&config, found, &writer, &snapshotter, (&peers, &bounds), &health).await,
+            Err(error) => Err(error.into()),
+        };
         match step {
             Ok(partition) => started.push(partition),
+            // the others are sound: this one is closed, and neither votes nor acknowledges
+            Err(error @ (OpenError::Damaged { .. } | OpenError::Raft { .. })) if config.partitions.get() > 1 => {
+                started.push_damaged(&config, reader, &error.to_string(), &health);
+            }
             Err(error) => {
                 stop_groups(&started.groups).await;
                 peers.shutdown().await;
@@ -102,9 +107,14 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
             }
         }
     }
-    let trimmers = Trimmers::start(started.trimmers, config.partitions, &writer, &snapshotter);
+    let trimmers = Trimmers::start(started.trimmers, config.partitions, (&writer, &health), &snapshotter);
     let founders = config.founders.iter().map(|founder| pb::Founder { id: founder.id, link: founder.link.clone() });
-    let server = Arc::new(PeerServer::new(peers.clone(), started.groups.clone(), founders.collect()));
+    let server = Arc::new(PeerServer::new(
+        peers.clone(),
+        started.groups.clone(),
+        started.damaged.keys().copied().collect(),
+        founders.collect(),
+    ));
     let (stop, tasks, forming) = (CancellationToken::new(), TaskTracker::new(), Arc::default());
     if !is_alone(&config) {
         let forming = formation::run(config.clone(), peers.clone(), started.groups.clone(), Arc::clone(&forming));
@@ -115,6 +125,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         let (balancing, stop) = (balance::run(peers.clone(), started.groups.clone()), stop.clone());
         tasks.spawn(async move { stop.run_until_cancelled(balancing).await });
     }
+    let (guarding, stopped) = (guard::run(health.clone(), peers.clone(), started.groups.clone()), stop.clone());
+    tasks.spawn(async move { stopped.run_until_cancelled(guarding).await });
     let running = Running {
         stop,
         tasks,
@@ -131,6 +143,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         count: config.partitions,
         partitions: started.partitions,
         floors: started.floors,
+        damaged: started.damaged,
         health,
         space,
         peers,
@@ -148,9 +161,28 @@ struct Started {
     trimmers: Vec<Trimmer>,
     groups: Vec<Group>,
     appenders: Vec<tokio::task::JoinHandle<()>>,
+    damaged: BTreeMap<PartitionId, String>,
 }
 
 impl Started {
+    /// A partition that is not served: there is nothing to start.
+    fn push_damaged(&mut self, config: &NodeConfig, reader: Reader, reason: &str, health: &Health) {
+        let id = reader.partition();
+        health.damage(id, reason);
+        let (_, role) = watch::channel(Role::Closed);
+        self.partitions.push(PartitionHandle {
+            id,
+            append: append::closed(id, role.clone(), health.clone()),
+            tail: tail::Handle::new(LogIndex(0), LogIndex(0), 0, Arc::default()),
+            state: Arc::new(RwLock::new(core::Partition::new(id, config.partitions))),
+            role,
+            transfers: Transfers::default(),
+        });
+        self.readers.push((reader, PendingRefused::default()));
+        self.floors.push(Floor::default());
+        self.damaged.insert(id, reason.to_owned());
+    }
+
     fn push(&mut self, partition: StartedPartition) {
         self.partitions.push(partition.handle);
         self.trimmers.push(Trimmer {
@@ -179,24 +211,44 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
     let folder = identity::open(&config.dir, &expected)?;
     let on_disk = marks::read(&config.dir, config.partitions)?;
     let db = Arc::new(Db::open(&config.dir, config.partitions, folder.fresh)?);
-    let mut marks = Vec::new();
+    let mut checked = Vec::new();
     for (partition, mark) in config.partitions.iter().zip(on_disk) {
         let reader = Reader::new(Arc::clone(&db), partition);
-        check_mark(&reader, mark)?;
-        check_covered(&reader)?;
-        // opening has flushed what it recovered: it is on disk, and what openraft finds there counts as synced
-        let end = reader.end()?;
-        marks.push(Mark { end, term: reader.vote()?.map_or(mark.term, |vote| vote.term) });
+        let found = check(&reader, mark);
+        checked.push((reader, mark, found));
     }
+    // the mark of what is damaged stays: it is what tells
+    let marks = checked.iter().map(|(_, mark, found)| *found.as_ref().unwrap_or(mark)).collect();
     let writer = Writer::start(Arc::clone(&db), config.dir.clone(), marks, health.clone())
-        .map_err(|error| OpenError::Io { path: config.dir.display().to_string(), reason: error.to_string() })?;
-    let found = config.partitions.iter().map(|id| find(&db, id, config.partitions, &writer.handle()));
-    let found = found.collect::<Result<Vec<_>, StoreError>>()?;
+        .map_err(|error| io_error(config, error.to_string()))?;
+    let mut found = Vec::new();
+    for (reader, _, checked) in checked {
+        let partition = checked.and_then(|_| find(reader.clone(), config.partitions, &writer.handle()));
+        found.push((reader, partition));
+    }
+    // one sound partition is worth opening the folder for
+    if found.iter().all(|(_, partition)| partition.is_err()) {
+        let first = found.into_iter().find_map(|(_, partition)| partition.err());
+        return Err(first.map_or_else(|| io_error(config, "it has no partitions".to_owned()), OpenError::from));
+    }
     Ok(Opened { folder, db, writer, found })
 }
 
-fn find(db: &Arc<Db>, id: PartitionId, count: PartitionCount, writer: &WriterHandle) -> Result<Found, StoreError> {
-    let reader = Reader::new(Arc::clone(db), id);
+fn io_error(config: &NodeConfig, reason: String) -> OpenError {
+    OpenError::Io { path: config.dir.display().to_string(), reason }
+}
+
+/// What is on disk of a partition, if it is all that was acknowledged.
+fn check(reader: &Reader, mark: Mark) -> Result<Mark, StoreError> {
+    check_mark(reader, mark)?;
+    check_covered(reader)?;
+    // opening has flushed what it recovered: it is on disk, and what openraft finds there counts as synced
+    let end = reader.end()?;
+    Ok(Mark { end, term: reader.vote()?.map_or(mark.term, |vote| vote.term) })
+}
+
+fn find(reader: Reader, count: PartitionCount, writer: &WriterHandle) -> Result<Found, StoreError> {
+    let id = reader.partition();
     let log = LogStore::open(reader.clone(), writer.clone())?;
     let purged = reader.purged()?.map_or(LogIndex(0), |purged| LogIndex(purged.index.0 + 1));
     let (initial, last_entry) = match snapshot::newest(&reader, LogIndex(u64::MAX))? {

@@ -29,7 +29,7 @@ fn partition(node: &Node, id: u16) -> &PartitionHandle {
 }
 
 /// A conversation of edge `e1` in a partition: attached, opened, then messages, each a batch.
-async fn talk(node: &Node, id: u16, messages: u64) {
+pub(super) async fn talk(node: &Node, id: u16, messages: u64) {
     let append = &partition(node, id).append;
     append.append(attach(id)).await.unwrap();
     let connection = connection(id, 1);

@@ -10,6 +10,13 @@ use trunkline_proto::LogIndex;
 #[derive(Clone, Debug)]
 pub struct Floor(Arc<watch::Sender<LogIndex>>);
 
+impl Default for Floor {
+    /// Nothing is trimmed.
+    fn default() -> Self {
+        Self::new(LogIndex(0))
+    }
+}
+
 impl Floor {
     /// Begins at `first`.
     pub fn new(first: LogIndex) -> Self {

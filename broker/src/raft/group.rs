@@ -291,7 +291,7 @@ async fn watch_role(
     let running = metrics.borrow_watched().running_state.clone();
     match running {
         Err(Fatal::Stopped) | Ok(()) => {}
-        Err(error) => health.fail(&format!("partition {partition}: {error}")),
+        Err(error) => health.damage(partition, &format!("partition {partition}: {error}")),
     }
     // whoever sees it closed asks health why
     roles.send_replace(Role::Closed);

@@ -2,6 +2,7 @@
 
 pub mod floor;
 mod frames;
+mod give_up;
 pub mod group;
 pub mod log_cache;
 pub mod log_store;

@@ -54,6 +54,7 @@ pub trait Calls: Send + Sync + 'static {
 pub struct PeerServer {
     peers: Peers,
     groups: Vec<Group>,
+    damaged: Vec<PartitionId>,
     founders: Vec<pb::Founder>,
     calls: RwLock<Option<Arc<dyn Calls>>>,
     snapshots: Semaphore,
@@ -74,11 +75,12 @@ struct Caller {
 }
 
 impl PeerServer {
-    /// Serves these groups, one for each partition; `founders` as configured.
-    pub fn new(peers: Peers, groups: Vec<Group>, founders: Vec<pb::Founder>) -> Self {
+    /// Serves these groups, one for each partition that is not damaged here; `founders` as configured.
+    pub fn new(peers: Peers, groups: Vec<Group>, damaged: Vec<PartitionId>, founders: Vec<pb::Founder>) -> Self {
         Self {
             peers,
             groups,
+            damaged,
             founders,
             calls: RwLock::default(),
             snapshots: Semaphore::new(SNAPSHOTS_MAX),
@@ -192,7 +194,10 @@ impl PeerServer {
 
     /// The group, for a caller that may speak in it: one whose disk is not the member's may not.
     fn group(&self, caller: Caller, partition: PartitionId) -> Result<&Group, WireError> {
-        let group = self.groups.get(usize::from(partition.0));
+        if self.damaged.contains(&partition) {
+            return Err(WireError::Refused(format!("partition {partition} is damaged here")));
+        }
+        let group = self.groups.iter().find(|group| group.partition() == partition);
         let group = group.ok_or_else(|| WireError::Refused(format!("there is no partition {partition}")))?;
         match group.member(caller.id) {
             Some(member) if member.disk != DiskId::UNKNOWN && member.disk != caller.disk => {
@@ -259,7 +264,9 @@ impl PeerServer {
     }
 
     fn status(&self, caller: Caller) -> pb::Status {
-        let mut status = pb::Status { founders: self.founders.clone(), ..Default::default() };
+        // what is damaged here was formed once: nobody may form it anew
+        let formed = self.damaged.iter().map(|partition| u32::from(partition.0)).collect();
+        let mut status = pb::Status { founders: self.founders.clone(), formed, ..Default::default() };
         for group in self.groups.iter().filter(|group| group.is_formed()) {
             let partition = u32::from(group.partition().0);
             status.formed.push(partition);

@@ -82,7 +82,7 @@ pub struct Snapshotter {
 }
 
 /// Whose turn it is to replay: a second state is in memory meanwhile, so it is one partition's at a time.
-pub(super) type Turn = Arc<Semaphore>;
+pub(crate) type Turn = Arc<Semaphore>;
 
 impl Snapshotter {
     /// Starts the task; `readers` holds one per partition, in order, each with where its log begins. Its queue holds one request
@@ -105,7 +105,7 @@ impl Snapshotter {
                 let made = made.await;
                 match made {
                     Ok(Ok(())) => {}
-                    Ok(Err(error @ StoreError::Damaged { .. })) => health.fail(&error.to_string()),
+                    Ok(Err(error @ StoreError::Damaged { .. })) => health.damage(partition, &error.to_string()),
                     Ok(Err(error)) => tracing::warn!(%partition, %error, "no snapshot was made"),
                     Err(error) => tracing::error!(%partition, %error, "the snapshot task ended"),
                 }
@@ -120,7 +120,7 @@ impl Snapshotter {
     }
 
     /// For others that replay.
-    pub(super) fn turn(&self) -> Turn {
+    pub(crate) fn turn(&self) -> Turn {
         Arc::clone(&self.turn)
     }
 

@@ -63,7 +63,7 @@ impl Reader {
     }
 
     /// The first entry that is on disk, purged or not.
-    pub(super) fn first_on_disk(&self) -> Result<Option<LogIndex>, StoreError> {
+    pub(crate) fn first_on_disk(&self) -> Result<Option<LogIndex>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_first();
         let first = iterator.key().and_then(keys::parse_log_key);
