@@ -74,6 +74,11 @@ impl Context {
         self.base + Duration::from_micros(at)
     }
 
+    /// The clock that nobody sets.
+    pub(crate) fn steady(&self) -> std::time::Instant {
+        self.instant(self.now).into_std()
+    }
+
     pub(crate) fn millis(&self) -> Millis {
         Millis(self.now / 1000)
     }

@@ -92,18 +92,16 @@ impl Cursor {
 
     fn expand(&self, view: View<'_>, entry: &AppliedEntry, deliveries: &mut Vec<Delivery>) {
         let state = view.state;
-        for (offset, record) in entry.logged.records() {
-            for expanded in expand::deliveries(state.id(), state.partition_count(), &record) {
-                let is_mine = match &expanded.recipient {
-                    Recipient::Everyone => true,
-                    Recipient::Edge(name) => *name == self.name,
-                    Recipient::Connection(id) => {
-                        state.connection(id).is_some_and(|connection| connection.edge_index == self.edge)
-                    }
-                };
-                if is_mine {
-                    deliveries.push(Delivery { offset, record: expanded.record });
+        for (offset, expanded) in expand::entry(state.id(), state.partition_count(), &entry.logged) {
+            let is_mine = match &expanded.recipient {
+                Recipient::Everyone => true,
+                Recipient::Edge(name) => *name == self.name,
+                Recipient::Connection(id) => {
+                    state.connection(id).is_some_and(|connection| connection.edge_index == self.edge)
                 }
+            };
+            if is_mine {
+                deliveries.push(Delivery { offset, record: expanded.record });
             }
         }
     }

@@ -189,7 +189,7 @@ impl Leading {
             }
             (Answer::Assign { member }, _) => self.worker.assigned(context, view, member, &verdict),
             (Answer::Commit { epoch }, _) => {
-                self.worker.committed(context.clock(view.broker), epoch, entry.applied.time, &verdict);
+                self.worker.committed(context.steady(), epoch, &verdict);
             }
             (Answer::Submit { id }, _) => context.send(me, Node::Backend, Body::Submitted { id }),
             (Answer::Nothing | Answer::Grant { .. } | Answer::Forward { .. }, _) => {}
