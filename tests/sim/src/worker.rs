@@ -234,6 +234,8 @@ impl Active {
     }
 
     fn read(&mut self, view: View<'_>) {
+        // nothing of what is trimmed is the group's any more
+        self.index = self.index.max(view.kept.trimmed());
         while self.steps.len() < HOLES_MAX && self.index < view.applied() {
             self.index += 1;
             if let Some(entry) = view.entry(self.index) {
