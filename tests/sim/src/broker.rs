@@ -21,35 +21,19 @@ use crate::{
     millis,
     net::{Body, Node},
     oracle::Invariant,
-    raft::{After, Durable, Out, Raft, Write},
+    raft::{After, Install, Message, Out, Raft, Write},
     sabotage,
+    stored::{Kept, Stored},
 };
-
-type Entries = Vec<Option<Arc<AppliedEntry>>>;
-
-/// A state on disk, with the verdicts on what is before it.
-#[derive(Clone, Debug)]
-struct Snapshot {
-    index: u64,
-    state: Vec<u8>,
-    entries: Entries,
-}
 
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) raft: Raft,
     pub(crate) state: Partition,
-    entries: Entries,
+    kept: Kept,
     /// What is before this has left the tail.
     tail: u64,
     leading: Option<Leading>,
-}
-
-/// One partition's part of the disk.
-#[derive(Default, Debug)]
-pub(crate) struct Stored {
-    pub(crate) durable: Durable,
-    snapshot: Option<Snapshot>,
 }
 
 #[derive(Debug)]
@@ -96,16 +80,16 @@ impl Broker {
             let mut replica = Replica {
                 raft: Raft::new(id, &stored.durable, 0, context.now, &mut context.random),
                 state: Partition::new(partition, count),
-                entries: Vec::new(),
+                kept: Kept::default(),
                 tail: 1,
                 leading: None,
             };
-            if let Some(snapshot) = &stored.snapshot {
+            if let Some(snapshot) = stored.newest() {
                 match Partition::decode(&snapshot.state) {
                     Ok(state) => replica.state = state,
                     Err(error) => context.oracle.fail(Invariant::SameState, format!("a snapshot: {error}")),
                 }
-                replica.entries = snapshot.entries.clone();
+                replica.kept = snapshot.kept.clone();
                 replica.raft.commit = snapshot.index;
                 replica.tail = snapshot.index + 1;
             }
@@ -118,7 +102,7 @@ impl Broker {
         let kept = context.random.below(self.writes.len() as u64 + 1) as usize;
         let kept = if context.random.chance(500) { 0 } else { kept };
         for (partition, write) in self.writes.drain(..).take(kept) {
-            self.stored[usize::from(partition.0)].durable.write(&write);
+            self.stored[usize::from(partition.0)].write(&write);
         }
         self.writes.clear();
         self.replicas.clear();
@@ -156,7 +140,7 @@ impl Broker {
         }
         for _ in 0..std::mem::take(&mut self.syncing) {
             let Some((partition, write)) = self.writes.pop_front() else { break };
-            self.stored[usize::from(partition.0)].durable.write(&write);
+            self.stored[usize::from(partition.0)].write(&write);
             self.follow(context, partition, write.after);
         }
         self.begin_sync(context);
@@ -190,6 +174,14 @@ impl Broker {
         for (to, message) in out.messages {
             context.send(Node::Broker(self.id), Node::Broker(to), Body::Raft(partition, message));
         }
+        for (to, term) in out.lagging {
+            let Some(snapshot) = self.stored[usize::from(partition.0)].for_peers() else { continue };
+            let message = Message::Install { term, snapshot };
+            context.send(Node::Broker(self.id), Node::Broker(to), Body::Raft(partition, message));
+        }
+        if let Some(snapshot) = out.install {
+            self.replicas[usize::from(partition.0)].install(context, self.id, &snapshot);
+        }
     }
 
     pub(crate) fn tick(&mut self, context: &mut Context) {
@@ -198,12 +190,15 @@ impl Broker {
             let replica = &mut self.replicas[usize::from(partition.0)];
             replica.raft.tick(context.now, &mut context.random, &mut out);
             if context.random.chance(20) {
-                let applied = replica.entries.len() as u64;
+                let applied = replica.kept.last();
                 replica.tail = replica.tail.max((applied + 1).saturating_sub(context.random.below(12)));
             }
             self.carry_out(context, partition, out);
             if context.random.chance(10) {
                 self.snapshot(context, partition);
+            }
+            if context.random.chance(100) {
+                self.trim(context, partition);
             }
             self.step(context, partition);
         }
@@ -212,11 +207,27 @@ impl Broker {
     fn snapshot(&mut self, context: &mut Context, partition: PartitionId) {
         let at = usize::from(partition.0);
         let (replica, stored) = (&self.replicas[at], &mut self.stored[at]);
-        let index = replica.entries.len() as u64;
-        if index > 0 && stored.durable.has(index, replica.raft.log[index as usize - 1].term) {
+        if stored.snapshot(&replica.raft.log, &replica.state, &replica.kept) {
             context.oracle.count("snapshots");
-            let (state, entries) = (replica.state.encode(), replica.entries.clone());
-            stored.snapshot = Some(Snapshot { index, state, entries });
+        }
+    }
+
+    /// Lets go of what may go, by what the state says.
+    fn trim(&mut self, context: &mut Context, partition: PartitionId) {
+        let at = usize::from(partition.0);
+        let (replica, stored) = (&mut self.replicas[at], &mut self.stored[at]);
+        let through = replica.state.first_retained().0.saturating_sub(1);
+        if through <= replica.raft.log.purged() {
+            return;
+        }
+        let fresh = Partition::new(partition, context.count);
+        let log = &replica.raft.log;
+        if let Some(state) = stored.trim(context.rules, log, fresh, &replica.kept, through) {
+            context.oracle.count("trims");
+            context.oracle.restored(partition, through, &state);
+            replica.raft.log.purge(log.term_at(through), through);
+            replica.kept.trim(through);
+            replica.tail = replica.tail.max(through + 1);
         }
     }
 
@@ -227,9 +238,9 @@ impl Broker {
         let Some(replica) = self.replicas.get_mut(at) else { return };
         replica.check_role(context, id);
         replica.apply(context, id);
-        let Replica { raft, state, entries, tail, leading } = replica;
+        let Replica { raft, state, kept, tail, leading } = replica;
         let Some(leading) = leading else { return };
-        let view = View { broker: id, state, entries, tail: *tail };
+        let view = View { broker: id, state, kept, tail: *tail };
         if leading.ready {
             leading.watch(context, view, &self.edges);
             if let Some(batch) = leading.forwarder.pump(context, view, &leaders) {
@@ -238,6 +249,7 @@ impl Broker {
             for (batch, answer) in leading.worker.pump(context, view, &self.members) {
                 leading.append(batch, answer);
             }
+            leading.retain(context, view);
             leading.serve_edges(context, view);
         }
         let mut out = Out::default();
@@ -255,9 +267,9 @@ impl Broker {
     /// What it leads of a partition, if it may serve it.
     fn leading(&mut self, partition: PartitionId) -> Option<(&mut Leading, View<'_>)> {
         let broker = self.id;
-        let Replica { state, entries, tail, leading, .. } = self.replicas.get_mut(usize::from(partition.0))?;
+        let Replica { state, kept, tail, leading, .. } = self.replicas.get_mut(usize::from(partition.0))?;
         let leading = leading.as_mut().filter(|leading| leading.ready)?;
-        Some((leading, View { broker, state, entries, tail: *tail }))
+        Some((leading, View { broker, state, kept, tail: *tail }))
     }
 
     pub(crate) fn receive(&mut self, context: &mut Context, from: Node, body: Body) {
@@ -335,7 +347,7 @@ impl Replica {
             return;
         }
         if let Some(deposed) = self.leading.take() {
-            let view = View { broker: id, state: &self.state, entries: &self.entries, tail: self.tail };
+            let view = View { broker: id, state: &self.state, kept: &self.kept, tail: self.tail };
             deposed.depose(context, view);
         }
         if let Some((term, _)) = leads {
@@ -346,11 +358,26 @@ impl Replica {
         }
     }
 
+    /// Begins anew from a leader's snapshot.
+    fn install(&mut self, context: &mut Context, id: u8, snapshot: &Install) {
+        context.oracle.count("installs");
+        self.check_role(context, id);
+        match Partition::decode(&snapshot.state) {
+            Ok(state) => self.state = state,
+            Err(error) => context.oracle.fail(Invariant::SameState, format!("a snapshot: {error}")),
+        }
+        let partition = self.state.id();
+        context.note(|| format!("broker {id} installs partition {partition} as of {}", snapshot.index));
+        context.oracle.restored(partition, snapshot.index, &self.state);
+        self.kept = Kept::after(snapshot.index);
+        self.tail = snapshot.index + 1;
+    }
+
     fn apply(&mut self, context: &mut Context, id: u8) {
-        while (self.entries.len() as u64) < self.raft.commit.min(self.raft.log.len() as u64) {
-            let index = self.entries.len() as u64 + 1;
-            let entry = self.raft.log[index as usize - 1].clone();
-            self.entries.push(entry.bytes.as_ref().and_then(|bytes| {
+        while self.kept.last() < self.raft.commit {
+            let index = self.kept.last() + 1;
+            let Some(entry) = self.raft.log.get(index).cloned() else { return };
+            self.kept.push(entry.bytes.as_ref().and_then(|bytes| {
                 let parsed = sabotage::rewrite(context.rules, &self.state, Entry::parse(bytes).ok()?);
                 let applied = self.state.apply(LogIndex(index), &parsed);
                 sabotage::forget_losses(context.rules, &mut self.state);
@@ -364,7 +391,7 @@ impl Replica {
             let begins = self.raft.leads().map(|(_, begins)| begins);
             if let Some(leading) = &mut self.leading {
                 leading.ready |= begins == Some(index);
-                let view = View { broker: id, state: &self.state, entries: &self.entries, tail: self.tail };
+                let view = View { broker: id, state: &self.state, kept: &self.kept, tail: self.tail };
                 leading.applied(context, view, index);
             }
         }

@@ -1,8 +1,6 @@
 //! One delivery cursor per (partition, edge), after `broker/src/delivery.rs`: at the tail what apply named, behind it what the log
 //! expands to.
 
-use std::sync::Arc;
-
 use trunkline_broker::core::{
     AppliedEntry, EdgeIndex, Partition,
     expand::{self, Recipient},
@@ -12,6 +10,12 @@ use trunkline_proto::{
     link::{Deliveries, Delivery, Frame},
 };
 
+use crate::{Rules, stored::Kept};
+
+/// What comes next is trimmed.
+#[derive(Debug)]
+pub(crate) struct Trimmed;
+
 /// Entries of one frame.
 const ENTRIES_MAX: usize = 8;
 
@@ -20,19 +24,18 @@ const ENTRIES_MAX: usize = 8;
 pub(crate) struct View<'a> {
     pub(crate) broker: u8,
     pub(crate) state: &'a Partition,
-    /// Entry `n` stands at `n - 1`; blank ones hold nothing.
-    pub(crate) entries: &'a [Option<Arc<AppliedEntry>>],
+    pub(crate) kept: &'a Kept,
     /// What is before this has left the tail.
     pub(crate) tail: u64,
 }
 
 impl View<'_> {
     pub(crate) fn applied(&self) -> u64 {
-        self.entries.len() as u64
+        self.kept.last()
     }
 
     pub(crate) fn entry(&self, index: u64) -> Option<&AppliedEntry> {
-        self.entries.get(index.checked_sub(1)? as usize)?.as_deref()
+        self.kept.get(index)
     }
 
     /// The record at `offset`, unless it was refused.
@@ -59,7 +62,13 @@ impl Cursor {
     }
 
     /// The next frame: what the next few entries have for this edge, or how far that is.
-    pub(crate) fn next(&mut self, view: View<'_>) -> Option<Frame> {
+    pub(crate) fn next(&mut self, rules: Rules, view: View<'_>) -> Result<Option<Frame>, Trimmed> {
+        if self.read < view.kept.trimmed() {
+            if rules.told {
+                return Err(Trimmed);
+            }
+            self.read = view.kept.trimmed();
+        }
         let (mut deliveries, mut applied_at) = (Vec::new(), Timestamp::default());
         for _ in 0..ENTRIES_MAX {
             if self.read >= view.applied() {
@@ -81,29 +90,27 @@ impl Cursor {
         deliveries.retain(|delivery: &Delivery| delivery.offset > self.after);
         let through = Offset::end_of(LogIndex(self.read));
         if through <= self.given {
-            return None;
+            return Ok(None);
         }
         self.given = through;
-        Some(match deliveries.is_empty() {
+        Ok(Some(match deliveries.is_empty() {
             true => Frame::Progress { offset: through },
             false => Frame::Deliveries(Deliveries { applied_at, through, deliveries }),
-        })
+        }))
     }
 
     fn expand(&self, view: View<'_>, entry: &AppliedEntry, deliveries: &mut Vec<Delivery>) {
         let state = view.state;
-        for (offset, record) in entry.logged.records() {
-            for expanded in expand::deliveries(state.id(), state.partition_count(), &record) {
-                let is_mine = match &expanded.recipient {
-                    Recipient::Everyone => true,
-                    Recipient::Edge(name) => *name == self.name,
-                    Recipient::Connection(id) => {
-                        state.connection(id).is_some_and(|connection| connection.edge_index == self.edge)
-                    }
-                };
-                if is_mine {
-                    deliveries.push(Delivery { offset, record: expanded.record });
+        for (offset, expanded) in expand::entry(state.id(), state.partition_count(), &entry.logged) {
+            let is_mine = match &expanded.recipient {
+                Recipient::Everyone => true,
+                Recipient::Edge(name) => *name == self.name,
+                Recipient::Connection(id) => {
+                    state.connection(id).is_some_and(|connection| connection.edge_index == self.edge)
                 }
+            };
+            if is_mine {
+                deliveries.push(Delivery { offset, record: expanded.record });
             }
         }
     }

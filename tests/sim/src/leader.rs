@@ -8,11 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use trunkline_broker::{
-    core::{AppliedEntry, Reply},
+    core::{AppliedEntry, Reply, Verdict},
     link::{
         grace::{Grace, Incarnation},
         sequencer::{Sequencer, Step},
     },
+    retention::{Limits, Retention, decide::Facts},
 };
 use trunkline_proto::{
     Batch, CloseCode, EntryBuilder, LogIndex, Offset, PartitionId, Record, RecordKind, Source, Timestamp,
@@ -21,9 +22,9 @@ use trunkline_proto::{
 };
 
 use crate::{
-    Time,
+    GROUP, Time,
     context::Context,
-    delivery::{Cursor, View},
+    delivery::{Cursor, Trimmed, View},
     edge::edge_name,
     forward::Forwarder,
     millis,
@@ -52,6 +53,7 @@ pub(crate) enum Answer {
     Edge { edge: u8, stream: u64, sequence: u64 },
     Lost { lost: Incarnation },
     Closes,
+    Trim,
     Forward { broker: Node, from: PartitionId, ticket: u64 },
     Assign { member: Option<u8> },
     Commit { epoch: u64 },
@@ -82,6 +84,8 @@ pub(crate) struct Leading {
     judged: Time,
     /// The watch waits for what it has appended.
     watching: usize,
+    /// A trim is on its way.
+    trimming: bool,
     pub(crate) forwarder: Forwarder,
     pub(crate) worker: Worker,
 }
@@ -98,6 +102,7 @@ impl Leading {
             grace: None,
             judged: 0,
             watching: 0,
+            trimming: false,
             forwarder: Forwarder::default(),
             worker: Worker::default(),
         }
@@ -183,13 +188,17 @@ impl Leading {
                 }
             }
             (Answer::Closes, _) => self.watching -= 1,
+            (Answer::Trim, _) => {
+                self.trimming = false;
+                context.oracle.count(if verdict == Verdict::Applied { "trimmed" } else { "trims refused" });
+            }
             (Answer::Forward { broker, from, ticket }, Reply::Watermark { offset }) => {
                 let body = Body::Forwarded { to: view.state.id(), from, ticket, watermark: Some(*offset) };
                 context.send(me, broker, body);
             }
             (Answer::Assign { member }, _) => self.worker.assigned(context, view, member, &verdict),
             (Answer::Commit { epoch }, _) => {
-                self.worker.committed(context.clock(view.broker), epoch, entry.applied.time, &verdict);
+                self.worker.committed(context.steady(), epoch, &verdict);
             }
             (Answer::Submit { id }, _) => context.send(me, Node::Backend, Body::Submitted { id }),
             (Answer::Nothing | Answer::Grant { .. } | Answer::Forward { .. }, _) => {}
@@ -239,7 +248,8 @@ impl Leading {
         // a broker may begin earlier than it was asked to: the edge drops what it has
         if context.random.chance(300) {
             let earlier = start.index().0.saturating_sub(context.random.below(8));
-            start = start.min(Offset::end_of(LogIndex(earlier))).max(known.attached_offset);
+            let earlier = earlier.max(view.kept.trimmed());
+            start = start.min(Offset::end_of(LogIndex(earlier)).max(known.attached_offset));
         }
         if start.index().0 > view.applied() {
             return self.refuse(context, view, edge, id, pb::Reason::Lost);
@@ -295,6 +305,7 @@ impl Leading {
 
     /// Everything that goes down the streams.
     pub(crate) fn serve_edges(&mut self, context: &mut Context, view: View<'_>) {
+        let mut behind = Vec::new();
         for (edge, stream) in &mut self.streams {
             if let Some(last) = stream.sequencer.take_resend() {
                 context.oracle.count("resends");
@@ -303,12 +314,43 @@ impl Leading {
             if let Some(sequence) = stream.sequencer.take_applied() {
                 stream.say(context, view, *edge, Frame::Applied { sequence });
             }
-            while let Some(frame) = stream.cursor.next(view) {
-                stream.say(context, view, *edge, frame);
+            loop {
+                match stream.cursor.next(context.rules, view) {
+                    Ok(Some(frame)) => stream.say(context, view, *edge, frame),
+                    Ok(None) => break,
+                    Err(Trimmed) => {
+                        behind.push(*edge);
+                        break;
+                    }
+                }
             }
             if context.now >= stream.said + SIGN_OF_LIFE {
                 stream.say(context, view, *edge, Frame::Ping);
             }
+        }
+        for edge in behind {
+            context.oracle.count("edges behind the trim");
+            self.end(context, view, edge, pb::Reason::Lost);
+        }
+    }
+
+    /// Trims by what the state says, one trim after the other. Before there is a group nobody would hold what it is to see.
+    pub(crate) fn retain(&mut self, context: &mut Context, view: View<'_>) {
+        if self.trimming || view.state.group(GROUP).is_none() {
+            return;
+        }
+        let retention = Retention(Limits {
+            time: Duration::ZERO,
+            bytes: context.options.retained,
+            bytes_max: 0,
+            drop_unsettled: false,
+            group_expiry: Duration::ZERO,
+        });
+        if let Some(trim) = retention.decide(context.clock(view.broker), &Facts::of(view.state, false)) {
+            let body = v1::Trimmed { through: Offset::end_of(trim.through).0 };
+            let record = Record::new(RecordKind::Trimmed, Default::default(), "", &body);
+            self.trimming = true;
+            self.append(Batch::new(Source::Leader, &[record]), Answer::Trim);
         }
     }
 

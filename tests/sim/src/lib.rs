@@ -1,7 +1,7 @@
 //! Deterministic simulation: a cluster's pure cores in one thread and virtual time, over a network, disks and processes that
 //! fail by seed. The same seed gives the same run, to the byte.
 //!
-//! Real here: `broker::core::Partition`, the link's `Sequencer` and `Grace`, the handlers' `Flow` and commits; the edge's `Connection`,
+//! Real here: `broker::core::Partition`, the link's `Sequencer` and `Grace`, the handlers' `Flow` and commits, `Retention`; the edge's `Connection`,
 //! `Outgoing`, `Position` and `ChannelIndex`. Modelled: Raft (openraft in the product), disks, the network, and the thin
 //! drivers around the cores, each after the file it stands for.
 //!
@@ -15,6 +15,7 @@ mod delivery;
 mod edge;
 mod forward;
 mod leader;
+mod log;
 mod member;
 mod net;
 mod options;
@@ -23,6 +24,7 @@ mod raft;
 mod random;
 mod sabotage;
 mod sockets;
+mod stored;
 mod worker;
 mod world;
 

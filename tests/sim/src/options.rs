@@ -27,6 +27,10 @@ pub struct Options {
     pub max_queue: usize,
     /// Most open connections of an edge.
     pub connections: usize,
+    /// How fast wall clocks run: no faster than that a run ends within the time for which keys of submits are known.
+    pub haste: u64,
+    /// Bytes of a partition's log above which it is trimmed.
+    pub retained: u64,
 }
 
 impl Options {
@@ -45,6 +49,8 @@ impl Options {
             budget: random.range(256, 4096) as usize,
             max_queue: if random.chance(300) { 96 } else { 1 << 20 },
             connections: random.range(2, 8) as usize,
+            haste: if random.chance(300) { 1 } else { random.range(20, 40) },
+            retained: random.range(1 << 10, 16 << 10),
         }
     }
 }
@@ -64,10 +70,20 @@ pub struct Rules {
     pub watermark: bool,
     /// An edge drops deliveries that it has seen.
     pub seen: bool,
+    /// Whoever stands before what is trimmed is told.
+    pub told: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { sync_before_ack: true, fencing: true, dedup: true, epochs: true, watermark: true, seen: true }
+        Self {
+            sync_before_ack: true,
+            fencing: true,
+            dedup: true,
+            epochs: true,
+            watermark: true,
+            seen: true,
+            told: true,
+        }
     }
 }

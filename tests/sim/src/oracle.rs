@@ -9,7 +9,7 @@ use std::{
 use trunkline_broker::core::{Applied, LoggedEntry, Partition, Refusal, Reply, Verdict};
 use trunkline_proto::{ConnectionId, Entry, LogIndex, Offset, PartitionCount, PartitionId, Record, RecordKind, v1};
 
-use crate::{GROUP, Rules, raft::LogEntry, sabotage};
+use crate::{GROUP, Rules, log::LogEntry, sabotage};
 
 /// What can be broken: the promises of DESIGN.md section 8.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,6 +155,15 @@ impl Oracle {
             && state.state_digest() != replica.state_digest()
         {
             self.fail(Invariant::SameState, format!("partition {partition}: states differ at {index}"));
+        }
+    }
+
+    /// A state was made by a replay, or came from a peer.
+    pub(crate) fn restored(&mut self, partition: PartitionId, index: u64, state: &Partition) {
+        let known = self.references[usize::from(partition.0)].log.get(index as usize - 1).map(|(_, digest)| *digest);
+        if known != Some(state.digest()) {
+            let what = format!("partition {partition}: a state as of {index} has not the digest that apply had there");
+            self.fail(Invariant::SameState, what);
         }
     }
 

@@ -1,11 +1,16 @@
 //! A replicated log, as small as it can be and still fail like one: terms, votes, majority commit, log completeness. The product
-//! relies on openraft for this; what is simulated here is everything around it. No pre-vote, no membership changes, no purge.
+//! relies on openraft for this; what is simulated here is everything around it. No pre-vote, no membership changes. Who lacks what is
+//! purged gets the snapshot at the trim point (docs/adr/0005).
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{Random, Time, millis};
+use crate::{
+    Random, Time,
+    log::{Entries, Log, LogEntry},
+    millis,
+};
 
 /// Brokers, each with a replica of every partition.
 pub(crate) const BROKERS: u8 = 3;
@@ -15,22 +20,22 @@ const HEARTBEAT: Time = millis(60);
 /// Entries of one message.
 const ENTRIES_MAX: usize = 16;
 
-/// One entry of the log; without bytes: what a leader begins its term with.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct LogEntry {
+/// A state to begin from.
+#[derive(Clone, Debug)]
+pub(crate) struct Install {
+    pub(crate) index: u64,
+    /// Of the entry at `index`.
     pub(crate) term: u64,
-    pub(crate) bytes: Option<Bytes>,
+    pub(crate) state: Bytes,
 }
-
-/// Entry `n` stands at `n - 1`.
-pub(crate) type Log = Vec<Arc<LogEntry>>;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
     Vote { term: u64, last: (u64, u64) },
     Voted { term: u64, granted: bool },
-    Append { term: u64, before: (u64, u64), entries: Log, commit: u64 },
+    Append { term: u64, before: (u64, u64), entries: Entries, commit: u64 },
     Appended { term: u64, ok: bool, last: u64 },
+    Install { term: u64, snapshot: Install },
 }
 
 /// What follows when a write is on disk.
@@ -51,7 +56,9 @@ pub(crate) enum After {
 pub(crate) struct Write {
     pub(crate) vote: (u64, Option<u8>),
     /// What follows the first so many entries.
-    pub(crate) log: Option<(u64, Log)>,
+    pub(crate) log: Option<(u64, Entries)>,
+    /// Instead of everything up to it.
+    pub(crate) install: Option<Install>,
     pub(crate) after: After,
 }
 
@@ -66,13 +73,15 @@ impl Durable {
     pub(crate) fn write(&mut self, write: &Write) {
         self.vote = write.vote;
         if let Some((keep, entries)) = &write.log {
-            self.log.truncate(*keep as usize);
-            self.log.extend(entries.iter().cloned());
+            self.log.replace(*keep, entries);
+        }
+        if let Some(snapshot) = &write.install {
+            self.log.purge(snapshot.term, snapshot.index);
         }
     }
 
     pub(crate) fn has(&self, index: u64, term: u64) -> bool {
-        self.log.get(index as usize - 1).is_some_and(|entry| entry.term == term)
+        self.log.has(index, term)
     }
 }
 
@@ -88,6 +97,10 @@ enum Role {
 pub(crate) struct Out {
     pub(crate) writes: Vec<Write>,
     pub(crate) messages: Vec<(u8, Message)>,
+    /// Who is to be sent the snapshot at the trim point, in which term.
+    pub(crate) lagging: Vec<(u8, u64)>,
+    /// What the replica is to begin from now.
+    pub(crate) install: Option<Install>,
 }
 
 #[derive(Debug)]
@@ -130,11 +143,11 @@ impl Raft {
     }
 
     fn last(&self) -> u64 {
-        self.log.len() as u64
+        self.log.last()
     }
 
     fn term_at(&self, index: u64) -> u64 {
-        index.checked_sub(1).and_then(|at| self.log.get(at as usize)).map_or(0, |entry| entry.term)
+        self.log.term_at(index)
     }
 
     fn wait(&mut self, now: Time, random: &mut Random) {
@@ -142,7 +155,7 @@ impl Raft {
     }
 
     fn vote(&self, after: After) -> Write {
-        Write { vote: (self.term, self.voted), log: None, after }
+        Write { vote: (self.term, self.voted), log: None, install: None, after }
     }
 
     pub(crate) fn tick(&mut self, now: Time, random: &mut Random, out: &mut Out) {
@@ -167,8 +180,12 @@ impl Raft {
         let Role::Leader { next, .. } = &self.role else { return };
         for to in (0..BROKERS).filter(|to| *to != self.me) {
             let before = next[usize::from(to)] - 1;
-            let entries = self.log.iter().skip(before as usize).take(ENTRIES_MAX).cloned().collect();
             let (term, commit) = (self.term, self.commit);
+            if before < self.log.purged() {
+                out.lagging.push((to, term));
+                continue;
+            }
+            let entries = self.log.after(before).take(ENTRIES_MAX).cloned().collect();
             out.messages.push((to, Message::Append { term, before: (self.term_at(before), before), entries, commit }));
         }
     }
@@ -182,7 +199,7 @@ impl Raft {
         let entry = Arc::new(LogEntry { term, bytes });
         self.log.push(entry.clone());
         let after = After::Matched { term, last: keep + 1 };
-        out.writes.push(Write { vote: (self.term, self.voted), log: Some((keep, vec![entry])), after });
+        out.writes.push(Write { vote: (self.term, self.voted), log: Some((keep, vec![entry])), install: None, after });
         self.replicate(now, out);
         Some(keep + 1)
     }
@@ -237,6 +254,23 @@ impl Raft {
                 self.wait(now, random);
                 self.append(from, before, &entries, commit, out);
             }
+            Message::Install { term, snapshot } => {
+                if term < self.term {
+                    out.messages.push((from, Message::Appended { term: self.term, ok: false, last: self.last() }));
+                    return;
+                }
+                self.follow(term, Some(from));
+                self.wait(now, random);
+                let answer = Message::Appended { term, ok: true, last: snapshot.index };
+                let mut write = self.vote(After::Send(from, answer));
+                if snapshot.index > self.commit {
+                    self.log.purge(snapshot.term, snapshot.index);
+                    self.commit = snapshot.index;
+                    write.install = Some(snapshot.clone());
+                    out.install = Some(snapshot);
+                }
+                out.writes.push(write);
+            }
             Message::Appended { term, ok, last } => {
                 if term > self.term {
                     self.follow(term, None);
@@ -249,8 +283,13 @@ impl Raft {
         }
     }
 
-    fn append(&mut self, from: u8, before: (u64, u64), entries: &Log, commit: u64, out: &mut Out) {
-        let term = self.term;
+    fn append(&mut self, from: u8, mut before: (u64, u64), mut entries: &[Arc<LogEntry>], commit: u64, out: &mut Out) {
+        let (term, purged) = (self.term, self.log.purged());
+        if before.1 < purged {
+            // what is purged was committed, and is the same everywhere
+            entries = entries.get((purged - before.1) as usize..).unwrap_or_default();
+            before = (self.term_at(purged), purged);
+        }
         if before.1 > self.last() || self.term_at(before.1) != before.0 {
             let last = self.last().min(before.1.saturating_sub(1));
             out.messages.push((from, Message::Appended { term, ok: false, last }));
@@ -262,13 +301,12 @@ impl Raft {
             .find(|(index, entry)| *index > self.last() || self.term_at(*index) != entry.term);
         let log = differs.map(|(index, _)| {
             let fresh = entries[(index - before.1 - 1) as usize..].to_vec();
-            self.log.truncate(index as usize - 1);
-            self.log.extend(fresh.iter().cloned());
+            self.log.replace(index - 1, &fresh);
             (index - 1, fresh)
         });
         self.commit = self.commit.max(commit.min(end));
         let answer = Message::Appended { term, ok: true, last: end };
-        out.writes.push(Write { vote: (self.term, self.voted), log, after: After::Send(from, answer) });
+        out.writes.push(Write { vote: (self.term, self.voted), log, install: None, after: After::Send(from, answer) });
     }
 
     fn lead(&mut self, now: Time, out: &mut Out) {

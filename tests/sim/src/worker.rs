@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use trunkline_broker::{
@@ -13,7 +13,7 @@ use trunkline_broker::{
         flow::{Flow, Leftover, Offer, Outcome, Proposal, Settings, StartHole},
     },
 };
-use trunkline_proto::{Batch, LogIndex, Offset, Record, RecordKind, Source, Timestamp, v1};
+use trunkline_proto::{Batch, LogIndex, Offset, Record, RecordKind, Source, v1};
 
 use crate::{
     GROUP, Time,
@@ -131,15 +131,16 @@ impl Worker {
         };
         context.oracle.count("assignments");
         self.assigned = true;
+        let (now, clock) = (context.steady(), context.clock(view.broker).max(view.state.time()));
         let holes = group.holes().map(|(offset, hole)| StartHole {
             offset,
             connection: view.record(offset).map(|record| record.connection).unwrap_or_default(),
             attempt: hole.attempt,
-            not_before: hole.not_before,
+            delay: Duration::from_micros(hole.not_before.0.saturating_sub(clock.0)),
         });
         let settings =
             Settings { deadline: DEADLINE, max_attempts: context.options.max_attempts, holes_max: HOLES_MAX };
-        let flow = Flow::new(settings, group.through, holes.collect());
+        let flow = Flow::new(settings, now, group.through, holes.collect());
         let lease = Lease { group: GROUP.to_owned(), member: member_name(member), epoch: group.epoch };
         let index = group.through.index().0.saturating_sub(1);
         let (after, steps) = (group.through, VecDeque::new());
@@ -169,7 +170,7 @@ impl Worker {
     }
 
     /// The oldest commit under way has come to this.
-    pub(crate) fn committed(&mut self, now: Timestamp, epoch: u64, time: Timestamp, verdict: &Verdict) {
+    pub(crate) fn committed(&mut self, now: Instant, epoch: u64, verdict: &Verdict) {
         let Some(active) = self.active.as_mut().filter(|active| active.lease.epoch == epoch) else { return };
         match verdict {
             Verdict::Refused(refusal) => {
@@ -179,7 +180,7 @@ impl Worker {
                 }
             }
             _ => {
-                active.flow.applied(time);
+                active.flow.applied(now);
             }
         }
     }
@@ -195,7 +196,7 @@ fn member_name(member: u8) -> String {
 
 impl Active {
     fn serve(&mut self, context: &mut Context, view: View<'_>, appends: &mut Vec<(Batch, Answer)>) {
-        let now = context.clock(view.broker);
+        let now = context.steady();
         while let Some(proposal) = self.flow.expire(now, 100) {
             appends.push(self.propose(view, &proposal, &[]));
         }
@@ -233,6 +234,8 @@ impl Active {
     }
 
     fn read(&mut self, view: View<'_>) {
+        // nothing of what is trimmed is the group's any more
+        self.index = self.index.max(view.kept.trimmed());
         while self.steps.len() < HOLES_MAX && self.index < view.applied() {
             self.index += 1;
             if let Some(entry) = view.entry(self.index) {
