@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use trunkline_proto::{Batch, EntryBuilder, Offset, Timestamp, limits};
+use trunkline_proto::{Batch, EntryBuilder, Offset, Source, Timestamp, limits};
 
 use crate::{
     clock,
@@ -24,7 +24,7 @@ use crate::{
         Group, Role,
         group::{Outcome, Proposed},
     },
-    store::Health,
+    store::{Health, NoSpace, Space},
 };
 
 /// Bytes that may wait in one partition's queue.
@@ -62,6 +62,9 @@ pub enum AppendError {
         /// In the queue.
         queued: usize,
     },
+    /// The log or the disk is full. Nothing happened; retry later, or make room.
+    #[error("{0}")]
+    Full(Full),
     /// The store is closed for writing (failed write or sync). Nothing more is acknowledged here.
     #[error("the broker's store is closed for writing: {reason}")]
     Closed {
@@ -74,6 +77,48 @@ pub enum AppendError {
         /// How long it has been.
         waited: Duration,
     },
+}
+
+/// Why nothing but what makes room is appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// Handlers, or other partitions, are too far behind for the log to be trimmed.
+    #[error(
+        "the partition's log is full: {retained} bytes are retained, {limit} are allowed (broker.retention.bytes_max). Handler \
+         groups that are behind hold it: let them catch up, or move them on with a reset"
+    )]
+    Log {
+        /// Bytes of entries that are not trimmed.
+        retained: u64,
+        /// As configured.
+        limit: u64,
+    },
+    /// The disk is.
+    #[error(transparent)]
+    Disk(NoSpace),
+}
+
+/// How much may be appended.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Bytes of entries that are not trimmed; 0: any.
+    pub retained_max: u64,
+    /// Room on the disk.
+    pub space: Space,
+}
+
+impl Bounds {
+    fn check(&self, retained: u64) -> Result<(), Full> {
+        if self.retained_max != 0 && retained >= self.retained_max {
+            return Err(Full::Log { retained, limit: self.retained_max });
+        }
+        self.space.check().map_err(Full::Disk)
+    }
+}
+
+/// What settles events, moves groups and trims is appended though the log is full: nothing else makes room.
+fn makes_room(batch: &Batch) -> bool {
+    matches!(batch.source, Source::Commit | Source::Leader)
 }
 
 /// A batch that has been applied.
@@ -244,7 +289,7 @@ fn closed(health: &Health) -> AppendError {
 }
 
 /// Starts a partition's appender. It ends when the group has stopped or every handle is gone.
-pub fn start(group: Group, health: Health) -> (Handle, tokio::task::JoinHandle<()>) {
+pub fn start(group: Group, bounds: Bounds, health: Health) -> (Handle, tokio::task::JoinHandle<()>) {
     let (queue, batches) = mpsc::channel(QUEUE_BATCHES_MAX);
     let shared = Arc::new(Shared {
         budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES)),
@@ -262,6 +307,7 @@ pub fn start(group: Group, health: Health) -> (Handle, tokio::task::JoinHandle<(
         in_flight: VecDeque::new(),
         bytes_in_flight: 0,
         stamped: Timestamp(0),
+        bounds,
     };
     (handle, tokio::spawn(appender.run()))
 }
@@ -285,6 +331,7 @@ struct Appender {
     bytes_in_flight: usize,
     /// Time of the last entry.
     stamped: Timestamp,
+    bounds: Bounds,
 }
 
 enum Event {
@@ -337,11 +384,25 @@ impl Appender {
             return self.refuse(first, &AppendError::NotLeader { leader: None });
         }
         // every entry before this term is applied, and every one of this term was stamped here: time never goes back
-        self.stamped = self.stamped.max(self.group.state().read().time()).max(clock::now());
+        let (time, retained) = {
+            let state = self.group.state();
+            let state = state.read();
+            (state.time(), state.retained_bytes() + self.bytes_in_flight as u64)
+        };
+        let full = self.bounds.check(retained).err();
+        if let Some(full) = full.filter(|_| !makes_room(&first.batch)) {
+            return self.refuse(first, &AppendError::Full(full));
+        }
+        self.stamped = self.stamped.max(time).max(clock::now());
         let mut builder = EntryBuilder::new(self.stamped, first.batch.weight());
         let (mut answers, mut records, mut bytes) = (Vec::new(), 0, 0);
         let mut next = Some(first);
         while let Some(waiting) = next.take() {
+            if let Some(full) = full.filter(|_| !makes_room(&waiting.batch)) {
+                self.refuse(waiting, &AppendError::Full(full));
+                next = self.batches.try_recv().ok();
+                continue;
+            }
             if waiting.is_of_another(term) {
                 self.refuse(waiting, &AppendError::NotLeader { leader: None });
                 next = self.batches.try_recv().ok();

@@ -40,3 +40,151 @@ impl Calls for Answers {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+    use trunkline_proto::{ConnectionId, PartitionId, Record, v1};
+
+    use super::*;
+    use crate::{
+        node::{
+            Role,
+            cluster_tests::{Cluster, eventually, handle},
+        },
+        submit::UnloggedSink,
+        testing::{connection, count},
+    };
+
+    struct Unlogged(tokio::sync::mpsc::UnboundedSender<Record>);
+
+    impl UnloggedSink for Unlogged {
+        fn publish(&self, record: Record) {
+            let _ = self.0.send(record);
+        }
+    }
+
+    /// What runs above a node.
+    struct Upper {
+        submitter: Submitter,
+        unlogged: tokio::sync::mpsc::UnboundedReceiver<Record>,
+        shutdown: CancellationToken,
+    }
+
+    fn upper(node: &Node) -> Upper {
+        let (sender, unlogged) = tokio::sync::mpsc::unbounded_channel();
+        let submitter = Submitter::new(node.clone(), Arc::new(Unlogged(sender)));
+        let answers = Answers { node: node.clone(), submitter: submitter.clone(), describe: Arc::new(Bytes::new) };
+        node.set_calls(Arc::new(answers));
+        let shutdown = CancellationToken::new();
+        tokio::spawn(forward::run(node.clone(), shutdown.clone()));
+        Upper { submitter, unlogged, shutdown }
+    }
+
+    /// Three brokers with what runs above them; partition 0 is led by broker 1, partition 1 by broker 2.
+    async fn cluster() -> (Cluster, Vec<Upper>) {
+        let cluster = Cluster::formed().await;
+        cluster.open_connections().await;
+        let uppers = (1..=3).map(|id| upper(cluster.node(id))).collect();
+        for (partition, to) in [(0, 1), (1, 2)] {
+            cluster.node(3).transfer_leader(PartitionId(partition), to).await.unwrap();
+            eventually(|| (cluster.leader(partition) == Some(to)).then_some(())).await;
+        }
+        (cluster, uppers)
+    }
+
+    async fn stop(cluster: Cluster, uppers: Vec<Upper>) {
+        uppers.iter().for_each(|upper| upper.shutdown.cancel());
+        cluster.stop_all().await;
+    }
+
+    fn command(connection: ConnectionId, command: v1::command::Command) -> v1::Command {
+        v1::Command { connection: connection.0.to_vec().into(), command: Some(command), unlogged: false }
+    }
+
+    fn push(to: ConnectionId) -> v1::Command {
+        command(to, v1::command::Command::Push(v1::Pushed { kind: 1, payload: "hi".into() }))
+    }
+
+    fn join(who: ConnectionId, channel: &str) -> v1::Command {
+        command(who, v1::command::Command::Join(v1::ChannelJoined { channel: channel.into(), ..Default::default() }))
+    }
+
+    fn codes(results: &[v1::CommandResult]) -> Vec<v1::Code> {
+        results.iter().map(|result| result.status.as_ref().unwrap().code()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_submit_to_any_broker_takes_effect_once() {
+        let (cluster, mut uppers) = cluster().await;
+        let commands = [push(connection(0, 1)), push(connection(1, 1)), push(connection(1, 7))];
+        let first = uppers[2].submitter.submit("me", "key", &commands).await.unwrap();
+        assert_eq!(codes(&first), [v1::Code::Applied, v1::Code::Applied, v1::Code::Gone]);
+        for upper in &uppers {
+            let again = upper.submitter.submit("me", "key", &commands).await.unwrap();
+            assert_eq!(codes(&again), codes(&first));
+            for applied in 0..2 {
+                assert_eq!(again[applied].offset, first[applied].offset, "the first one's result");
+            }
+        }
+        cluster.same_everywhere(&[1, 2, 3]).await;
+        // what skips the log goes to who leads, and nowhere else
+        let channel = (0..).map(|n| format!("c{n}")).find(|name| count(2).of_name(name) == PartitionId(1)).unwrap();
+        let publish = v1::Published { channel, kind: 1, payload: "now".into(), ..Default::default() };
+        let publish = v1::command::Command::Publish(publish);
+        let publish = v1::Command { connection: Bytes::new(), command: Some(publish), unlogged: true };
+        uppers[0].submitter.submit("", "", &[publish]).await.unwrap();
+        let arrived = tokio::time::timeout(Duration::from_secs(10), uppers[1].unlogged.recv()).await.unwrap();
+        assert!(arrived.is_some());
+        assert!(uppers[0].unlogged.try_recv().is_err());
+        stop(cluster, uppers).await;
+    }
+
+    #[tokio::test]
+    async fn an_unreached_leader_is_told_apart_from_an_unknown_outcome() {
+        let (mut cluster, uppers) = cluster().await;
+        cluster.stop(2).await;
+        let results = uppers[2].submitter.submit("", "", &[push(connection(1, 1))]).await.unwrap();
+        let code = codes(&results)[0];
+        assert!(matches!(code, v1::Code::NoLeader | v1::Code::Unknown | v1::Code::Applied), "{code:?}");
+        // and once another leads it is applied, though it is asked before that is known
+        let done = tokio::time::timeout(Duration::from_secs(20), async {
+            while codes(&uppers[2].submitter.submit("", "", &[push(connection(1, 1))]).await.unwrap())
+                != [v1::Code::Applied]
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        done.await.unwrap();
+        stop(cluster, uppers).await;
+    }
+
+    #[tokio::test]
+    async fn forwards_reach_a_partition_of_another_broker_once_whoever_leads_it() {
+        let (mut cluster, mut uppers) = cluster().await;
+        let names: Vec<String> =
+            (0..).map(|n| format!("c{n}")).filter(|name| count(2).of_name(name) == PartitionId(1)).take(60).collect();
+        let (early, late) = names.split_at(30);
+        let joins = |names: &[String]| names.iter().map(|name| join(connection(0, 1), name)).collect::<Vec<_>>();
+        let results = uppers[2].submitter.submit("me", "early", &joins(early)).await.unwrap();
+        assert!(codes(&results).iter().all(|code| *code == v1::Code::Applied), "{:?}", codes(&results));
+        let members = |cluster: &Cluster, id: u64, names: &[String]| {
+            let state = handle(cluster.node(id), 1).state.read();
+            names.iter().filter(|name| state.channel_members(name).count() == 1).count()
+        };
+        eventually(|| (members(&cluster, 2, early) == 30).then_some(())).await;
+        // the target's leader dies while more are on their way
+        let results = uppers[0].submitter.submit("me", "late", &joins(late)).await.unwrap();
+        assert!(codes(&results).iter().all(|code| *code == v1::Code::Applied), "{:?}", codes(&results));
+        uppers.remove(1).shutdown.cancel();
+        cluster.stop(2).await;
+        eventually(|| cluster.leader(1)).await;
+        eventually(|| (members(&cluster, 1, &names) == 60 && members(&cluster, 3, &names) == 60).then_some(())).await;
+        let source = handle(cluster.node(1), 0);
+        eventually(|| (source.state.read().outbox_len() == 0).then_some(())).await;
+        assert!(matches!(*source.role.borrow(), Role::Leader { .. }));
+        stop(cluster, uppers).await;
+    }
+}

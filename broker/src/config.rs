@@ -1,11 +1,15 @@
 //! A broker's settings: the table `[broker]` of a config file. Parsing checks each value, [`BrokerConfig::validate`] their relations;
 //! nothing is adjusted silently.
 
+mod retention;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 pub use trunkline_proto::units::{HumanDuration, HumanSize};
 use trunkline_proto::{PartitionCount, limits, peer::MEMBERS_MAX};
+
+pub use self::retention::{RetentionConfig, WhenFull};
 
 /// Table `[broker]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -49,8 +53,12 @@ pub struct BrokerConfig {
     /// Applied entries kept in memory for live readers, over all partitions. Default 64MiB, at least 1MiB. Readers behind it read the
     /// disk.
     pub tail_bytes: HumanSize,
+    /// Bytes of disk kept free where the data is; with less nothing but what makes room is appended. Default 256MiB; 0: none.
+    pub disk_reserve: HumanSize,
     /// Snapshots.
     pub snapshots: SnapshotConfig,
+    /// How far back the logs go.
+    pub retention: RetentionConfig,
     /// Bounds on what callers may hold or ask for.
     pub limits: LimitsConfig,
 }
@@ -125,7 +133,9 @@ impl Default for BrokerConfig {
             edge_grace: HumanDuration::from_secs(10),
             handler_lease: HumanDuration::from_secs(10),
             tail_bytes: HumanSize::mib(64),
+            disk_reserve: HumanSize::mib(256),
             snapshots: SnapshotConfig::default(),
+            retention: RetentionConfig::default(),
             limits: LimitsConfig::default(),
         }
     }
@@ -205,6 +215,7 @@ impl BrokerConfig {
         );
         check_members(&self.members, &mut check);
         self.snapshots.check(&mut check);
+        self.retention.check(&mut check);
         self.limits.check(&mut check);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }

@@ -2,7 +2,7 @@
 
 mod balance;
 #[cfg(test)]
-mod cluster_tests;
+pub(crate) mod cluster_tests;
 mod formation;
 mod members;
 mod open;
@@ -15,14 +15,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId, Timestamp};
 
 use crate::{
     append, core,
     quic::Accepted,
-    raft::{Group, PeerServer, Snapshotter, snapshotter::Replay, state_machine::PendingRefused},
-    store::{Db, Health, Reader, StoreError, Writer, identity::Folder},
+    raft::{
+        Floor, Group, PeerServer, Snapshotter, Transfers, retention::Trimmers, snapshotter::Replay,
+        state_machine::PendingRefused,
+    },
+    store::{Db, Health, NoSpace, Reader, Space, StoreError, Writer, identity::Folder},
     tail,
 };
 pub use crate::{
@@ -54,6 +60,10 @@ pub struct NodeConfig {
     pub tail_bytes: usize,
     /// How often a partition's state is snapshotted.
     pub snapshot_every: SnapshotEvery,
+    /// Bytes of a partition's log at which nothing but what makes room is appended; 0: none.
+    pub retained_max: u64,
+    /// Bytes of disk to keep free, as above; 0: none.
+    pub disk_reserve: u64,
     /// The brokers that form the cluster, the same everywhere. Nobody, or this broker alone: a cluster of one. Without this broker: it
     /// waits to be added.
     pub founders: Vec<Founder>,
@@ -84,6 +94,8 @@ impl NodeConfig {
             partitions,
             tail_bytes: TAIL_BYTES_DEFAULT,
             snapshot_every: SnapshotEvery::default(),
+            retained_max: 0,
+            disk_reserve: 0,
             founders: Vec::new(),
             advertised: Advertised::default(),
             dialer: None,
@@ -105,6 +117,8 @@ pub struct PartitionHandle {
     pub state: Arc<RwLock<core::Partition>>,
     /// Who leads it.
     pub role: watch::Receiver<Role>,
+    /// Snapshots of it that are being sent to peers.
+    pub transfers: Transfers,
 }
 
 /// Why history cannot be read.
@@ -179,6 +193,9 @@ struct Running {
     server: Arc<PeerServer>,
     appenders: Vec<tokio::task::JoinHandle<()>>,
     groups: Vec<Group>,
+    trimmers: Trimmers,
+    /// Ends what measures the disk.
+    measuring: DropGuard,
     snapshotter: Snapshotter,
     writer: Writer,
     folder: Folder,
@@ -188,9 +205,10 @@ struct Running {
 struct Inner {
     count: PartitionCount,
     partitions: Vec<PartitionHandle>,
-    /// First index of each log on disk when it was opened. Nothing deletes entries yet.
-    first: Vec<LogIndex>,
+    /// Where each readable log begins.
+    floors: Vec<Floor>,
     health: Health,
+    space: Space,
     peers: Peers,
     /// Why a group is not formed; empty: there is nothing to say.
     forming: Arc<Mutex<String>>,
@@ -223,7 +241,8 @@ impl Node {
             // a panic was reported when it happened
             let _ = appender.await;
         }
-        drop(running.groups);
+        drop((running.groups, running.measuring));
+        running.trimmers.stop().await;
         self.inner.peers.shutdown().await;
         running.server.stopped().await;
         drop(running.server);
@@ -264,6 +283,7 @@ impl Node {
     /// Whether every partition has a leader that this broker knows; otherwise why not.
     pub fn readiness(&self) -> Result<(), String> {
         self.health()?;
+        self.space().map_err(|error| error.to_string())?;
         let forming = self.inner.forming.lock().clone();
         for partition in &self.inner.partitions {
             match *partition.role.borrow() {
@@ -333,10 +353,7 @@ impl Node {
     ) -> Result<LogRead, ReadError> {
         // before the disk: what the tail has let go of is there by then
         let (applied, since) = (self.applied(partition)?, self.since(partition)?);
-        let first = self.first(partition);
-        if after.0 + 1 < first.0 {
-            return Err(ReadError::Trimmed { earliest: self.earliest(partition) });
-        }
+        self.check_retained(partition, after)?;
         let read = self.blocking(partition, move |reader, pending| {
             // before the disk: a set leaves this list only once it is there
             let refused = pending.between(after, applied);
@@ -352,7 +369,10 @@ impl Node {
             }
             Ok(LogRead { entries, through })
         });
-        let read = read.await?;
+        let read = read.await;
+        // what was deleted while it was read
+        self.check_retained(partition, after)?;
+        let read = read?;
         // a snapshot has replaced what neither the disk nor the tail holds: no reader ever comes to it
         if read.entries.is_empty() && read.through < since {
             return Err(ReadError::Trimmed { earliest: Offset::new(LogIndex(since.0 + 1), 0) });
@@ -384,13 +404,21 @@ impl Node {
         // a snapshot holds whole entries: one of the moment's own entry is of use only at its end
         let is_end = end == Offset::end_of(end.index());
         let covered = LogIndex(if is_end { end.index().0 } else { end.index().0.saturating_sub(1) });
+        // the snapshot at the trim point holds all of the last entry that is trimmed
+        let trimmed = || ReadError::Trimmed { earliest: self.earliest(partition) };
+        let before =
+            |first: LogIndex| first.0.checked_sub(1).map_or(Offset::ZERO, |last| Offset::end_of(LogIndex(last)));
+        if end < before(self.first(partition)) {
+            return Err(trimmed());
+        }
         let count = self.inner.count;
-        self.blocking(partition, move |reader, _| {
+        let replayed = self.blocking(partition, move |reader, _| {
             let mut replay = Replay::from_newest(reader, count, covered)?;
             replay.run_until(end, &CancellationToken::new())?;
             Ok((replay.state, end))
-        })
-        .await
+        });
+        let replayed = replayed.await;
+        if end < before(self.first(partition)) { Err(trimmed()) } else { replayed }
     }
 
     /// First offset that can still be read.
@@ -398,13 +426,36 @@ impl Node {
         Offset::new(self.first(partition), 0)
     }
 
+    /// Whether the disk has room for more.
+    pub fn space(&self) -> Result<(), NoSpace> {
+        self.inner.space.check()
+    }
+
     /// Whether the store takes writes; otherwise why not.
     pub fn health(&self) -> Result<(), String> {
         self.inner.health.check()
     }
 
+    #[cfg(test)]
+    pub(crate) fn reader(&self, partition: PartitionId) -> Option<Reader> {
+        let open = self.inner.open.read();
+        open.as_ref()?.readers.get(usize::from(partition.0)).map(|(reader, _)| reader.clone())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pretend_free(&self, bytes: u64) {
+        self.inner.space.pretend(bytes);
+    }
+
     fn first(&self, partition: PartitionId) -> LogIndex {
-        self.inner.first.get(usize::from(partition.0)).copied().unwrap_or_default()
+        self.inner.floors.get(usize::from(partition.0)).map(Floor::first).unwrap_or_default()
+    }
+
+    fn check_retained(&self, partition: PartitionId, after: LogIndex) -> Result<(), ReadError> {
+        match after.0 + 1 < self.first(partition).0 {
+            true => Err(ReadError::Trimmed { earliest: self.earliest(partition) }),
+            false => Ok(()),
+        }
     }
 
     fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {

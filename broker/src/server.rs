@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     calls::Answers,
-    config::{BrokerConfig, ConfigError},
+    config::{BrokerConfig, ConfigError, RetentionConfig, WhenFull},
     controls, forward, grpc,
     handlers::Registry,
     http::{self, App, Pages},
@@ -28,6 +28,7 @@ use crate::{
     node::{Advertised, Dialer, Founder, Node, NodeConfig},
     quic::{self, Handlers, endpoint, tls},
     raft::SnapshotEvery,
+    retention,
     store::OpenError,
     submit::Submitter,
 };
@@ -201,7 +202,20 @@ fn node_config(config: &BrokerConfig, addresses: Addresses, dialer: Dialer) -> R
             entries: config.snapshots.log_entries,
             bytes: config.snapshots.log_bytes.get(),
         },
+        retained_max: config.retention.bytes_max.get(),
+        disk_reserve: config.disk_reserve.get(),
     })
+}
+
+fn retention_settings(config: &RetentionConfig) -> retention::Settings {
+    let limits = retention::Limits {
+        time: config.time.get(),
+        bytes: config.bytes.get(),
+        bytes_max: config.bytes_max.get(),
+        drop_unsettled: config.when_full == WhenFull::DropOldest,
+        group_expiry: config.group_expiry.get(),
+    };
+    retention::Settings { limits, check_every: config.check_every.get() }
 }
 
 /// A broker that runs.
@@ -287,6 +301,8 @@ impl Broker {
             concurrency: config.limits.http_concurrency,
         };
         let app = App::new(link.clone(), registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
+        let keeping = retention_settings(&config.retention);
+        self.spawn("retention", retention::run(node.clone(), registry.clone(), keeping, stop.clone()));
         self.registry = Some(registry);
         self.spawn("metrics", metrics::upkeep(recorder, stop.clone()));
         self.spawn("forwarder", {

@@ -302,7 +302,7 @@ pub fn append_failed(error: &AppendError) -> v1::Status {
     let code = match error {
         AppendError::NotLeader { .. } | AppendError::Closed { .. } => v1::Code::NoLeader,
         AppendError::TooLarge { .. } => v1::Code::TooLarge,
-        AppendError::Busy { .. } => v1::Code::Throttled,
+        AppendError::Busy { .. } | AppendError::Full(_) => v1::Code::Throttled,
         AppendError::Unknown { .. } => v1::Code::Unknown,
     };
     status(code, error.to_string())

@@ -207,6 +207,10 @@ fn bookkeeping(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> 
             let reset: v1::GroupReset = decode(kind, record)?;
             object.put("group", reset.group).put("through", offset(reset.through));
         }
+        RecordKind::GroupDropped => {
+            let dropped: v1::GroupDropped = decode(kind, record)?;
+            object.put("group", dropped.group).put("epoch", dropped.epoch);
+        }
         RecordKind::EdgeAttached => {
             let attached: v1::EdgeAttached = decode(kind, record)?;
             object.put("edge", attached.edge).put("incarnation", attached.incarnation);

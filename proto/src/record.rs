@@ -37,11 +37,12 @@ pub enum RecordKind {
     Trimmed = 37,
     ApplyVersion = 38,
     GroupReset = 39,
+    GroupDropped = 40,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ConnectionOpened,
         Self::MessageReceived,
         Self::ConnectionClosed,
@@ -61,6 +62,7 @@ impl RecordKind {
         Self::Trimmed,
         Self::ApplyVersion,
         Self::GroupReset,
+        Self::GroupDropped,
     ];
 
     /// The kind of that number, if there is one.
@@ -100,6 +102,7 @@ impl RecordKind {
             Self::Trimmed => "trimmed",
             Self::ApplyVersion => "apply_version",
             Self::GroupReset => "group_reset",
+            Self::GroupDropped => "group_dropped",
         }
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Group {
     passed: u64,
     /// Events acknowledged or parked, ever.
     pub settled: u64,
+    /// Of its last commit or assignment, in log time.
+    pub active: Timestamp,
 }
 
 /// What a commit or an assignment brings, checked against the group and not yet put in force.
@@ -80,9 +82,9 @@ enum Outcome {
 
 impl Group {
     /// A new group that has settled everything up to `through`.
-    pub(super) fn new(member: &str, filter: Filter, through: Offset, apis: &Apis) -> Self {
+    pub(super) fn new(member: &str, filter: Filter, through: Offset, now: Timestamp, apis: &Apis) -> Self {
         let passed = apis.total_at(&filter, through);
-        Self { epoch: 1, member: member.into(), filter, through, passed, ..Self::default() }
+        Self { epoch: 1, member: member.into(), filter, through, passed, active: now, ..Self::default() }
     }
 
     /// Everything up to `through` counts as settled, everything after it as open.
@@ -130,6 +132,7 @@ impl Group {
         let fresh = self.check_open(&outcomes, &listed, through)?;
         let change = Change { through, named: fresh + listed.len() as u64, listed, outcomes };
         self.check_room(&change)?;
+        self.active = now;
         self.make(change, now, apis);
         Ok(())
     }
@@ -217,6 +220,7 @@ impl Group {
         body: &v1::HandlerAssigned,
         filter: Filter,
         end: Offset,
+        now: Timestamp,
         apis: &Apis,
     ) -> Result<(), Refusal> {
         if self.epoch.checked_add(1) != Some(body.epoch) {
@@ -236,6 +240,7 @@ impl Group {
             return Err(Refusal::Limit);
         }
         self.epoch = body.epoch;
+        self.active = now;
         self.member = body.member.as_str().into();
         self.make(Change { through, listed, named: named as u64, outcomes: Vec::new() }, Timestamp(0), apis);
         // nobody consumes nothing: what the group consumes is still what its last member asked for
@@ -257,6 +262,7 @@ impl Group {
         out.u64(self.through.0);
         out.u64(self.passed);
         out.u64(self.settled);
+        out.u64(self.active.0);
         out.length(self.holes.len());
         for (offset, hole) in &self.holes {
             out.u64(offset.0);
@@ -285,6 +291,7 @@ impl Group {
         group.through = input.offset()?;
         group.passed = input.u64()?;
         group.settled = input.u64()?;
+        group.active = Timestamp(input.u64()?);
         for _ in 0..input.length()? {
             let offset = input.offset()?;
             group.holes.insert(offset, Hole { attempt: input.u32()?, not_before: Timestamp(input.u64()?) });

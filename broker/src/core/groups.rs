@@ -49,9 +49,10 @@ impl Groups {
         body: &v1::HandlerAssigned,
         index: LogIndex,
         trimmed: Offset,
+        now: Timestamp,
         apis: &Apis,
     ) -> (Reply, Result<(), Refusal>) {
-        match self.try_assign(body, index, trimmed, apis) {
+        match self.try_assign(body, index, trimmed, now, apis) {
             Ok(reply) => (reply, Ok(())),
             Err(refusal) => (self.get(&body.group).map_or(Reply::None, |(_, group)| group.reply()), Err(refusal)),
         }
@@ -62,6 +63,7 @@ impl Groups {
         body: &v1::HandlerAssigned,
         index: LogIndex,
         trimmed: Offset,
+        now: Timestamp,
         apis: &Apis,
     ) -> Result<Reply, Refusal> {
         if !limits::is_name(&body.group) || !(body.member.is_empty() || limits::is_name(&body.member)) {
@@ -69,7 +71,7 @@ impl Groups {
         }
         let filter = Filter::new(&body.apis, &body.kinds)?;
         if let Some(group) = self.groups.get_mut(body.group.as_str()) {
-            group.assign(body, filter, before(index), apis)?;
+            group.assign(body, filter, before(index), now, apis)?;
             return Ok(group.reply());
         }
         if body.epoch != 1 {
@@ -79,7 +81,7 @@ impl Groups {
             return Err(Refusal::Limit);
         }
         let through = start(body.start.as_ref(), index)?.max(trimmed);
-        let group = Group::new(&body.member, filter, through, apis);
+        let group = Group::new(&body.member, filter, through, now, apis);
         let reply = group.reply();
         self.groups.insert(body.group.as_str().into(), group);
         Ok(reply)
@@ -99,6 +101,19 @@ impl Groups {
         }
         group.reset(Offset(body.through).max(trimmed), apis);
         (group.reply(), Ok(()))
+    }
+
+    /// Forgets a group that nobody is a member of.
+    pub(super) fn forget(&mut self, body: &v1::GroupDropped) -> Result<(), Refusal> {
+        let group = self.groups.get(body.group.as_str()).ok_or(Refusal::Gone)?;
+        if group.epoch != body.epoch {
+            return Err(Refusal::StaleEpoch);
+        }
+        if !group.member.is_empty() {
+            return Err(Refusal::NotOpen);
+        }
+        self.groups.remove(body.group.as_str());
+        Ok(())
     }
 
     pub(super) fn encode(&self, out: &mut Writer) {

@@ -27,6 +27,7 @@ impl Partition {
             return Err("too many groups".into());
         }
         self.outbox.check()?;
+        self.retained.check(self.applied)?;
         self.dedup.check_invariants()?;
         if self.trimmed > end || self.watermarks.contains_key(&self.id) {
             return Err("trimmed beyond the end, or a watermark of its own".into());

@@ -19,6 +19,7 @@ mod names;
 mod outbox;
 pub mod partition;
 mod records;
+mod retained;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -32,5 +33,6 @@ pub use effects::{
 pub use group::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent};
 pub use outbox::{OUTBOX_MAX, OutboxEntry, OutboxItem};
 pub use partition::{APPLY_VERSION, Partition};
+pub use retained::Milestone;
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
 pub use views::{ConnectionView, EdgeView, GroupView};

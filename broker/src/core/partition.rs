@@ -19,6 +19,7 @@ use super::{
     names::Names,
     outbox::Outbox,
     records::{Located, Logged},
+    retained::Retained,
 };
 
 /// Newest semantics of apply that this program knows (see the ApplyVersion record).
@@ -35,6 +36,7 @@ pub struct Partition {
     pub(super) digest: u64,
     pub(super) apply_version: u32,
     pub(super) trimmed: Offset,
+    pub(super) retained: Retained,
     pub(super) apis: Apis,
     /// Handler groups that decide registrations.
     pub(super) registrars: Names,
@@ -59,6 +61,7 @@ impl Partition {
             digest: 0,
             apply_version: APPLY_VERSION,
             trimmed: Offset::ZERO,
+            retained: Retained::default(),
             apis: Apis::default(),
             registrars: Names::default(),
             edges: Edges::default(),
@@ -76,6 +79,7 @@ impl Partition {
     pub fn apply(&mut self, index: LogIndex, entry: &Entry) -> Applied {
         let out = self.fold(index, entry, u16::MAX);
         self.digest = roll(self.digest, index, entry, &out);
+        self.retained.push(index, self.time, entry);
         out
     }
 
@@ -90,7 +94,9 @@ impl Partition {
         }
         let mut out = self.fold(index, entry, position);
         out.refused.retain(|(refused, _)| *refused <= position);
-        self.digest = roll(self.digest, index, &cut(entry, position), &out);
+        let entry = cut(entry, position);
+        self.digest = roll(self.digest, index, &entry, &out);
+        self.retained.push(index, self.time, &entry);
     }
 
     /// Applies an entry's records up to the one at `through`.
@@ -226,13 +232,14 @@ impl Partition {
         let verdict = match logged.record.kind {
             RecordKind::ConnectionClosed => self.closed_by_leader(logged),
             RecordKind::HandlerAssigned => match logged.decode::<v1::HandlerAssigned>() {
-                Ok(body) => return self.groups.assign(&body, index, self.trimmed, &self.apis),
+                Ok(body) => return self.groups.assign(&body, index, self.trimmed, self.time, &self.apis),
                 Err(refusal) => Err(refusal),
             },
             RecordKind::GroupReset => match logged.decode::<v1::GroupReset>() {
                 Ok(body) => return self.groups.reset(&body, index, self.trimmed, &self.apis),
                 Err(refusal) => Err(refusal),
             },
+            RecordKind::GroupDropped => logged.decode().and_then(|body| self.groups.forget(&body)),
             RecordKind::EdgeAttached => match logged.decode::<v1::EdgeAttached>() {
                 // partition 0 grants incarnations
                 Ok(body) => return self.edges.attach(&body, self.id == PartitionId(0), logged.offset),
@@ -258,6 +265,7 @@ impl Partition {
             return Err(Refusal::NotOpen);
         }
         self.trimmed = through;
+        self.retained.trim(whole_entries(through));
         Ok(())
     }
 
@@ -286,6 +294,15 @@ fn refuse(batch: &Located<'_>, refusal: &Refusal, reply: Reply, out: &mut Applie
 /// another record comes between them.
 fn is_after(batch: &Batch, first: u16, position: u16) -> bool {
     first > position.saturating_add(u16::from(batch.count == 0))
+}
+
+/// The last entry of which nothing after `through` remains.
+pub(super) fn whole_entries(through: Offset) -> LogIndex {
+    if through == Offset::end_of(through.index()) {
+        through.index()
+    } else {
+        LogIndex(through.index().0.saturating_sub(1))
+    }
 }
 
 /// The entry as if it ended with the record at `position`.

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     apis::Apis, channels::Channels, connections::Connections, dedup::Dedup, edges::Edges, groups::Groups, names::Names,
-    outbox::Outbox, partition::Partition,
+    outbox::Outbox, partition::Partition, retained::Retained,
 };
 
 const MAGIC: &[u8; 4] = b"TKLS";
@@ -48,13 +48,14 @@ impl Partition {
         out.u64(self.applied.0);
         out.u64(self.time.0);
         out.u64(self.digest);
+        self.retained.encode(&mut out);
         self.encode_sections(&mut out);
         let checksum = xxh3_64(&out.0);
         out.u64(checksum);
         out.0
     }
 
-    /// Everything but position, time and rolling digest: what a refused batch leaves as it is.
+    /// Everything but position, time, rolling digest and the size of the log: what a refused batch leaves as it is.
     pub(super) fn encode_sections(&self, out: &mut Writer) {
         out.u32(self.apply_version);
         out.u64(self.trimmed.0);
@@ -93,6 +94,7 @@ impl Partition {
         state.applied = LogIndex(input.u64()?);
         state.time = Timestamp(input.u64()?);
         state.digest = input.u64()?;
+        state.retained = Retained::decode(&mut input)?;
         state.decode_sections(&mut input)?;
         if input.0.is_empty() { Ok(state) } else { Err(SnapshotError::Length) }
     }

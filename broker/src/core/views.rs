@@ -11,7 +11,8 @@ use super::{
     effects::EdgeIndex,
     group::{Group, Hole, ParkedEvent},
     outbox::OutboxEntry,
-    partition::Partition,
+    partition::{self, Partition},
+    retained::Milestone,
 };
 
 /// One open connection.
@@ -84,6 +85,8 @@ pub struct GroupView<'a> {
     pub lag: u64,
     /// Events acknowledged or parked, ever.
     pub settled: u64,
+    /// Of its last commit or assignment, in log time.
+    pub active: Timestamp,
     group: &'a Group,
 }
 
@@ -111,6 +114,11 @@ impl<'a> GroupView<'a> {
     /// How many.
     pub fn parked_count(&self) -> usize {
         self.group.parked.len()
+    }
+
+    /// Everything up to here may be trimmed without the group missing it.
+    pub fn retention_limit(&self) -> Offset {
+        self.group.retention_limit()
     }
 
     /// Whether the group consumes such events.
@@ -155,11 +163,35 @@ impl Partition {
         self.trimmed
     }
 
+    /// The first entry that is whole: nothing of it is trimmed.
+    pub fn first_retained(&self) -> LogIndex {
+        match self.trimmed {
+            Offset::ZERO => LogIndex(0),
+            trimmed => LogIndex(partition::whole_entries(trimmed).0 + 1),
+        }
+    }
+
     /// A Trimmed record beyond this is refused: handlers or other partitions still need what follows.
     pub fn retention_limit(&self) -> Offset {
         let groups = self.groups.iter().map(|(_, group)| group.retention_limit());
+        groups.min().unwrap_or(Offset::MAX).min(self.forwarding_limit())
+    }
+
+    /// As [`Partition::retention_limit`], for what other partitions still need.
+    pub fn forwarding_limit(&self) -> Offset {
         let forwards = self.outbox.first_logged().map(|first| Offset(first.0.saturating_sub(1)));
-        groups.chain(forwards).min().unwrap_or(Offset::MAX).min(Offset::end_of(self.applied))
+        forwards.unwrap_or(Offset::MAX).min(Offset::end_of(self.applied))
+    }
+
+    /// Bytes of the entries that are not trimmed.
+    pub fn retained_bytes(&self) -> u64 {
+        self.retained.bytes()
+    }
+
+    /// Where the log may be trimmed, ascending, and in the end where it stands.
+    pub fn milestones(&self) -> impl Iterator<Item = Milestone> {
+        let end = Milestone { index: self.applied, time: self.time, bytes: self.retained.written() };
+        self.retained.milestones().chain(std::iter::once(end))
     }
 
     /// Semantics of apply in force.
@@ -285,6 +317,7 @@ impl Partition {
             through: group.through,
             lag: group.lag(&self.apis),
             settled: group.settled,
+            active: group.active,
             group,
         }
     }

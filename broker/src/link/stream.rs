@@ -96,6 +96,8 @@ impl From<AppendError> for End {
             AppendError::NotLeader { leader } => Self::NotLeader { leader },
             AppendError::TooLarge { .. } => Self::Invalid(error.to_string()),
             AppendError::Closed { reason } => Self::Unhealthy(reason),
+            // the edge keeps its batches and pauses; it comes again until there is room
+            AppendError::Full(_) => Self::Unhealthy(error.to_string()),
             AppendError::Busy { .. } | AppendError::Unknown { .. } => Self::Unknown,
         }
     }

@@ -20,15 +20,15 @@ use crate::{
 
 const PARTITIONS: u16 = 2;
 
-pub(super) struct Cluster {
-    pub(super) folder: tempfile::TempDir,
-    pub(super) authority: Authority,
+pub(crate) struct Cluster {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) authority: Authority,
     founders: Vec<Founder>,
-    pub(super) brokers: Vec<Option<Broker>>,
+    pub(crate) brokers: Vec<Option<Broker>>,
 }
 
-pub(super) struct Broker {
-    pub(super) node: Node,
+pub(crate) struct Broker {
+    pub(crate) node: Node,
     endpoint: quinn::Endpoint,
     accepting: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
@@ -36,7 +36,7 @@ pub(super) struct Broker {
 
 impl Cluster {
     /// Three brokers, none started. Their ports are taken for a moment to learn free ones.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let sockets: Vec<_> = (0..3).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let founders = (1..).zip(&sockets);
         let founders = founders.map(|(id, socket)| Founder { id, link: socket.local_addr().unwrap().to_string() });
@@ -47,7 +47,7 @@ impl Cluster {
         Self { folder, authority, founders: founders.collect(), brokers: (0..5).map(|_| None).collect() }
     }
 
-    pub(super) async fn formed() -> Self {
+    pub(crate) async fn formed() -> Self {
         let mut cluster = Self::new();
         for id in 1..=3 {
             cluster.start(id).await;
@@ -56,20 +56,21 @@ impl Cluster {
         cluster
     }
 
-    pub(super) fn data(&self, id: u64) -> PathBuf {
+    pub(crate) fn data(&self, id: u64) -> PathBuf {
         self.folder.path().join(format!("data-{id}"))
     }
 
-    pub(super) fn address(&self, id: u64) -> SocketAddr {
+    pub(crate) fn address(&self, id: u64) -> SocketAddr {
         self.founders[id as usize - 1].link.parse().unwrap()
     }
 
-    pub(super) async fn start(&mut self, id: u64) {
+    pub(crate) async fn start(&mut self, id: u64) {
         let address = self.founders.iter().find(|founder| founder.id == id).map(|founder| founder.link.clone());
         let address = address.unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let identity = Identity { role: CertificateRole::Broker, name: id.to_string() };
         let pki = Pki::load(self.folder.path(), &identity).unwrap();
-        let socket = endpoint::bind(address.parse().unwrap()).unwrap();
+        // the one before it lets go of its socket a moment after it is closed
+        let socket = eventually(|| endpoint::bind(address.parse().unwrap()).ok()).await;
         let address = socket.local_addr().unwrap();
         let endpoint = endpoint::endpoint(socket, tls::server_config(&pki).unwrap(), count(PARTITIONS)).unwrap();
         let config = endpoint::client_config(tls::peer_client_config(&pki).unwrap());
@@ -99,19 +100,15 @@ impl Cluster {
         self.brokers[id as usize - 1] = Some(Broker { node, endpoint, accepting, serving });
     }
 
-    pub(super) async fn stop(&mut self, id: u64) {
+    pub(crate) async fn stop(&mut self, id: u64) {
         let broker = self.brokers[id as usize - 1].take().unwrap();
         broker.accepting.cancel();
         timeout(PATIENCE, broker.node.shutdown()).await.unwrap();
         timeout(PATIENCE, broker.serving).await.unwrap().unwrap();
         endpoint::close(&broker.endpoint).await;
-        let address = broker.endpoint.local_addr().unwrap();
-        drop((broker.node, broker.endpoint));
-        // its driver lets go of the socket a moment later
-        eventually(|| std::net::UdpSocket::bind(address).is_ok().then_some(())).await;
     }
 
-    pub(super) async fn stop_all(mut self) -> Self {
+    pub(crate) async fn stop_all(mut self) -> Self {
         for id in 1..=5 {
             if self.brokers[id as usize - 1].is_some() {
                 self.stop(id).await;
@@ -120,11 +117,11 @@ impl Cluster {
         self
     }
 
-    pub(super) fn node(&self, id: u64) -> &Node {
+    pub(crate) fn node(&self, id: u64) -> &Node {
         &self.brokers[id as usize - 1].as_ref().unwrap().node
     }
 
-    pub(super) async fn ready(&self, ids: &[u64]) {
+    pub(crate) async fn ready(&self, ids: &[u64]) {
         for id in ids {
             let ready = timeout(PATIENCE, self.node(*id).wait_ready()).await;
             ready.unwrap_or_else(|_| panic!("broker {id}: {:?}", self.node(*id).readiness())).unwrap();
@@ -132,13 +129,13 @@ impl Cluster {
     }
 
     /// The broker that leads a partition now.
-    pub(super) fn leader(&self, partition: u16) -> Option<u64> {
+    pub(crate) fn leader(&self, partition: u16) -> Option<u64> {
         let leads = |broker: &Broker| matches!(*handle(&broker.node, partition).role.borrow(), Role::Leader { .. });
         (1..).zip(&self.brokers).find(|(_, broker)| broker.as_ref().is_some_and(leads)).map(|(id, _)| id)
     }
 
     /// Appends a record at whoever leads; until it is applied.
-    pub(super) async fn append(&self, partition: u16, batch: impl Fn() -> Batch) -> Verdict {
+    pub(crate) async fn append(&self, partition: u16, batch: impl Fn() -> Batch) -> Verdict {
         let begun = Instant::now();
         loop {
             assert!(begun.elapsed() < PATIENCE, "nobody takes it");
@@ -152,7 +149,7 @@ impl Cluster {
     }
 
     /// Attaches the edge and opens its connection in each partition.
-    pub(super) async fn open_connections(&self) {
+    pub(crate) async fn open_connections(&self) {
         for partition in 0..PARTITIONS {
             self.append(partition, || attach(partition)).await;
             let verdict = self.append(partition, || edge(1, &[opened(connection(partition, 1))])).await;
@@ -161,13 +158,13 @@ impl Cluster {
     }
 
     /// Says it; once, whatever happens: a repeat is refused, and counts as said.
-    pub(super) async fn say(&self, partition: u16, sequence: u64) {
+    pub(crate) async fn say(&self, partition: u16, sequence: u64) {
         let record: Record = message(connection(partition, 1), format!("{sequence}").as_bytes());
         self.append(partition, || edge(sequence, std::slice::from_ref(&record))).await;
     }
 
     /// Waits until these brokers have applied the same, and gives its digests.
-    pub(super) async fn same_everywhere(&self, ids: &[u64]) -> Vec<u64> {
+    pub(crate) async fn same_everywhere(&self, ids: &[u64]) -> Vec<u64> {
         let states = |id: u64| -> Vec<(LogIndex, u64, u64)> {
             let state = |partition| {
                 let state = handle(self.node(id), partition).state.read();
@@ -183,12 +180,12 @@ impl Cluster {
     }
 }
 
-pub(super) fn handle(node: &Node, partition: u16) -> &PartitionHandle {
+pub(crate) fn handle(node: &Node, partition: u16) -> &PartitionHandle {
     node.partition(PartitionId(partition)).unwrap()
 }
 
 /// Waits for a condition.
-pub(super) async fn eventually<T>(mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(mut condition: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition() {

@@ -11,19 +11,20 @@ use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balanc
 use crate::{
     append, core,
     raft::{
-        Group, GroupConfig, Member, PeerServer, Peers, Snapshotter,
+        Floor, Group, GroupConfig, Member, PeerServer, Peers, Snapshotter, Transfers,
         log_store::LogStore,
         peers::Own,
+        retention::{Trimmer, Trimmers},
         snapshotter::Pace,
         state_machine::{Initial, Parts, PendingRefused},
         types,
     },
     store::{
-        Db, DiskId, Health, Identity, Reader, StoreError, Writer, WriterHandle,
+        Db, DiskId, Health, Identity, Reader, Space, StoreError, Writer, WriterHandle,
         identity::{self, Folder},
         marks::{self, Mark},
         snapshot,
-        verify::{check_mark, decode_state},
+        verify::{check_covered, check_mark, decode_state},
     },
     tail,
 };
@@ -33,9 +34,9 @@ struct Found {
     log: LogStore,
     reader: Reader,
     initial: Initial,
-    /// The last entry with records in the initial state.
+    /// The last entry with records in the initial state, or the last one before the readable log.
     last_entry: LogIndex,
-    first: LogIndex,
+    floor: Floor,
 }
 
 /// What opening the folder gives.
@@ -76,16 +77,21 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         path: config.dir.display().to_string(),
         reason: format!("opening it ended: {error}"),
     })??;
-    let readers: Vec<_> = opened.found.iter().map(|found| found.reader.clone()).collect();
+    let readers: Vec<_> = opened.found.iter().map(|found| (found.reader.clone(), found.floor.clone())).collect();
     let writer = opened.writer.handle();
     let snapshotter = Snapshotter::start(readers, config.partitions, writer.clone(), health.clone());
+    let space = Space::new(config.dir.clone(), config.disk_reserve);
+    let measuring = CancellationToken::new();
+    tokio::spawn(space.clone().watch(measuring.clone()));
+    let bounds = append::Bounds { retained_max: config.retained_max, space: space.clone() };
+    let measuring = measuring.drop_guard();
     let peers = Peers::new(own(&config, opened.folder.disk), config.dialer.clone(), Some(config.catchup_rate));
     for founder in &config.founders {
         peers.ensure(founder.id, &founder.link);
     }
     let mut started = Started::default();
     for found in opened.found {
-        let step = start_partition(&config, found, &writer, &snapshotter, &peers, &health).await;
+        let step = start_partition(&config, found, &writer, &snapshotter, (&peers, &bounds), &health).await;
         match step {
             Ok(partition) => started.push(partition),
             Err(error) => {
@@ -96,6 +102,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
             }
         }
     }
+    let trimmers = Trimmers::start(started.trimmers, config.partitions, &writer, &snapshotter);
     let founders = config.founders.iter().map(|founder| pb::Founder { id: founder.id, link: founder.link.clone() });
     let server = Arc::new(PeerServer::new(peers.clone(), started.groups.clone(), founders.collect()));
     let (stop, tasks, forming) = (CancellationToken::new(), TaskTracker::new(), Arc::default());
@@ -114,6 +121,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         server,
         appenders: started.appenders,
         groups: started.groups,
+        trimmers,
+        measuring,
         snapshotter,
         writer: opened.writer,
         folder: opened.folder,
@@ -121,8 +130,9 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     Ok(Inner {
         count: config.partitions,
         partitions: started.partitions,
-        first: started.first,
+        floors: started.floors,
         health,
+        space,
         peers,
         forming,
         open: RwLock::new(Some(Arc::new(Open { db: opened.db, readers: started.readers }))),
@@ -134,7 +144,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
 struct Started {
     partitions: Vec<PartitionHandle>,
     readers: Vec<(Reader, PendingRefused)>,
-    first: Vec<LogIndex>,
+    floors: Vec<Floor>,
+    trimmers: Vec<Trimmer>,
     groups: Vec<Group>,
     appenders: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -142,8 +153,13 @@ struct Started {
 impl Started {
     fn push(&mut self, partition: StartedPartition) {
         self.partitions.push(partition.handle);
+        self.trimmers.push(Trimmer {
+            group: partition.group.clone(),
+            reader: partition.reader.0.clone(),
+            floor: partition.floor.clone(),
+        });
         self.readers.push(partition.reader);
-        self.first.push(partition.first);
+        self.floors.push(partition.floor);
         self.groups.push(partition.group);
         self.appenders.push(partition.appender);
     }
@@ -152,7 +168,7 @@ impl Started {
 struct StartedPartition {
     handle: PartitionHandle,
     reader: (Reader, PendingRefused),
-    first: LogIndex,
+    floor: Floor,
     group: Group,
     appender: tokio::task::JoinHandle<()>,
 }
@@ -167,8 +183,9 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
     for (partition, mark) in config.partitions.iter().zip(on_disk) {
         let reader = Reader::new(Arc::clone(&db), partition);
         check_mark(&reader, mark)?;
+        check_covered(&reader)?;
         // opening has flushed what it recovered: it is on disk, and what openraft finds there counts as synced
-        let end = reader.last()?.map_or(0, |last| last.index.0 + 1);
+        let end = reader.end()?;
         marks.push(Mark { end, term: reader.vote()?.map_or(mark.term, |vote| vote.term) });
     }
     let writer = Writer::start(Arc::clone(&db), config.dir.clone(), marks, health.clone())
@@ -181,21 +198,25 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
 fn find(db: &Arc<Db>, id: PartitionId, count: PartitionCount, writer: &WriterHandle) -> Result<Found, StoreError> {
     let reader = Reader::new(Arc::clone(db), id);
     let log = LogStore::open(reader.clone(), writer.clone())?;
-    let first = reader.first()?.map_or(LogIndex(0), |first| first.index);
+    let purged = reader.purged()?.map_or(LogIndex(0), |purged| LogIndex(purged.index.0 + 1));
     let (initial, last_entry) = match snapshot::newest(&reader, LogIndex(u64::MAX))? {
         Some(manifest) => {
             let members = types::from_stored_members(&manifest.membership)
                 .map_err(|error| StoreError::at(id, manifest.last.index, error.to_string()))?;
             let applied = Some(types::from_stored(&manifest.last));
-            let last_entry = reader.last_with_records(manifest.last.index)?;
-            (Initial { state: decode_state(&reader, &manifest)?, applied, members }, last_entry)
+            let state = decode_state(&reader, &manifest)?;
+            let first = purged.max(state.first_retained());
+            let before = LogIndex(first.0.saturating_sub(1));
+            let last_entry = reader.last_with_records(first, manifest.last.index)?.unwrap_or(before);
+            (Initial { state, applied, members }, last_entry)
         }
         None => {
             let state = core::Partition::new(id, count);
             (Initial { state, applied: None, members: types::Members::default() }, LogIndex(0))
         }
     };
-    Ok(Found { log, reader, initial, last_entry, first })
+    let floor = Floor::new(purged.max(initial.state.first_retained()));
+    Ok(Found { log, reader, initial, last_entry, floor })
 }
 
 async fn start_partition(
@@ -203,7 +224,7 @@ async fn start_partition(
     found: Found,
     writer: &WriterHandle,
     snapshotter: &Snapshotter,
-    peers: &Peers,
+    (peers, bounds): (&Peers, &append::Bounds),
     health: &Health,
 ) -> Result<StartedPartition, OpenError> {
     let id = found.reader.partition();
@@ -211,7 +232,7 @@ async fn start_partition(
     let applied = found.initial.applied.map_or(LogIndex(0), |applied| LogIndex(applied.index));
     let tail = tail::Handle::new(found.last_entry, applied, share, found.log.log().written());
     let refused = PendingRefused::default();
-    let (term, _) = watch::channel(0);
+    let ((term, _), transfers) = (watch::channel(0), Transfers::default());
     let parts = Parts {
         log: found.log.log().clone(),
         reader: found.reader.clone(),
@@ -220,6 +241,8 @@ async fn start_partition(
         sink: Arc::new(tail.clone()),
         term,
         pace: Pace::new(id, config.snapshot_every, snapshotter.requests()),
+        floor: found.floor.clone(),
+        transfers: transfers.clone(),
     };
     let group = Group::start(GroupConfig {
         node_id: config.node_id,
@@ -235,7 +258,7 @@ async fn start_partition(
         health: health.clone(),
     })
     .await?;
-    let (append, appender) = append::start(group.clone(), health.clone());
-    let handle = PartitionHandle { id, append, tail, state: group.state(), role: group.role() };
-    Ok(StartedPartition { handle, reader: (found.reader, refused), first: found.first, group, appender })
+    let (append, appender) = append::start(group.clone(), bounds.clone(), health.clone());
+    let handle = PartitionHandle { id, append, tail, state: group.state(), role: group.role(), transfers };
+    Ok(StartedPartition { handle, reader: (found.reader, refused), floor: found.floor, group, appender })
 }

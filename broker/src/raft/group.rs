@@ -25,6 +25,7 @@ use super::{
     peer_client::Network,
     peers::Peers,
     state_machine::{Initial, Parts, StateMachine},
+    transfer::Receiver,
     types::{CommittedLeader, EntryBytes, Member, Types},
 };
 use crate::{
@@ -131,6 +132,7 @@ pub struct Stopped(pub String);
 pub struct Group {
     partition: PartitionId,
     raft: Raft<Types, StateMachine>,
+    receiver: Receiver,
     state: Arc<RwLock<Partition>>,
     role: watch::Receiver<Role>,
 }
@@ -150,6 +152,7 @@ impl Group {
         let settings = settings(format!("{}/{partition}", config.cluster)).validate();
         let settings = settings.map_err(|error| failed(error.to_string()))?;
         let applied_term = config.parts.term.subscribe();
+        let receiver = Receiver::new(config.parts.reader.clone(), config.parts.writer.clone());
         let machine = StateMachine::new(config.initial, config.parts);
         let state = machine.state();
         let (node, voted) = (config.node_id, config.log.log().term());
@@ -165,12 +168,17 @@ impl Group {
         }
         let (roles, role) = watch::channel(Role::Follower { leader: None });
         tokio::spawn(watch_role(partition, raft.clone(), voted, applied_term, roles, config.health));
-        Ok(Self { partition, raft, state, role })
+        Ok(Self { partition, raft, receiver, state, role })
     }
 
     /// Which partition.
     pub fn partition(&self) -> PartitionId {
         self.partition
+    }
+
+    /// Takes its snapshots from peers.
+    pub(super) fn receiver(&self) -> &Receiver {
+        &self.receiver
     }
 
     /// The group as openraft has it.

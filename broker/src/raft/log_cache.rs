@@ -162,8 +162,8 @@ impl LogCache {
         self.written.fetch_min(end, Ordering::AcqRel);
     }
 
-    /// Moves the logical beginning. Whether nothing is left, and the last index there was.
-    pub(super) fn purge(&self, upto: LogId) -> (bool, Option<u64>) {
+    /// Moves the logical beginning. Whether it is beyond the end there was.
+    pub(super) fn purge(&self, upto: LogId) -> bool {
         let mut log = self.log.lock();
         let last = log.last.map(|last| last.index);
         log.purged = log.purged.max(Some(upto));
@@ -176,7 +176,7 @@ impl LogCache {
         }
         let beyond = last.is_none_or(|last| last < upto.index);
         log.last = log.last.max(Some(upto));
-        (beyond, last)
+        beyond
     }
 
     /// The range `start..end` cut to what there is.

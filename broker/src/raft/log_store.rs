@@ -88,6 +88,12 @@ impl Log {
         self.cache.purged()
     }
 
+    /// A snapshot on disk has taken the place of everything up to `last`.
+    pub(super) fn installed(&self, last: LogId) {
+        self.cache.purge(last);
+        self.cache.mark_written(last.index + 1);
+    }
+
     /// Entries up to `end` (exclusive) are applied.
     pub fn mark_applied(&self, end: u64) {
         self.cache.mark_applied(end);
@@ -253,11 +259,12 @@ impl RaftLogStorage<Types> for LogStore {
     // logical: what is below stays on disk and readable until retention deletes it. Only where a snapshot has replaced the log
     // as a whole (it ends beyond it) nothing of it stays
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        let (beyond, last) = self.log.cache.purge(log_id);
-        if let Some(last) = last.filter(|_| beyond) {
-            self.writer.write(self.partition(), Write::Truncate { keep: None, last: LogIndex(last) }).await?;
+        // a snapshot that was installed has purged what it covers
+        if self.log.purged() >= Some(log_id) {
+            return Ok(());
         }
-        self.writer.write(self.partition(), Write::Purged(types::to_stored(&log_id))).await?;
+        let beyond = self.log.cache.purge(log_id);
+        self.writer.write(self.partition(), Write::Purged { id: types::to_stored(&log_id), beyond }).await?;
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The only openraft: one group per partition. The Raft log is the event log (DESIGN.md 5).
 
+pub mod floor;
 mod frames;
 pub mod group;
 pub mod log_cache;
@@ -9,17 +10,21 @@ mod pace;
 pub mod peer_client;
 pub mod peer_server;
 pub mod peers;
+pub mod retention;
 pub mod snapshotter;
 pub mod state_machine;
 #[cfg(test)]
 mod tests;
+pub mod transfer;
 pub mod types;
 mod wire;
 
+pub use floor::Floor;
 pub use group::{Group, GroupConfig, Role};
 pub use membership::{ChangeError, Membership};
 pub use peer_server::{Calls, PeerServer};
 pub use peers::{Advertised, CallError, CallKind, MemberView, Peers};
 pub use snapshotter::{SnapshotEvery, Snapshotter};
 pub use state_machine::AppliedSink;
+pub use transfer::{SnapshotData, Transfers};
 pub use types::Member;

@@ -6,11 +6,10 @@ use std::{future::Future, io, pin::Pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use openraft::{
-    RaftNetworkFactory, RaftNetworkV2, StorageError,
+    RaftNetworkFactory, RaftNetworkV2,
     base::{BoxFuture, BoxStream},
     entry::RaftEntry,
-    errors::{ErrorSource as _, NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
-    impls::BoxedErrorSource,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::{Backoff, RPCOption, RPCTypes},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
@@ -20,18 +19,14 @@ use openraft::{
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::{Stream, StreamExt};
-use trunkline_proto::{
-    PartitionId,
-    peer::{SNAPSHOT_CHUNK_BYTES, Stream as Kind},
-    v1::peer as pb,
-};
+use trunkline_proto::{PartitionId, peer::Stream as Kind, v1::peer as pb};
 
 use super::{
     frames::{self, Receiver, Sender, WireError},
     log_store::Log,
     pace::FAR_BEHIND,
     peers::{self, Connected, PRIORITY_APPEND, PRIORITY_LOW, Peers},
-    state_machine::SnapshotData,
+    transfer::SnapshotData,
     types::{LogId, Member, Types, Vote},
     wire,
 };
@@ -148,16 +143,15 @@ impl PeerClient {
         &self,
         connection: &quinn::Connection,
         head: pb::SnapshotHead,
-        state: Bytes,
+        snapshot: &SnapshotData,
     ) -> Result<Vote, WireError> {
         let within = |patience| move |_| if patience { WireError::Slow } else { WireError::Cut };
         let (mut sender, mut receiver) = peers::open(connection, PRIORITY_LOW, CHUNK_TIMEOUT).await?;
         let opening = frames::opening(Kind::Snapshot, self.network.partition);
         let send = async {
             timeout(CHUNK_TIMEOUT, sender.send(frames::encode(&opening, &head))).await.map_err(within(true))??;
-            let mut rest = state;
-            while !rest.is_empty() {
-                let chunk = rest.split_to(rest.len().min(SNAPSHOT_CHUNK_BYTES));
+            for n in 0..snapshot.chunks() {
+                let chunk = snapshot.chunk(n).await.map_err(|error| WireError::Refused(error.to_string()))?;
                 let frame = frames::encode_raw(&[], &[&chunk]);
                 timeout(CHUNK_TIMEOUT, sender.send(frame)).await.map_err(within(true))??;
             }
@@ -249,14 +243,11 @@ impl RaftNetworkV2<Types> for PeerClient {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let (connected, _) = self.connected()?;
-        let state = snapshot.snapshot.state.load().await;
-        let state =
-            state.map_err(|error| StorageError::<Types>::read_snapshot(None, BoxedErrorSource::from_error(&error)))?;
-        let head = wire::snapshot_head(&vote, &snapshot.meta, &state);
-        let bytes = state.len();
+        let data = snapshot.snapshot;
+        let (head, bytes) = (wire::snapshot_head(&vote, data.manifest()), data.manifest().bytes);
         tokio::select! {
             closed = cancel => Err(closed.into()),
-            sent = self.send_snapshot(&connected.connection, head, state) => match sent {
+            sent = self.send_snapshot(&connected.connection, head, &data) => match sent {
                 Ok(vote) => {
                     let (partition, peer) = (self.network.partition, self.target);
                     tracing::info!(%partition, peer, bytes, "snapshot sent");

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use openraft::{raft::AppendEntriesRequest, storage::Snapshot};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -26,7 +26,7 @@ use super::{
     Group,
     frames::{self, Receiver, Sender, WireError},
     peers::{self, CallKind, HELLO_BYTES_MAX, PRIORITY_HIGH, Peers},
-    state_machine::{SnapshotData, SnapshotState},
+    state_machine,
     types::Types,
     wire,
 };
@@ -43,7 +43,7 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 const APPENDS_AHEAD: usize = 4;
 /// Streams beside those of groups: calls, mostly.
 const CALLS_MAX: u32 = 256;
-/// Snapshots received at once, by the whole broker: each is held in memory until it is installed.
+/// Snapshots received at once, by the whole broker: each is held in memory while it is installed.
 const SNAPSHOTS_MAX: usize = 1;
 /// Largest state of a partition that is taken from a peer.
 const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
@@ -322,28 +322,23 @@ impl PeerServer {
         let slow = |_| WireError::Slow;
         let head = timeout(REQUEST_TIMEOUT, receiver.expect(PEER_FRAME_BYTES_MAX)).await.map_err(slow)??;
         let head: pb::SnapshotHead = frames::decode(head)?;
-        let (vote, meta) = wire::from_snapshot_head(&head, caller.id)?;
-        if head.bytes > SNAPSHOT_BYTES_MAX {
+        let (vote, manifest) = wire::from_snapshot_head(&head, caller.id)?;
+        let bytes = manifest.bytes;
+        if bytes > SNAPSHOT_BYTES_MAX {
             return Err(WireError::Limit { bytes: usize::MAX, limit: usize::MAX });
         }
+        let invalid = |error: std::io::Error| WireError::Invalid(error.to_string());
+        let meta = state_machine::meta(&manifest).map_err(invalid)?;
         // others wait unread: flow control holds them back
         let waiting = timeout(CHUNK_TIMEOUT, self.snapshots.acquire()).await.map_err(slow)?;
         let _permit = waiting.map_err(|_| WireError::Cut)?;
-        let mut state = BytesMut::new();
-        while (state.len() as u64) < head.bytes {
+        let mut incoming = group.receiver().begin(manifest);
+        while !incoming.is_whole() {
             let chunk = timeout(CHUNK_TIMEOUT, receiver.expect(SNAPSHOT_CHUNK_BYTES)).await.map_err(slow)??;
-            if chunk.is_empty() || (state.len() + chunk.len()) as u64 > head.bytes {
-                return Err(WireError::Invalid(format!("a snapshot of {} bytes has others", head.bytes)));
-            }
-            state.extend_from_slice(&chunk);
+            incoming.push(&chunk).await.map_err(invalid)?;
         }
-        let state = state.freeze();
-        let found = crc32fast::hash(&state);
-        if found != head.crc {
-            return Err(WireError::Invalid(format!("snapshot's checksum is {found:08x}, {:08x} was sent", head.crc)));
-        }
-        tracing::info!(%partition, peer = caller.id, bytes = head.bytes, "snapshot received");
-        let data = SnapshotData { state: SnapshotState::Bytes(state), retained: None };
+        let data = incoming.finish().await.map_err(invalid)?;
+        tracing::info!(%partition, peer = caller.id, bytes, "snapshot received");
         let installed = group.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await;
         let installed = installed.map_err(|error| WireError::Refused(format!("partition {partition}: {error}")))?;
         Ok(frames::ok_answer(&pb::SnapshotInstalled { vote: Some(wire::vote(&installed.vote)) }))

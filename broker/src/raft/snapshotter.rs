@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{LogIndex, Offset, PartitionCount, PartitionId};
 
-use super::types;
+use super::{Floor, types};
 use crate::{
     core::Partition,
     store::{
@@ -76,22 +76,33 @@ impl Pace {
 #[derive(Debug)]
 pub struct Snapshotter {
     requests: mpsc::Sender<(PartitionId, LogIndex)>,
+    turn: Turn,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
+/// Whose turn it is to replay: a second state is in memory meanwhile, so it is one partition's at a time.
+pub(super) type Turn = Arc<Semaphore>;
+
 impl Snapshotter {
-    /// Starts the task; `readers` holds one per partition, in order. Its queue holds one request per partition.
-    pub fn start(readers: Vec<Reader>, count: PartitionCount, writer: WriterHandle, health: Health) -> Self {
+    /// Starts the task; `readers` holds one per partition, in order, each with where its log begins. Its queue holds one request
+    /// per partition.
+    pub fn start(readers: Vec<(Reader, Floor)>, count: PartitionCount, writer: WriterHandle, health: Health) -> Self {
         let (requests, mut queue) = mpsc::channel::<(PartitionId, LogIndex)>(readers.len().max(1));
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let (stop, turn) = (CancellationToken::new(), Turn::new(Semaphore::new(1)));
+        let (stopped, turns) = (stop.clone(), Arc::clone(&turn));
         let readers = Arc::new(readers);
         let task = tokio::spawn(async move {
             while let Some(Some((partition, through))) = stopped.run_until_cancelled(queue.recv()).await {
-                let Some(reader) = readers.get(usize::from(partition.0)).cloned() else { continue };
+                let Some((reader, floor)) = readers.get(usize::from(partition.0)).cloned() else { continue };
                 let (writer, stop) = (writer.clone(), stopped.clone());
-                let made = tokio::task::spawn_blocking(move || make(&reader, count, &writer, through, &stop)).await;
+                // the semaphore is never closed
+                let Some(Ok(_turn)) = stopped.run_until_cancelled(turns.acquire()).await else { break };
+                let made = tokio::task::spawn_blocking(move || {
+                    make(&reader, count, &writer, through, &stop)?;
+                    snapshot::retain(&writer, &reader, SNAPSHOTS_KEPT, floor.trimmed())
+                });
+                let made = made.await;
                 match made {
                     Ok(Ok(())) => {}
                     Ok(Err(error @ StoreError::Damaged { .. })) => health.fail(&error.to_string()),
@@ -100,12 +111,17 @@ impl Snapshotter {
                 }
             }
         });
-        Self { requests, stop, task }
+        Self { requests, turn, stop, task }
     }
 
     /// For a partition's [`Pace`].
     pub fn requests(&self) -> mpsc::Sender<(PartitionId, LogIndex)> {
         self.requests.clone()
+    }
+
+    /// For others that replay.
+    pub(super) fn turn(&self) -> Turn {
+        Arc::clone(&self.turn)
     }
 
     /// Stops; waits for a snapshot under way to give up.
@@ -116,7 +132,7 @@ impl Snapshotter {
     }
 }
 
-/// Makes a snapshot of the state after entry `through`, writes it and deletes the old ones. Blocks.
+/// Makes a snapshot of the state after entry `through` and writes it. Blocks.
 pub fn make(
     reader: &Reader,
     count: PartitionCount,
@@ -143,9 +159,7 @@ pub fn make(
     };
     drop(replay.state);
     // a closed writer has told health already
-    if snapshot::write(writer, reader.partition(), &manifest, &bytes).is_ok() {
-        snapshot::retain(writer, reader, SNAPSHOTS_KEPT)?;
-    }
+    let _ = snapshot::write(writer, reader.partition(), &manifest, &bytes);
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
-use bytes::Bytes;
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{EntryResponder, RaftStateMachine, Snapshot},
@@ -15,13 +14,15 @@ use tokio_stream::{Stream, StreamExt};
 use trunkline_proto::{Entry, LogIndex, PartitionId};
 
 use super::{
+    floor::Floor,
     log_store::Log,
     snapshotter::Pace,
+    transfer::{SnapshotData, Transfers},
     types::{self, EntryBytes, LogId, Members, Response, Types},
 };
 use crate::{
     core::{AppliedEntry, LoggedEntry, Partition, Refusal},
-    metrics::store::{PARTITION_APPLIED_OFFSET, PARTITION_COMMIT_LAG},
+    metrics::store::{LOG_RETAINED_BYTES, PARTITION_APPLIED_OFFSET, PARTITION_COMMIT_LAG},
     store::{Manifest, Reader, StoreError, Write, WriterHandle, snapshot},
 };
 
@@ -59,36 +60,9 @@ impl PendingRefused {
     fn remove(&self, index: LogIndex) {
         self.0.lock().remove(&index);
     }
-}
 
-/// A snapshot on its way: the state, and the retained part of the log that must come with it. A replica that joined by a
-/// state alone would have a hole where consumers' offsets point (reference: dependencies 1.5).
-#[derive(Debug)]
-pub struct SnapshotData {
-    /// The encoded state.
-    pub state: SnapshotState,
-    /// First and last index of the log entries the sender retains up to the snapshot; `None` if it retains none.
-    pub retained: Option<(LogIndex, LogIndex)>,
-}
-
-/// Where a snapshot's state is.
-#[derive(Debug)]
-pub enum SnapshotState {
-    /// In memory.
-    Bytes(Bytes),
-    /// On disk, read when it is needed: openraft asks for the current snapshot to look at its position only.
-    Stored(Reader, Box<Manifest>),
-}
-
-impl SnapshotState {
-    pub(super) async fn load(self) -> Result<Bytes, StoreError> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes),
-            Self::Stored(reader, manifest) => {
-                let load = tokio::task::spawn_blocking(move || snapshot::load(&reader, &manifest));
-                Ok(load.await.map_err(|error| StoreError::Task(error.to_string()))??.into())
-            }
-        }
+    fn remove_through(&self, last: LogIndex) {
+        self.0.lock().retain(|index, _| *index > last);
     }
 }
 
@@ -118,8 +92,11 @@ pub struct StateMachine {
     /// Term of the last applied entry: whoever leads in that term has applied everything before it.
     term: watch::Sender<u64>,
     pace: Pace,
+    floor: Floor,
+    transfers: Transfers,
     applied_gauge: metrics::Gauge,
     lag_gauge: metrics::Gauge,
+    retained_gauge: metrics::Gauge,
 }
 
 /// What a state machine works with.
@@ -139,6 +116,10 @@ pub struct Parts {
     pub term: watch::Sender<u64>,
     /// Decides when a snapshot is due.
     pub pace: Pace,
+    /// Where the readable log begins, shared with its readers.
+    pub floor: Floor,
+    /// Snapshots that are being sent.
+    pub transfers: Transfers,
 }
 
 impl StateMachine {
@@ -161,6 +142,9 @@ impl StateMachine {
             sink: parts.sink,
             term: parts.term,
             pace: parts.pace,
+            floor: parts.floor,
+            transfers: parts.transfers,
+            retained_gauge: metrics::gauge!(LOG_RETAINED_BYTES, "partition" => label.clone()),
             applied_gauge: metrics::gauge!(PARTITION_APPLIED_OFFSET, "partition" => label.clone()),
             lag_gauge: metrics::gauge!(PARTITION_COMMIT_LAG, "partition" => label),
         }
@@ -177,7 +161,12 @@ impl StateMachine {
             let place = format!("partition {} index {index}", self.partition);
             io::Error::from(StoreError::Damaged { place, reason: format!("entry: {error}") })
         })?;
-        let applied = self.state.write().apply(index, &entry);
+        let (applied, first) = {
+            let mut state = self.state.write();
+            let applied = state.apply(index, &entry);
+            (applied, state.first_retained())
+        };
+        self.floor.raise(first);
         if !applied.refused.is_empty() {
             self.store_refused(index, applied.refused.clone().into()).await;
         }
@@ -204,38 +193,36 @@ impl StateMachine {
         self.term.send_if_modified(|last| std::mem::replace(last, term) != term);
     }
 
-    /// A snapshot of the state as it is. Encodes under the state's read lock: used only where openraft must have a snapshot at
-    /// once; the background snapshots are replays beside the running state (snapshotter.rs).
-    fn live(&self) -> Option<(Manifest, Bytes)> {
-        let last = types::to_stored(self.applied.as_ref()?);
+    /// The snapshot where retention trims, if it is made.
+    async fn at_trim_point(&self) -> io::Result<Option<Manifest>> {
+        let Some(trimmed) = self.floor.trimmed() else { return Ok(None) };
+        let reader = self.reader.clone();
+        let found = tokio::task::spawn_blocking(move || snapshot::newest(&reader, trimmed));
+        let found = found.await.map_err(io::Error::other)??;
+        Ok(found.filter(|manifest| manifest.last.index == trimmed))
+    }
+
+    /// A snapshot of the state as it is, for openraft's own tests, which apply what is in no log.
+    #[cfg(test)]
+    fn live_builder(&self) -> Builder {
+        let nothing = crate::store::StoredLogId { term: 0, index: LogIndex(0) };
         let state = self.state.read();
         let bytes = state.encode();
         let manifest = Manifest {
-            last,
+            last: self.applied.as_ref().map_or(nothing, types::to_stored),
             membership: types::to_stored_members(&self.members),
             digest: state.digest(),
             state_digest: state.state_digest(),
             bytes: bytes.len() as u64,
             crc: crc32fast::hash(&bytes),
         };
-        Some((manifest, bytes.into()))
-    }
-
-    async fn newest(&self) -> Result<Option<Manifest>, io::Error> {
-        let reader = self.reader.clone();
-        let newest = tokio::task::spawn_blocking(move || snapshot::newest(&reader, LogIndex(u64::MAX)));
-        Ok(newest.await.map_err(io::Error::other)??)
-    }
-
-    async fn store(&self, manifest: Manifest, state: Bytes) -> Result<(), io::Error> {
-        let (writer, partition) = (self.writer.clone(), self.partition);
-        let write = tokio::task::spawn_blocking(move || snapshot::write(&writer, partition, &manifest, &state));
-        Ok(write.await.map_err(io::Error::other)??)
+        snapshot::write(&self.writer, self.partition, &manifest, &bytes).unwrap();
+        Builder { manifest: Some(manifest), reader: self.reader.clone(), transfers: self.transfers.clone() }
     }
 }
 
 /// What is kept in a snapshot's meta.
-fn meta(manifest: &Manifest) -> io::Result<SnapshotMetaOf<Types>> {
+pub(super) fn meta(manifest: &Manifest) -> io::Result<SnapshotMetaOf<Types>> {
     Ok(SnapshotMetaOf::<Types> {
         last_log_id: Some(types::from_stored(&manifest.last)),
         last_membership: types::from_stored_members(&manifest.membership)?,
@@ -284,12 +271,28 @@ impl RaftStateMachine<Types> for StateMachine {
             self.applied_gauge.set(applied.index as f64);
             let last = self.log.last().map_or(0, |last| last.index);
             self.lag_gauge.set(last.saturating_sub(applied.index) as f64);
+            self.retained_gauge.set(self.state.read().retained_bytes() as f64);
         }
         Ok(())
     }
 
+    // openraft asks for one when retention has had a snapshot made where it trims: that one is the answer. Nothing is encoded here
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        #[cfg(test)]
+        if force {
+            return Some(self.live_builder());
+        }
+        let _ = force;
+        let builder = self.get_snapshot_builder().await;
+        builder.manifest.is_some().then_some(builder)
+    }
+
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { snapshot: self.live(), reader: self.reader.clone(), writer: self.writer.clone() }
+        let manifest = self.at_trim_point().await.unwrap_or_else(|error| {
+            tracing::warn!(partition = %self.partition, %error, "the snapshot at the trim point cannot be read");
+            None
+        });
+        Builder { manifest, reader: self.reader.clone(), transfers: self.transfers.clone() }
     }
 
     async fn install_snapshot(
@@ -298,26 +301,13 @@ impl RaftStateMachine<Types> for StateMachine {
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         let Some(last) = meta.last_log_id else { return Ok(()) };
-        let bytes = snapshot.state.load().await?;
-        let decoded = bytes.clone();
-        let state = tokio::task::spawn_blocking(move || {
-            Partition::decode(&decoded).map(|state| (state.digest(), state.state_digest(), state))
-        });
-        let (digest, state_digest, state) = state.await.map_err(io::Error::other)?.map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("a received snapshot does not decode: {error}"))
-        })?;
-        let manifest = Manifest {
-            last: types::to_stored(&last),
-            membership: types::to_stored_members(&meta.last_membership),
-            digest,
-            state_digest,
-            bytes: bytes.len() as u64,
-            crc: crc32fast::hash(&bytes),
-        };
-        // durable before it takes effect: openraft drops the log it covers
-        if self.newest().await?.as_ref() != Some(&manifest) {
-            self.store(manifest, bytes).await?;
-        }
+        let (reader, writer) = (self.reader.clone(), self.writer.clone());
+        let install = tokio::task::spawn_blocking(move || install(&reader, &writer, last, &snapshot));
+        let state = install.await.map_err(io::Error::other)??;
+        // readers are told before the state is there: what they find is never older than what they are told
+        self.floor.raise(LogIndex(last.index + 1));
+        self.log.installed(last);
+        self.refused.remove_through(LogIndex(last.index));
         *self.state.write() = state;
         self.members = meta.last_membership.clone();
         self.advance(last);
@@ -327,54 +317,57 @@ impl RaftStateMachine<Types> for StateMachine {
         Ok(())
     }
 
-    // openraft sends this to peers whose log it has purged: it must cover what is purged at any time
+    // openraft sends this to peers whose log it has purged. The oldest that will do: what follows it they get from the log, so
+    // that they end up with everything that is retained
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types, SnapshotData>>, io::Error> {
-        let newest = self.newest().await?;
-        let covered = newest.as_ref().map(|manifest| types::from_stored(&manifest.last));
-        let retained = self.retained().await?;
-        if covered < self.log.purged()
-            && let Some((manifest, bytes)) = self.live()
-        {
-            let data = SnapshotData { state: SnapshotState::Bytes(bytes), retained };
-            return Ok(Some(Snapshot { meta: meta(&manifest)?, snapshot: data }));
-        }
-        let Some(manifest) = newest else { return Ok(None) };
-        let meta = meta(&manifest)?;
-        let state = SnapshotState::Stored(self.reader.clone(), Box::new(manifest));
-        Ok(Some(Snapshot { meta, snapshot: SnapshotData { state, retained } }))
+        let (reader, purged) = (self.reader.clone(), self.log.purged());
+        let from = purged.map_or(LogIndex(0), |purged| LogIndex(purged.index));
+        let oldest = tokio::task::spawn_blocking(move || snapshot::oldest(&reader, from));
+        let Some(manifest) = oldest.await.map_err(io::Error::other)?? else { return Ok(None) };
+        let (meta, reader) = (meta(&manifest)?, self.reader.clone());
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::stored(reader, manifest, &self.transfers) }))
     }
 }
 
-impl StateMachine {
-    async fn retained(&self) -> Result<Option<(LogIndex, LogIndex)>, io::Error> {
-        let reader = self.reader.clone();
-        let first = tokio::task::spawn_blocking(move || reader.first()).await.map_err(io::Error::other)??;
-        Ok(first.zip(self.applied.as_ref()).map(|(first, last)| (first.index, LogIndex(last.index))))
+/// Checks a snapshot that was received and puts it in the place of everything before it, durably: openraft drops the log it covers.
+/// Blocks.
+fn install(reader: &Reader, writer: &WriterHandle, last: LogId, snapshot: &SnapshotData) -> io::Result<Partition> {
+    let (manifest, partition) = (snapshot.manifest(), reader.partition());
+    let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("a received snapshot {what}"));
+    if manifest.last != types::to_stored(&last) {
+        return Err(refused("is of another entry than was said"));
     }
+    let bytes = snapshot.load()?;
+    let state = Partition::decode(&bytes).map_err(|error| refused(&format!("does not decode: {error}")))?;
+    if state.digest() != manifest.digest || state.id() != partition {
+        return Err(refused("is not what its manifest says"));
+    }
+    if !snapshot.is_in(reader) {
+        snapshot::write_chunks(writer, partition, manifest.last.index, &bytes)?;
+    }
+    snapshot::install(writer, partition, manifest)?;
+    Ok(state)
 }
 
-/// Makes the snapshot openraft asks for.
+/// Chunks go over the wire as they are stored.
+const _: () = assert!(trunkline_proto::peer::SNAPSHOT_CHUNK_BYTES == snapshot::CHUNK_BYTES);
+
+/// Answers with a stored snapshot.
 #[derive(Debug)]
 pub struct Builder {
-    snapshot: Option<(Manifest, Bytes)>,
+    manifest: Option<Manifest>,
     reader: Reader,
-    writer: WriterHandle,
+    transfers: Transfers,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotData>, io::Error> {
-        let Some((manifest, bytes)) = self.snapshot.take() else {
-            // nothing is applied yet: there is nothing to write, and installing it changes nothing
-            let data = SnapshotData { state: SnapshotState::Bytes(Bytes::new()), retained: None };
-            return Ok(Snapshot { meta: SnapshotMetaOf::<Types>::default(), snapshot: data });
-        };
-        let (writer, reader, stored, state) =
-            (self.writer.clone(), self.reader.clone(), manifest.clone(), bytes.clone());
-        let write = tokio::task::spawn_blocking(move || snapshot::write(&writer, reader.partition(), &stored, &state));
-        write.await.map_err(io::Error::other)??;
-        let data = SnapshotData { state: SnapshotState::Bytes(bytes), retained: None };
-        Ok(Snapshot { meta: meta(&manifest)?, snapshot: data })
+        let manifest =
+            self.manifest.clone().ok_or_else(|| io::Error::other("there is no snapshot at the trim point"))?;
+        let meta = meta(&manifest)?;
+        let snapshot = SnapshotData::stored(self.reader.clone(), manifest, &self.transfers);
+        Ok(Snapshot { meta, snapshot })
     }
 }

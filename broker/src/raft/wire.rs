@@ -1,15 +1,12 @@
 //! openraft's requests and answers as the messages of `peer.proto`, and back. What comes from a peer is checked here: openraft takes
 //! requests at their word, and a group that panicked over one would be down.
 
-use bytes::Bytes;
 use openraft::{
-    StoredMembership,
     entry::RaftEntry,
     raft::{
         AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
         TransferLeaderResponse, VoteRequest, VoteResponse,
     },
-    type_config::alias::SnapshotMetaOf,
     vote::RaftLeaderId,
 };
 use trunkline_proto::{LogIndex, PartitionId, v1::peer as pb};
@@ -18,7 +15,7 @@ use super::{
     frames::WireError,
     types::{self, CommittedLeader, Entry, LogId, Types, Vote},
 };
-use crate::store::{DiskId, record};
+use crate::store::{DiskId, Manifest, record};
 
 fn invalid(what: impl Into<String>) -> WireError {
     WireError::Invalid(what.into())
@@ -195,26 +192,14 @@ pub(super) fn from_transferred(
     })
 }
 
-pub(super) fn snapshot_head(sender: &Vote, meta: &SnapshotMetaOf<Types>, state: &Bytes) -> pb::SnapshotHead {
-    let (at, membership) = types::to_stored_members(&meta.last_membership);
-    pb::SnapshotHead {
-        vote: Some(vote(sender)),
-        last: meta.last_log_id.as_ref().map(log_id),
-        membership_at: at.map(|at| pb::LogId { term: at.term, index: at.index.0 }),
-        membership: membership.into(),
-        bytes: state.len() as u64,
-        crc: crc32fast::hash(state),
-    }
+pub(super) fn snapshot_head(sender: &Vote, manifest: &Manifest) -> pb::SnapshotHead {
+    pb::SnapshotHead { vote: Some(vote(sender)), manifest: manifest.encode().into() }
 }
 
-pub(super) fn from_snapshot_head(
-    head: &pb::SnapshotHead,
-    from: u64,
-) -> Result<(Vote, SnapshotMetaOf<Types>), WireError> {
-    let membership = types::decode_membership(&head.membership).map_err(|error| invalid(error.to_string()))?;
-    let last_membership = StoredMembership::new(head.membership_at.map(from_log_id), membership);
-    let last_log_id = Some(from_log_id(head.last.ok_or_else(|| invalid("a snapshot of nothing"))?));
-    Ok((leader_vote(head.vote, from)?, SnapshotMetaOf::<Types> { last_log_id, last_membership }))
+pub(super) fn from_snapshot_head(head: &pb::SnapshotHead, from: u64) -> Result<(Vote, Manifest), WireError> {
+    let manifest =
+        Manifest::decode(&head.manifest).map_err(|error| invalid(format!("a snapshot's manifest: {error}")))?;
+    Ok((leader_vote(head.vote, from)?, manifest))
 }
 
 /// A disk id of the wire.

@@ -16,7 +16,9 @@ pub mod keys;
 pub mod marks;
 pub mod reader;
 pub mod record;
+pub mod retention;
 pub mod snapshot;
+pub mod space;
 #[cfg(test)]
 mod tests;
 pub mod verify;
@@ -31,6 +33,7 @@ pub use identity::{DiskId, Identity};
 pub use reader::Reader;
 pub use record::{Payload, StoredEntry, StoredLogId, StoredVote};
 pub use snapshot::Manifest;
+pub use space::{NoSpace, Space};
 pub use verify::{Report, verify};
 pub use write::Write;
 pub use writer::{Handle as WriterHandle, Writer};

@@ -50,12 +50,30 @@ impl Reader {
         Ok(entry.map(|entry| entry.id))
     }
 
-    /// The first entry's place.
+    /// The first entry's place. What is purged is not there, whether or not it is deleted yet.
     pub fn first(&self) -> Result<Option<StoredLogId>, StoreError> {
+        let from = self.purged()?.map_or(LogIndex(0), |purged| LogIndex(purged.index.0 + 1));
+        let mut options = ReadOptions::default();
+        // what is deleted below is not even looked at
+        options.set_iterate_lower_bound(keys::log_key(from));
+        let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, options);
+        iterator.seek(keys::log_key(from));
+        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, from))?;
+        Ok(entry.map(|entry| entry.id))
+    }
+
+    /// The first entry that is on disk, purged or not.
+    pub(super) fn first_on_disk(&self) -> Result<Option<LogIndex>, StoreError> {
         let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
         iterator.seek_to_first();
-        let entry = self.current(&iterator).map_err(|error| error.near(self.partition, LogIndex(0)))?;
-        Ok(entry.map(|entry| entry.id))
+        let first = iterator.key().and_then(keys::parse_log_key);
+        iterator.status().map_err(|error| StoreError::from(error).near(self.partition, LogIndex(0)))?;
+        Ok(first)
+    }
+
+    /// One more than the last entry there is or was, before a snapshot took its place; 0 for an empty log.
+    pub fn end(&self) -> Result<u64, StoreError> {
+        Ok(self.last()?.max(self.purged()?).map_or(0, |last| last.index.0 + 1))
     }
 
     /// The entry at `index`.
@@ -182,19 +200,21 @@ impl Reader {
         Ok(None)
     }
 
-    /// The last entry with records at or before `through` ([`LogIndex`] 0: none).
-    pub fn last_with_records(&self, through: LogIndex) -> Result<LogIndex, StoreError> {
-        let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
+    /// The last entry with records from `first` on, at or before `through`.
+    pub fn last_with_records(&self, first: LogIndex, through: LogIndex) -> Result<Option<LogIndex>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(keys::log_key(first));
+        let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, options);
         iterator.seek_for_prev(keys::log_key(through));
         let near =
             |error: StoreError| error.within(|| format!("partition {} at or before index {through}", self.partition));
         while let Some(entry) = self.current(&iterator).map_err(near)? {
             if matches!(entry.payload, Payload::Entry(_)) {
-                return Ok(entry.id.index);
+                return Ok(Some(entry.id.index));
             }
             iterator.prev();
         }
-        Ok(LogIndex(0))
+        Ok(None)
     }
 
     /// Raft's vote.

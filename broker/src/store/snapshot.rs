@@ -33,7 +33,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    /// As bytes: what is stored, and what goes before the chunks to another broker.
+    pub fn encode(&self) -> Vec<u8> {
         let mut body = vec![MANIFEST_VERSION];
         let mut id = |id: &StoredLogId| {
             body.extend_from_slice(&id.term.to_le_bytes());
@@ -53,7 +54,8 @@ impl Manifest {
         body
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
+    /// Reads back [`Manifest::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
         let mut body = Body(bytes);
         let version = body.u8()?;
         if version != MANIFEST_VERSION {
@@ -69,22 +71,45 @@ impl Manifest {
     }
 }
 
-/// Writes a snapshot; when it returns the snapshot is on disk. Blocks.
-pub fn write(writer: &Handle, partition: PartitionId, manifest: &Manifest, state: &[u8]) -> Result<(), Closed> {
-    let index = manifest.last.index;
+/// Puts a snapshot whose chunks are written in the place of everything before it: either all of that or nothing has happened
+/// after a crash. Blocks.
+pub fn install(writer: &Handle, partition: PartitionId, manifest: &Manifest) -> Result<(), Closed> {
+    let sealed = record::encode_manifest(partition, manifest.last.index, &manifest.encode());
+    writer.write_blocking(partition, Write::Install { last: manifest.last, manifest: sealed })
+}
+
+/// Writes the chunks of a snapshot, which is none before its manifest is. Blocks.
+pub fn write_chunks(writer: &Handle, partition: PartitionId, index: LogIndex, state: &[u8]) -> Result<(), Closed> {
     for (chunk, bytes) in (0..).zip(state.chunks(CHUNK_BYTES)) {
         let value = record::encode_chunk(partition, index, chunk, bytes);
         writer.write_blocking(partition, Write::Snapshot { index, chunk, value })?;
     }
+    Ok(())
+}
+
+/// Writes a snapshot; when it returns the snapshot is on disk. Blocks.
+pub fn write(writer: &Handle, partition: PartitionId, manifest: &Manifest, state: &[u8]) -> Result<(), Closed> {
+    let index = manifest.last.index;
+    write_chunks(writer, partition, index, state)?;
     let value = record::encode_manifest(partition, index, &manifest.encode());
     writer.write_blocking(partition, Write::Snapshot { index, chunk: MANIFEST_CHUNK, value })
 }
 
-/// Deletes all but the newest `keep` snapshots, and what is left of unfinished ones before them. Blocks.
-pub fn retain(writer: &Handle, reader: &Reader, keep: usize) -> Result<(), StoreError> {
-    let Some(oldest) = list(reader)?.into_iter().take(keep).next_back() else { return Ok(()) };
-    // a closed writer deletes nothing, and nothing is lost by that
-    let _ = writer.write_blocking(reader.partition(), Write::SnapshotsBefore(oldest.last.index));
+/// Deletes all snapshots but the newest `keep`, the first that covers all that is purged, and the one at `trimmed`; and what is
+/// left of unfinished ones between them. Blocks.
+pub fn retain(writer: &Handle, reader: &Reader, keep: usize, trimmed: Option<LogIndex>) -> Result<(), StoreError> {
+    let purged = reader.purged()?.map(|purged| purged.index);
+    let snapshots: Vec<LogIndex> = list(reader)?.into_iter().map(|manifest| manifest.last.index).collect();
+    let anchor = purged.and_then(|purged| snapshots.iter().rev().copied().find(|index| *index >= purged));
+    let is_kept = |(n, index): &(usize, LogIndex)| *n < keep || Some(*index) == anchor || Some(*index) == trimmed;
+    let mut kept: Vec<LogIndex> = snapshots.into_iter().enumerate().filter(is_kept).map(|(_, index)| index).collect();
+    kept.reverse();
+    let mut after = None;
+    for before in kept {
+        // a closed writer deletes nothing, and nothing is lost by that
+        let _ = writer.write_blocking(reader.partition(), Write::SnapshotsBetween { after, before });
+        after = Some(before);
+    }
     Ok(())
 }
 
@@ -128,6 +153,34 @@ pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, St
     }
 }
 
+/// The oldest snapshot that covers everything up to `from`.
+pub fn oldest(reader: &Reader, from: LogIndex) -> Result<Option<Manifest>, StoreError> {
+    let (db, partition) = (reader.db(), reader.partition());
+    let mut options = rocksdb::ReadOptions::default();
+    // what is deleted below is not even looked at
+    options.set_iterate_lower_bound(keys::snapshot_key(partition, from, 0));
+    let mut iterator = db.rocks().raw_iterator_cf_opt(db.snapshots()?, options);
+    let mut target = keys::snapshot_key(partition, from, 0);
+    loop {
+        iterator.seek(target);
+        let Some((key, value)) = iterator.item() else {
+            iterator.status().map_err(|error| unreadable(partition, error))?;
+            return Ok(None);
+        };
+        match keys::parse_snapshot_key(key) {
+            Some((found, index, MANIFEST_CHUNK)) if found == partition => {
+                let manifest = record::decode_manifest(partition, index, value).and_then(Manifest::decode);
+                return manifest.map(Some).map_err(|error| damaged(partition, index, &error.to_string()));
+            }
+            // its manifest comes after its chunks; an unfinished one has none, and the next key is another one's
+            Some((found, index, _)) if found == partition => {
+                target = keys::snapshot_key(partition, index, MANIFEST_CHUNK);
+            }
+            _ => return Ok(None),
+        }
+    }
+}
+
 /// Reads a snapshot's state and checks it.
 pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError> {
     let (db, partition, index) = (reader.db(), reader.partition(), manifest.last.index);
@@ -151,6 +204,16 @@ pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError>
         true => Ok(state),
         false => Err(damaged(partition, index, "its bytes are not those its manifest describes")),
     }
+}
+
+/// Reads one chunk of a snapshot.
+pub fn chunk(reader: &Reader, index: LogIndex, n: u32) -> Result<Vec<u8>, StoreError> {
+    let (db, partition) = (reader.db(), reader.partition());
+    let value = db.rocks().get_pinned_cf(db.snapshots()?, keys::snapshot_key(partition, index, n));
+    let value = value.map_err(|error| unreadable(partition, error))?;
+    let value = value.ok_or_else(|| damaged(partition, index, &format!("chunk {n} is missing")))?;
+    let bytes = record::decode_chunk(partition, index, n, &value);
+    Ok(bytes.map_err(|error| damaged(partition, index, &format!("chunk {n}: {error}")))?.to_vec())
 }
 
 fn unreadable(partition: PartitionId, error: rocksdb::Error) -> StoreError {

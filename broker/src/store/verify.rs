@@ -127,13 +127,27 @@ impl<'a> Walk<'a> {
         self.find_end()?;
         check_mark(self.reader, mark)?;
         self.report.committed = self.reader.committed()?;
+        check_covered(self.reader)?;
+        let purged = self.reader.purged()?.map_or(0, |purged| purged.index.0);
         let mut snapshots = snapshot::list(self.reader)?;
-        let (Some(first), Some(last)) = (self.reader.first()?, self.reader.last()?) else { return Ok(()) };
+        // older ones are about to be deleted: the log after them is
+        snapshots.retain(|manifest| manifest.last.index.0 >= purged);
+        let (Some(first), Some(last)) = (self.reader.first()?, self.reader.last()?) else {
+            // a snapshot has taken the place of the log, and nothing has come since
+            if let Some(manifest) = snapshots.pop() {
+                self.report.committed = self.report.committed.max(Some(manifest.last));
+                self.begin_at_snapshot(&manifest)?;
+            }
+            return Ok(());
+        };
         // a snapshot covers applied entries only, whatever the lazily written committed position says
         let through = snapshots.first().map(|manifest| manifest.last).max(self.report.committed);
         self.report.committed = through;
         if first.index.0 > 0 {
-            self.begin_at_snapshot(first.index, &mut snapshots)?;
+            match snapshots.pop() {
+                Some(oldest) => self.begin_at_snapshot(&oldest)?,
+                None => return Err(uncovered(self.reader.partition(), first.index)),
+            }
         }
         let mut time = Timestamp(0);
         let mut scan = self.reader.scan(first.index, LogIndex(last.index.0 + 1))?;
@@ -178,15 +192,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Where retention has taken the beginning, the replay begins at the oldest snapshot.
-    fn begin_at_snapshot(&mut self, first: LogIndex, snapshots: &mut Vec<Manifest>) -> Result<(), StoreError> {
-        let Some(manifest) = snapshots.pop() else {
-            return Err(StoreError::at(
-                self.reader.partition(),
-                first,
-                "the log begins here, and no snapshot covers what is before",
-            ));
-        };
-        self.state = decode_state(self.reader, &manifest)?;
+    fn begin_at_snapshot(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
+        self.state = decode_state(self.reader, manifest)?;
         self.report.snapshots += 1;
         Ok(())
     }
@@ -242,12 +249,28 @@ pub fn decode_state(reader: &Reader, manifest: &Manifest) -> Result<core::Partit
     Ok(state)
 }
 
+/// Refuses a log whose beginning is gone without a snapshot that covers it.
+pub fn check_covered(reader: &Reader) -> Result<(), StoreError> {
+    let first = reader.first()?.map_or(LogIndex(0), |first| first.index);
+    let Some(purged) = reader.purged()? else {
+        return if first.0 == 0 { Ok(()) } else { Err(uncovered(reader.partition(), first)) };
+    };
+    match snapshot::oldest(reader, purged.index)? {
+        Some(_) => Ok(()),
+        None => Err(uncovered(reader.partition(), LogIndex(purged.index.0 + 1))),
+    }
+}
+
+fn uncovered(partition: PartitionId, first: LogIndex) -> StoreError {
+    StoreError::at(partition, first, "the log begins here, and no snapshot covers what is before")
+}
+
 /// Refuses a log that ends before what was acknowledged from it, or a vote older than one that was given.
 pub fn check_mark(reader: &Reader, mark: Mark) -> Result<(), StoreError> {
     let place = || format!("partition {}", reader.partition());
-    let last = reader.last()?;
-    if last.map_or(0, |last| last.index.0 + 1) < mark.end {
-        let ends = last.map_or_else(|| "is empty".to_owned(), |last| format!("ends at index {}", last.index));
+    let end = reader.end()?;
+    if end < mark.end {
+        let ends = end.checked_sub(1).map_or_else(|| "is empty".to_owned(), |last| format!("ends at index {last}"));
         let marked = mark.end.saturating_sub(1);
         let reason = format!("its log {ends}, but index {marked} was synced: acknowledged data is lost");
         return Err(StoreError::Damaged { place: place(), reason });

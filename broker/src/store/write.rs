@@ -34,7 +34,12 @@ pub enum Write {
     /// The committed position. Not synced.
     Committed(StoredLogId),
     /// Raft's logical purge. Synced.
-    Purged(StoredLogId),
+    Purged {
+        /// The last entry that is purged.
+        id: StoredLogId,
+        /// It is beyond the end of the log, which goes as a whole.
+        beyond: bool,
+    },
     /// Refused records of an applied entry. Not synced, but before whatever is queued later.
     Refused {
         /// The entry.
@@ -51,23 +56,44 @@ pub enum Write {
         /// As stored.
         value: Vec<u8>,
     },
-    /// Deletes every snapshot value before this index. Not synced.
-    SnapshotsBefore(LogIndex),
+    /// Deletes the snapshots between two indexes, those at them excluded, and what is left of unfinished ones there. Not synced.
+    SnapshotsBetween {
+        /// Stays, as does what is before it; none: nothing is before.
+        after: Option<LogIndex>,
+        /// Stays, as does what is after it.
+        before: LogIndex,
+    },
+    /// A snapshot whose chunks are written takes the place of everything up to it: log, refused records and older snapshots.
+    /// Synced, all of it or nothing.
+    Install {
+        /// The last entry it covers.
+        last: StoredLogId,
+        /// Its manifest, as stored.
+        manifest: Vec<u8>,
+    },
+    /// Deletes what retention has taken: entries and refused records up to this index, and the snapshots before it. Synced: what
+    /// frees the disk afterwards may uncover some of it again, but not if this is certain.
+    Trim(LogIndex),
 }
 
 impl Write {
     /// Whether it counts only once it is synced.
     pub(super) fn needs_sync(&self) -> bool {
         match self {
-            Self::Entries(_) | Self::Truncate { .. } | Self::Vote(_) | Self::Purged(_) => true,
+            Self::Entries(_)
+            | Self::Truncate { .. }
+            | Self::Vote(_)
+            | Self::Purged { .. }
+            | Self::Install { .. }
+            | Self::Trim(_) => true,
             Self::Snapshot { chunk, .. } => *chunk == keys::MANIFEST_CHUNK,
-            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBefore(_) => false,
+            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. } => false,
         }
     }
 
     /// Whether it may wait for a later write rather than wake the writer (a wake costs 27 µs of CPU, costs E).
     pub(super) fn is_lazy(&self) -> bool {
-        matches!(self, Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBefore(_))
+        matches!(self, Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. })
     }
 
     /// Bytes it adds to a batch, about.
@@ -78,6 +104,7 @@ impl Write {
             }
             Self::Refused { refused, .. } => refused.len() * 3,
             Self::Snapshot { value, .. } => value.len(),
+            Self::Install { manifest, .. } => manifest.len(),
             _ => 0,
         };
         payload + 64
@@ -94,6 +121,8 @@ pub(super) fn advance(mark: &mut Mark, write: &Write) {
         }
         Write::Truncate { keep, .. } => mark.end = mark.end.min(keep.map_or(0, |keep| keep.0 + 1)),
         Write::Vote(vote) => mark.term = vote.term,
+        // the log begins after it: nothing before is missing, everything up to it is acknowledged
+        Write::Purged { id: last, .. } | Write::Install { last, .. } => mark.end = mark.end.max(last.index.0 + 1),
         _ => {}
     }
 }
@@ -122,9 +151,11 @@ pub(super) fn add(db: &Db, batch: &mut WriteBatch, partition: PartitionId, write
             let value = record::encode_log_id(partition, id);
             batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Committed, partition), value);
         }
-        Write::Purged(id) => {
-            let value = record::encode_log_id(partition, id);
-            batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Purged, partition), value);
+        Write::Purged { id, beyond } => {
+            if *beyond {
+                delete_log(db, batch, partition, id.index)?;
+            }
+            purge(db, batch, partition, id)?;
         }
         Write::Refused { index, refused } => {
             let value = record::encode_refused(partition, *index, refused);
@@ -133,10 +164,48 @@ pub(super) fn add(db: &Db, batch: &mut WriteBatch, partition: PartitionId, write
         Write::Snapshot { index, chunk, value } => {
             batch.put_cf(db.snapshots()?, keys::snapshot_key(partition, *index, *chunk), value);
         }
-        Write::SnapshotsBefore(index) => {
-            let first = keys::snapshot_key(partition, LogIndex(0), 0);
-            batch.delete_range_cf(db.snapshots()?, first, keys::snapshot_key(partition, *index, 0));
+        Write::SnapshotsBetween { after, before } => {
+            delete_snapshots(db, batch, partition, after.map_or(0, |after| after.0 + 1), *before)?;
         }
+        Write::Install { last, manifest } => {
+            batch.put_cf(db.snapshots()?, keys::snapshot_key(partition, last.index, keys::MANIFEST_CHUNK), manifest);
+            trim(db, batch, partition, last.index)?;
+            purge(db, batch, partition, last)?;
+        }
+        Write::Trim(through) => trim(db, batch, partition, *through)?,
+    }
+    Ok(())
+}
+
+fn purge(db: &Db, batch: &mut WriteBatch, partition: PartitionId, id: &StoredLogId) -> Result<(), StoreError> {
+    let value = record::encode_log_id(partition, id);
+    batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Purged, partition), value);
+    Ok(())
+}
+
+/// From the very beginning, whatever was deleted before: files that went with their tombstones may have uncovered some of it.
+fn trim(db: &Db, batch: &mut WriteBatch, partition: PartitionId, through: LogIndex) -> Result<(), StoreError> {
+    delete_log(db, batch, partition, through)?;
+    let first = keys::refused_key(partition, LogIndex(0));
+    batch.delete_range_cf(db.refused()?, first, keys::refused_key(partition, LogIndex(through.0 + 1)));
+    delete_snapshots(db, batch, partition, 0, through)
+}
+
+fn delete_log(db: &Db, batch: &mut WriteBatch, partition: PartitionId, through: LogIndex) -> Result<(), StoreError> {
+    batch.delete_range_cf(db.log(partition)?, keys::log_key(LogIndex(0)), keys::log_key(LogIndex(through.0 + 1)));
+    Ok(())
+}
+
+fn delete_snapshots(
+    db: &Db,
+    batch: &mut WriteBatch,
+    partition: PartitionId,
+    first: u64,
+    end: LogIndex,
+) -> Result<(), StoreError> {
+    let (from, to) = (keys::snapshot_key(partition, LogIndex(first), 0), keys::snapshot_key(partition, end, 0));
+    if from < to {
+        batch.delete_range_cf(db.snapshots()?, from, to);
     }
     Ok(())
 }

@@ -351,6 +351,45 @@ fn nothing_a_group_still_needs_is_trimmed() {
 }
 
 #[test]
+fn a_group_is_forgotten_only_while_nobody_is_its_member() {
+    let (mut log, base, _) = four_events();
+    let forget = |log: &mut Log, group: &str, epoch: u64| {
+        let body = v1::GroupDropped { group: group.into(), epoch };
+        log.leader(&[of_leader(RecordKind::GroupDropped, &body)]).verdict(0)
+    };
+    assert_eq!(forget(&mut log, "nobody", 1), refused(Refusal::Gone));
+    assert_eq!(forget(&mut log, "g", 1), refused(Refusal::NotOpen));
+    let nobody = v1::HandlerAssigned { group: "g".into(), epoch: 2, base, through: base, ..Default::default() };
+    log.leader(&[of_leader(RecordKind::HandlerAssigned, &nobody)]);
+    let active = log.state.group("g").unwrap().active;
+    assert_eq!(active, log.state.time());
+    assert_eq!(forget(&mut log, "g", 1), refused(Refusal::StaleEpoch), "it was assigned meanwhile");
+    assert_eq!(forget(&mut log, "g", 2), Verdict::Applied);
+    assert!(log.state.group("g").is_none());
+    assert_eq!(log.state.retention_limit(), Offset::end_of(log.state.applied()), "it holds nothing back any more");
+    log.put(&[commit("g", 2, base, base, &[], &[], &[])]);
+    assert!(log.state.group("g").is_none());
+    log.leader(&[started("g", v1::start::At::Earliest(true))]);
+    assert_eq!(log.state.group("g").unwrap().epoch, 1, "it begins anew");
+}
+
+#[test]
+fn what_is_trimmed_is_not_counted_as_retained() {
+    let mut log = Log::with_connection(&[]);
+    for _ in 0..40 {
+        log.edge(&vec![message(id(1)); 1000]);
+    }
+    let before = log.state.retained_bytes();
+    let milestones: Vec<_> = log.state.milestones().collect();
+    let middle = milestones[milestones.len() / 2];
+    log.leader(&[of_leader(RecordKind::Trimmed, &v1::Trimmed { through: Offset::end_of(middle.index).0 })]);
+    assert_eq!(log.state.first_retained(), LogIndex(middle.index.0 + 1));
+    let added = log.state.retained_bytes() + middle.bytes - before;
+    assert!(added < 200, "but for the record itself: {added}");
+    assert!(log.state.milestones().next().unwrap().index > middle.index);
+}
+
+#[test]
 fn an_apply_version_nobody_knows_is_refused() {
     let mut log = Log::new();
     for version in [0, 1, 2, u32::MAX] {

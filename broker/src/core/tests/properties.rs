@@ -29,6 +29,7 @@ enum Attempt {
     Commit { group: u8, skew: i8, base: i8, settle: Vec<Fate>, holes: u8, commands: Vec<Command> },
     Assign { group: u8, skew: i8, give: u8, nobody: bool },
     Reset { group: u8, back: u8 },
+    Forget { group: u8, skew: u8 },
     LeaderCloses { max: u8, also: u8 },
     Forward { skew: i8, commands: Vec<Command> },
     Forwarded { back: u8 },
@@ -120,6 +121,7 @@ fn attempt() -> impl Strategy<Value = Attempt> {
         3 => (0..2u8, skew(), 0..4u8, any::<bool>())
             .prop_map(|(group, skew, give, nobody)| Attempt::Assign { group, skew, give, nobody }),
         1 => (0..2u8, 0..20u8).prop_map(|(group, back)| Attempt::Reset { group, back }),
+        1 => (0..2u8, 0..4u8).prop_map(|(group, skew)| Attempt::Forget { group, skew: skew / 3 }),
         3 => (0..4u8, 0..6u8).prop_map(|(max, also)| Attempt::LeaderCloses { max, also }),
         3 => (skew(), commands()).prop_map(|(skew, commands)| Attempt::Forward { skew, commands }),
         1 => (0..5u8).prop_map(|back| Attempt::Forwarded { back }),
@@ -194,6 +196,11 @@ impl Writers<'_> {
                 self.commit(*group, *skew, *base, settle, *holes, commands)
             }
             Attempt::Assign { group, skew, give, nobody } => self.leader(self.assign(*group, *skew, *give, *nobody)),
+            Attempt::Forget { group, skew } => {
+                let group = group_name(*group);
+                let epoch = self.state.group(&group).map_or(0, |group| group.epoch) + u64::from(*skew);
+                self.leader(of_leader(RecordKind::GroupDropped, &v1::GroupDropped { group, epoch }))
+            }
             Attempt::Reset { group, back } => {
                 let at = self.events.len().saturating_sub(usize::from(*back));
                 let through = self.events.get(at).map_or(0, |offset| offset.0);
@@ -387,6 +394,12 @@ impl Model {
                 let body: v1::GroupReset = record.decode().unwrap();
                 self.through.insert(body.group.clone(), Offset::ZERO);
                 self.settled.entry(body.group).or_default().retain(|offset| *offset <= body.through);
+            }
+            RecordKind::GroupDropped => {
+                let group = record.decode::<v1::GroupDropped>().unwrap().group;
+                self.epochs.remove(&group);
+                self.through.remove(&group);
+                self.settled.remove(&group);
             }
             RecordKind::HandlerCommitted => {
                 let body: v1::HandlerCommitted = record.decode().unwrap();

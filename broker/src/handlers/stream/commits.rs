@@ -172,7 +172,7 @@ impl Stream {
             self.answer(id, commit::append_failed(&error));
         }
         match error {
-            AppendError::TooLarge { .. } | AppendError::Busy { .. } => Ok(()),
+            AppendError::TooLarge { .. } | AppendError::Busy { .. } | AppendError::Full(_) => Ok(()),
             AppendError::NotLeader { .. } | AppendError::Closed { .. } => Err(End::NotLeader),
             AppendError::Unknown { .. } => Err(End::Restart),
         }

@@ -1,1 +1,2 @@
+mod install;
 mod suite;

@@ -12,7 +12,7 @@ use trunkline_proto::{LogIndex, PartitionId};
 use crate::{
     core::{AppliedEntry, Partition},
     raft::{
-        AppliedSink, SnapshotEvery,
+        AppliedSink, Floor, SnapshotEvery, Transfers,
         log_store::LogStore,
         snapshotter::Pace,
         state_machine::{Initial, Parts, PendingRefused, StateMachine},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 #[derive(Debug)]
-struct Nobody;
+pub(super) struct Nobody;
 
 impl AppliedSink for Nobody {
     fn entry_applied(&self, _: Arc<AppliedEntry>) {}
@@ -53,6 +53,8 @@ impl StoreBuilder<Types, LogStore, StateMachine, Guard> for Builder {
             sink: Arc::new(Nobody),
             term: watch::channel(0).0,
             pace: Pace::new(id, SnapshotEvery::default(), mpsc::channel(1).0),
+            floor: Floor::new(LogIndex(0)),
+            transfers: Transfers::default(),
         };
         Ok(((writer, dir), log, StateMachine::new(initial, parts)))
     }

@@ -136,7 +136,7 @@ fn the_newest_whole_snapshot_is_found_and_older_ones_go() {
     assert_eq!(snapshot::newest(&reader, LogIndex(u64::MAX)).unwrap(), None);
     for index in [10, 20, 30] {
         snapshot::write(&writer, PartitionId(0), &manifest(index), &state).unwrap();
-        snapshot::retain(&writer, &reader, 2).unwrap();
+        snapshot::retain(&writer, &reader, 2, None).unwrap();
     }
     // one that was not finished
     let value = crate::store::record::encode_chunk(PartitionId(0), LogIndex(40), 0, b"half");

@@ -36,7 +36,8 @@ fn open(dir: &Path, partitions: u16) -> Result<Store, super::OpenError> {
     for (partition, mark) in identity.partitions.iter().zip(marks) {
         let reader = Reader::new(Arc::clone(&db), partition);
         super::verify::check_mark(&reader, mark)?;
-        current.push(Mark { end: reader.last()?.map_or(0, |last| last.index.0 + 1), term: mark.term });
+        super::verify::check_covered(&reader)?;
+        current.push(Mark { end: reader.end()?, term: mark.term });
     }
     let health = Health::new();
     let writer = Writer::start(Arc::clone(&db), dir.to_owned(), current, health.clone()).unwrap();
