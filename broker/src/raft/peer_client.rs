@@ -281,12 +281,13 @@ fn boxed<'s, T>(stream: impl Stream<Item = T> + Send + 's) -> BoxStream<'s, T> {
 /// An append that was sent: what it followed, and its last entry.
 type Sent = (Option<LogId>, Option<LogId>);
 type Answer = Result<StreamAppendResult<Types>, RPCError<Types>>;
+type Half<'s> = Pin<Box<dyn Future<Output = Result<(), WireError>> + Send + 's>>;
 
 /// Appends and their answers, in order. Both halves run inside the stream's own polls: once it is dropped nothing reads the input any
 /// more, which belongs to the group's replication and is read by its next stream.
 struct AppendStream<'s> {
-    writer: Option<Pin<Box<dyn Future<Output = Result<(), WireError>> + Send + 's>>>,
-    reader: Option<Pin<Box<dyn Future<Output = Result<(), WireError>> + Send + 's>>>,
+    writer: Option<Half<'s>>,
+    reader: Option<Half<'s>>,
     answers: mpsc::Receiver<StreamAppendResult<Types>>,
     client: &'s PeerClient,
 }

@@ -23,6 +23,9 @@ use crate::{
     subscription::StartAt,
 };
 
+/// How long a change of members or leaders may take, over all partitions.
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// HTTP/2 windows: their quotient is how many slow streams may stall before they block the others.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -215,6 +218,32 @@ impl Client {
     pub async fn reset_group(&self, group: impl Into<String>, to: StartAt) -> Result<Vec<v1::Group>, ClientError> {
         let request = v1::ResetGroupRequest { group: group.into(), to: Some(to.into()) };
         Ok(self.cluster().reset_group(self.timed(request)).await?.into_inner().groups)
+    }
+
+    /// Makes a broker a member of every partition; it votes once it has caught up, for which it is given `patience`.
+    pub async fn add_member(&self, id: u64, link: impl Into<String>, patience: Duration) -> Result<(), ClientError> {
+        let patience_seconds = u32::try_from(patience.as_secs().max(1)).unwrap_or(u32::MAX);
+        let message = v1::AddMemberRequest { id, link: link.into(), patience_seconds };
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(patience + MEMBER_TIMEOUT);
+        self.cluster().add_member(request).await?;
+        Ok(())
+    }
+
+    /// Takes a broker out of every partition.
+    pub async fn remove_member(&self, id: u64) -> Result<(), ClientError> {
+        let mut request = tonic::Request::new(v1::RemoveMemberRequest { id });
+        request.set_timeout(MEMBER_TIMEOUT);
+        self.cluster().remove_member(request).await?;
+        Ok(())
+    }
+
+    /// Has another broker lead a partition; returns once it does.
+    pub async fn transfer_leader(&self, partition: u16, to: u64) -> Result<(), ClientError> {
+        let mut request = tonic::Request::new(v1::TransferLeaderRequest { partition: u32::from(partition), to });
+        request.set_timeout(MEMBER_TIMEOUT);
+        self.cluster().transfer_leader(request).await?;
+        Ok(())
     }
 
     fn timed<T>(&self, message: T) -> tonic::Request<T> {
