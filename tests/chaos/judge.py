@@ -231,7 +231,7 @@ class Judge:
         for record in held:
             earliest.setdefault(record.partition, record.offset)
         trimmed = {}
-        for row in _rows(self.clients.folder / "reads.jsonl") if self.cluster.settings.retention_bytes else ():
+        for row in _rows(self.clients.folder / "reads.jsonl") if self.cluster.settings.retention else ():
             for fields in row.get("records", ()):
                 record = parse_record(fields)
                 if record.offset < earliest.get(record.partition, (0, 0)):

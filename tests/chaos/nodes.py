@@ -42,8 +42,8 @@ class Settings:
     members: int = 2
     partitions: int = 3
     snapshot_entries: int = 300
-    retention_bytes: str = ""
-    """Log kept a partition; empty: all."""
+    retention: str = ""
+    """How long the log is kept; empty: for good."""
     edge_grace: str = "2s"
     handler_lease: str = "2s"
     handler_deadline: str = "10s"
@@ -92,7 +92,7 @@ class Broker(Node):
             f'handler_lease = "{settings.handler_lease}"',
             "[broker.snapshots]",
             f"log_entries = {settings.snapshot_entries}",
-            *(["[broker.retention]", f'bytes = "{settings.retention_bytes}"'] if settings.retention_bytes else []),
+            *(["[broker.retention]", f'time = "{settings.retention}"', 'check_every = "1s"'] if settings.retention else []),
             "[broker.limits]",
             f'handler_deadline = "{settings.handler_deadline}"',
         ]

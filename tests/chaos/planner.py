@@ -46,7 +46,7 @@ KINDS = {
         Kind("kill-all", "brokers", (0.2, 2), 10, alone=True, about="kill -9 of every broker within 50 ms"),
         Kind("power-one", "broker", (0.2, 3), 7, about="power cut of one broker: process and disk"),
         Kind("power-all", "brokers", (0.2, 2), 12, alone=True, about="power cut of every broker within 50 ms"),
-        Kind("pause-leader", "broker", (4, 9), 5, brokers=3, about="SIGSTOP of a leader beyond the election timeout"),
+        Kind("pause-leader", "broker", (6, 9), 5, brokers=3, about="SIGSTOP of a leader beyond the election timeout"),
         Kind("pause-cut-pause", "brokers", (3, 5), 15, brokers=3, alone=True, about="pause A, cut B, pause C, resume A, start B"),
         Kind("partition-full", "broker", (5, 9), 6, brokers=3, about="a leader alone against the others"),
         Kind("partition-one-way", "broker", (5, 9), 6, brokers=3, about="a leader sends and hears nothing"),
@@ -147,6 +147,8 @@ def options(chance: random.Random, brokers: int) -> Settings:
         brokers=brokers,
         partitions=chance.choice([1, 3, 4]),
         snapshot_entries=chance.choice([150, 400, 1500]),
+        # short: who comes back or anew finds the log trimmed, and needs a snapshot
+        retention=chance.choice(["", "15s"]),
         writers=chance.randint(10, 20),
         watchers=chance.randint(2, 4),
         pause=chance.choice([0.15, 0.25, 0.4]),

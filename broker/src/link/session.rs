@@ -206,8 +206,12 @@ async fn grant(link: &Link, edge: &str, nonce: &bytes::Bytes) -> Result<u64, Ref
     let known = role.wait_for(|role| !matches!(role, Role::Follower { leader: None }));
     match timeout(LEADER_TIMEOUT, known).await {
         Ok(Ok(role)) if matches!(*role, Role::Leader { .. }) => {}
-        Ok(Ok(role)) if matches!(*role, Role::Follower { .. }) => return Ok(0),
-        Ok(_) => return Err(unhealthy("partition 0 is closed")),
+        // not a session without an incarnation: it would look older than what a dead process of this name has left here
+        Ok(Ok(role)) => match *role {
+            Role::Follower { leader } => return Err(not_leader(leader)),
+            _ => return Err(unhealthy("partition 0 is closed")),
+        },
+        Ok(Err(_)) => return Err(unhealthy("partition 0 is closed")),
         Err(_) => return Err(not_leader(None)),
     }
     let body = v1::EdgeAttached { edge: edge.to_owned(), incarnation: 0, nonce: nonce.clone() };
