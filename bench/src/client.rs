@@ -64,7 +64,7 @@ impl Socket {
                 read
             });
             match read {
-                Ok(0) => bail!("the server closed the connection"),
+                Ok(0) => bail!("the server closed the connection, with code {:?}", self.frames.close_code),
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
@@ -108,6 +108,7 @@ struct FrameReader {
     left: u64,
     stamp: [u8; 8],
     stamped: usize,
+    close_code: Option<u16>,
 }
 
 impl FrameReader {
@@ -127,8 +128,10 @@ impl FrameReader {
             self.left -= take as u64;
             bytes = &bytes[take..];
             if self.left == 0 {
-                if matches!(self.header[0] & 0x0f, 1 | 2) {
-                    on_frame(self.stamp);
+                match self.header[0] & 0x0f {
+                    1 | 2 => on_frame(self.stamp),
+                    8 => self.close_code = Some(u16::from_be_bytes([self.stamp[0], self.stamp[1]])),
+                    _ => {}
                 }
                 (self.in_payload, self.have) = (false, 0);
             }

@@ -1,6 +1,9 @@
-//! A partition's log and state without sockets: entries as an edge and its leader would make them.
+//! Partitions' logs and states without sockets: entries as an edge and the leaders would make them.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -8,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_broker::{
     append::{Appended, Handle, Pending},
     core::Partition,
-    node::{Node, NodeConfig, SnapshotEvery},
+    node::{Node, NodeConfig, PartitionHandle, SnapshotEvery},
     raft::snapshotter,
     store::{Db, Health, Reader, Writer, identity, marks},
 };
@@ -47,6 +50,8 @@ impl Random {
 #[derive(Clone, Copy)]
 pub(crate) struct Contents {
     pub(crate) connections: u64,
+    /// That connections and messages are spread over.
+    pub(crate) partitions: PartitionCount,
     /// Channels that the connections are spread over, each in one; 0: none.
     pub(crate) channels: u64,
     /// Messages, each of a connection picked at random.
@@ -55,21 +60,37 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    /// The edge attaches, opens its connections and sends messages.
-    pub(crate) fn batches(self) -> impl Iterator<Item = Batch> {
-        let attach = v1::EdgeAttached { edge: EDGE.into(), incarnation: 0, nonce: vec![7].into() };
+    /// The edge attaches to a partition, opens its connections there and sends their messages.
+    pub(crate) fn batches(self, partition: PartitionId) -> impl Iterator<Item = Batch> {
+        // partition 0 grants the incarnation, the others are told
+        let incarnation = u64::from(partition.0 != 0);
+        let attach = v1::EdgeAttached { edge: EDGE.into(), incarnation, nonce: vec![7].into() };
         let attach = Record::new(RecordKind::EdgeAttached, ConnectionId::NONE, "", &attach);
         let mut random = Random::new(1);
         let payload = Bytes::from(noise(self.payload + 4096));
-        let total = self.connections + self.messages;
+        let connections = self.share(self.connections, partition);
+        let total = connections + self.share(self.messages, partition);
+        // the partition's n-th connection
+        let nth = move |n| n * u64::from(self.partitions.get()) + u64::from(partition.0);
         let numbered = (0..total.div_ceil(BATCH_RECORDS)).map(move |batch| {
             let first = batch * BATCH_RECORDS;
-            let records = (first..total.min(first + BATCH_RECORDS))
-                .map(|n| if n < self.connections { self.opened(n) } else { self.message(random.next(), &payload) });
+            let records = (first..total.min(first + BATCH_RECORDS)).map(|n| match n < connections {
+                true => self.opened(nth(n)),
+                false => {
+                    let random = random.next();
+                    self.message(nth(random % connections.max(1)), random, &payload)
+                }
+            });
             let source = v1::EdgeSource { edge: EDGE.into(), incarnation: 1, sequence: batch + 1 };
             Batch::new(Source::Edge(source), &records.collect::<Vec<_>>())
         });
         std::iter::once(Batch::new(Source::Leader, &[attach])).chain(numbered)
+    }
+
+    /// Of so many numbers from 0, those that leave the partition's as the remainder.
+    fn share(self, total: u64, partition: PartitionId) -> u64 {
+        let partitions = u64::from(self.partitions.get());
+        (total + partitions - 1 - u64::from(partition.0)) / partitions
     }
 
     fn opened(self, n: u64) -> Record {
@@ -82,27 +103,31 @@ impl Contents {
             channels,
             ..Default::default()
         };
-        Record::new(RecordKind::ConnectionOpened, id(n), API, &body)
+        Record::new(RecordKind::ConnectionOpened, id(n, self.partitions), API, &body)
     }
 
-    fn message(self, random: u64, payload: &Bytes) -> Record {
+    fn message(self, connection: u64, random: u64, payload: &Bytes) -> Record {
         // a window that moves over the noise, so that no two messages are alike for a compressor
         let at = (random >> 52) as usize;
         let payload = payload.slice(at..at + self.payload);
         let body = v1::MessageReceived { kind: v1::MessageKind::Binary.into(), payload };
-        Record::new(RecordKind::MessageReceived, id(random % self.connections.max(1)), API, &body)
+        Record::new(RecordKind::MessageReceived, id(connection, self.partitions), API, &body)
     }
 }
 
-/// Connection `n`: ids are random.
-fn id(n: u64) -> ConnectionId {
-    let (mut random, mut id) = (Random::new(n), [0; 16]);
+/// Connection `n`: ids are random, but for their partition, which is the remainder of `n`.
+fn id(n: u64, partitions: PartitionCount) -> ConnectionId {
+    let (mut random, mut id, count) = (Random::new(n), [0; 16], partitions.get());
     id[..8].copy_from_slice(&random.next().to_le_bytes());
     id[8..].copy_from_slice(&random.next().to_le_bytes());
+    let slots = u16::MAX / count;
+    let slot = u16::from_be_bytes([id[0], id[1]]) % slots;
+    // both fit: slot < 65535 / count, and the remainder is below the count
+    id[..2].copy_from_slice(&(slot * count + (n % u64::from(count)) as u16).to_be_bytes());
     ConnectionId(id)
 }
 
-/// What is in a filled log.
+/// What is in a partition's filled log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Filled {
     pub(crate) last: LogIndex,
@@ -116,22 +141,35 @@ impl Filled {
     }
 }
 
-/// Appends the contents through a broker's own node, each batch synced and applied, none refused. No snapshot is made.
-pub(crate) async fn fill(dir: &Path, contents: Contents) -> anyhow::Result<Filled> {
-    let mut config = NodeConfig::new(dir, CLUSTER, one_partition()?);
+/// Appends the contents through a broker's own node, to all partitions at once, each batch synced and applied, none refused. No
+/// snapshot is made. What is in each partition.
+pub(crate) async fn fill(dir: &Path, contents: Contents) -> anyhow::Result<Vec<Filled>> {
+    let mut config = NodeConfig::new(dir, CLUSTER, contents.partitions);
     config.snapshot_every = SnapshotEvery { entries: u64::MAX, bytes: u64::MAX };
     let node = Node::open(config).await?;
-    let filled = append_all(&node, contents).await;
+    let filled = append_everywhere(&node, contents).await;
     // before the process ends, whatever happened
     node.shutdown().await;
     filled
 }
 
-async fn append_all(node: &Node, contents: Contents) -> anyhow::Result<Filled> {
+async fn append_everywhere(node: &Node, contents: Contents) -> anyhow::Result<Vec<Filled>> {
     node.wait_ready().await.map_err(anyhow::Error::msg)?;
-    let partition = node.partition(PartitionId(0)).context("no partition 0")?;
+    let mut appending = Vec::new();
+    for id in contents.partitions.iter() {
+        let partition = node.partition(id).with_context(|| format!("no partition {id}"))?.clone();
+        appending.push(tokio::spawn(append_all(partition, contents)));
+    }
+    let mut filled = Vec::new();
+    for partition in appending {
+        filled.push(partition.await??);
+    }
+    Ok(filled)
+}
+
+async fn append_all(partition: PartitionHandle, contents: Contents) -> anyhow::Result<Filled> {
     // the edge's batches count from its attachment
-    let mut batches = contents.batches();
+    let mut batches = contents.batches(partition.id);
     let attach = batches.next().context("no batches")?;
     applied(enqueue(&partition.append, attach).await?).await?;
     let mut pending = std::collections::VecDeque::new();
@@ -159,64 +197,73 @@ async fn applied(pending: Pending) -> anyhow::Result<Appended> {
     Ok(appended)
 }
 
-/// Makes a snapshot of a stopped broker's whole log, as its snapshotter would. Blocks.
-pub(crate) fn snapshot(dir: &Path, last: LogIndex) -> anyhow::Result<()> {
-    let count = one_partition()?;
+/// Makes snapshots of a stopped broker's whole logs, one after the other, as its snapshotter would. Blocks.
+pub(crate) fn snapshot(dir: &Path, count: PartitionCount, filled: &[Filled]) -> anyhow::Result<()> {
     let _folder = identity::open_existing(dir)?;
     let marks = marks::read(dir, count)?;
     let db = std::sync::Arc::new(Db::open(dir, count, false)?);
-    let reader = Reader::new(db.clone(), PartitionId(0));
-    let mut writer = Writer::start(db, dir.to_owned(), marks, Health::new())?;
-    let made = snapshotter::make(&reader, count, &writer.handle(), last, &CancellationToken::new());
+    let mut writer = Writer::start(db.clone(), dir.to_owned(), marks, Health::new())?;
+    let made = count.iter().zip(filled).try_for_each(|(id, filled)| {
+        let reader = Reader::new(db.clone(), id);
+        snapshotter::make(&reader, count, &writer.handle(), filled.last, &CancellationToken::new())
+    });
     writer.stop();
     Ok(made?)
 }
 
 /// Folds a stopped broker's log into a state, as its snapshotter does. Blocks.
-pub(crate) fn replay(dir: &Path, last: LogIndex) -> anyhow::Result<Partition> {
-    let count = one_partition()?;
+pub(crate) fn replay(dir: &Path, count: PartitionCount, id: PartitionId, last: LogIndex) -> anyhow::Result<Partition> {
     let _folder = identity::open_existing(dir)?;
     let db = std::sync::Arc::new(Db::open_read_only(dir, count)?);
-    let reader = Reader::new(db, PartitionId(0));
+    let reader = Reader::new(db, id);
     let mut replay = snapshotter::Replay::from_newest(&reader, count, last)?;
     replay.run(last, &CancellationToken::new())?;
     Ok(replay.state)
 }
 
-/// A state with these contents, and nothing else: no log, no tail.
-pub(crate) fn state(contents: Contents) -> anyhow::Result<Partition> {
-    let mut state = Partition::new(PartitionId(0), one_partition()?);
-    for (n, batch) in (1..).zip(contents.batches()) {
-        let applied = state.apply(LogIndex(n), &Entry { time: Timestamp(n), batches: vec![batch] });
+/// A partition's state with these contents, and nothing else: no log, no tail. And how long applying took, without making what
+/// was applied.
+pub(crate) fn state(contents: Contents, id: PartitionId) -> anyhow::Result<(Partition, Duration)> {
+    let (mut state, mut took) = (Partition::new(id, contents.partitions), Duration::ZERO);
+    for (n, batch) in (1..).zip(contents.batches(id)) {
+        let entry = Entry { time: Timestamp(n), batches: vec![batch] };
+        let started = Instant::now();
+        let applied = state.apply(LogIndex(n), &entry);
+        took += started.elapsed();
         ensure!(applied.refused.is_empty(), "refused: {:?}", applied.refused.first());
     }
-    Ok(state)
-}
-
-fn one_partition() -> anyhow::Result<PartitionCount> {
-    PartitionCount::new(1).context("one partition")
+    Ok((state, took))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SMALL: Contents = Contents { connections: 700, channels: 10, messages: 1500, payload: 128 };
+    const ONE: PartitionCount = PartitionCount::new(1).unwrap();
+    const THREE: PartitionCount = PartitionCount::new(3).unwrap();
+    const SMALL: Contents = Contents { connections: 700, partitions: ONE, channels: 10, messages: 1500, payload: 128 };
 
     #[test]
     fn a_state_holds_what_it_was_filled_with() {
-        let state = state(SMALL).unwrap();
+        let (state, _) = state(SMALL, PartitionId(0)).unwrap();
         assert_eq!(state.connection_count(), 700);
         assert_eq!(state.channel_count(), 10);
         assert_eq!(state.channel_members("channel-3").count(), 70);
     }
 
     #[tokio::test]
-    async fn a_filled_log_replays_to_the_same_state_with_a_snapshot_and_without() {
+    async fn filled_logs_replay_to_the_same_states_with_snapshots_and_without() {
         let dir = tempfile::tempdir().unwrap();
-        let filled = fill(dir.path(), SMALL).await.unwrap();
-        assert_eq!(Filled::of(&replay(dir.path(), filled.last).unwrap()), filled);
-        snapshot(dir.path(), filled.last).unwrap();
-        assert_eq!(Filled::of(&replay(dir.path(), filled.last).unwrap()), filled);
+        let filled = fill(dir.path(), Contents { partitions: THREE, ..SMALL }).await.unwrap();
+        let replayed = || {
+            let states =
+                THREE.iter().zip(&filled).map(|(id, filled)| replay(dir.path(), THREE, id, filled.last).unwrap());
+            states.collect::<Vec<_>>()
+        };
+        let states = replayed();
+        assert_eq!(states.iter().map(Filled::of).collect::<Vec<_>>(), filled);
+        assert_eq!(states.iter().map(Partition::connection_count).collect::<Vec<_>>(), [234, 233, 233]);
+        snapshot(dir.path(), THREE, &filled).unwrap();
+        assert_eq!(replayed().iter().map(Filled::of).collect::<Vec<_>>(), filled);
     }
 }

@@ -6,15 +6,20 @@
 #![allow(clippy::print_stdout)] // printing is what it is for
 
 mod client;
+mod cluster;
 mod fill;
 mod floor;
+mod handler;
+mod load;
 mod report;
 mod scenarios;
 mod server;
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
+use trunkline_proto::PartitionCount;
 
 use crate::{report::Report, scenarios::Setup};
 
@@ -39,6 +44,12 @@ enum Scenario {
     Replay,
     /// A broker's start with many connections in its state: seconds.
     Restart,
+    /// States of very many connections over several partitions: bytes, apply rate, snapshots, restart.
+    State,
+    /// Three replicas beside one: events/s, messages/s, latency, processor time.
+    Cluster,
+    /// Commits while a broker that was away catches up.
+    Catchup,
 }
 
 /// What this program does as its own child.
@@ -47,9 +58,11 @@ enum Child {
     Floor,
     State,
     StateInChannels,
+    Spread,
+    Handler,
 }
 
-/// Benchmarks of one Trunkline node, on real processes.
+/// Benchmarks of Trunkline, on real processes.
 #[derive(Parser, Debug)]
 #[command(name = "trunkline-bench")]
 struct Arguments {
@@ -82,11 +95,28 @@ struct Arguments {
     /// Messages in the log that is replayed.
     #[arg(long, default_value_t = 3_000_000)]
     messages: u64,
+    /// Connections of `state`; the targets name 10,000,000.
+    #[arg(long, default_value_t = 1_000_000)]
+    simulated: u64,
+    /// Partitions of `state`.
+    #[arg(long, default_value_t = 8)]
+    partitions: u16,
+    /// Partitions of `cluster` and `catchup`.
+    #[arg(long, default_value_t = 3)]
+    cluster_partitions: u16,
+    /// Events appended while a broker is away.
+    #[arg(long, default_value_t = 1_000_000)]
+    away: u64,
+    /// Bound on what a broker that was away is sent a second (`broker.replication.catchup_rate`), if not the default.
+    #[arg(long, value_name = "SIZE")]
+    catchup_rate: Option<String>,
     /// A command that serves what the floor does, to compare with too: "python bench/peers/uws.py".
     #[arg(long, value_name = "COMMAND")]
     peer: Option<String>,
     #[arg(long, hide = true)]
     child: Option<Child>,
+    #[arg(long, hide = true, value_delimiter = ',')]
+    brokers: Vec<String>,
     /// Where the data folders go: measure on the disk you mean.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -99,7 +129,7 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     raise_file_limit();
     if let Some(child) = arguments.child {
-        return run_child(child, arguments.idle);
+        return run_child(child, &arguments);
     }
     let binary = match &arguments.binary {
         Some(binary) => binary.clone(),
@@ -151,16 +181,37 @@ async fn run(arguments: &Arguments, setup: &Setup, report: &mut Report) -> anyho
         scenarios::state::replay(setup, arguments.state, arguments.messages, report).await?;
     }
     if wanted(Scenario::Restart) {
-        scenarios::state::restart(setup, arguments.state, report).await?;
+        scenarios::state::restart(setup, arguments.state, scenarios::idle::ONE_PARTITION, report).await?;
+    }
+    if wanted(Scenario::State) {
+        scenarios::state::state(setup, arguments.simulated, count(arguments.partitions)?, report).await?;
+    }
+    if wanted(Scenario::Cluster) {
+        scenarios::cluster::cluster(setup, count(arguments.cluster_partitions)?, report).await?;
+    }
+    if wanted(Scenario::Catchup) {
+        let partitions = count(arguments.cluster_partitions)?;
+        let catchup_rate = arguments.catchup_rate.as_deref();
+        let away = scenarios::catchup::Away { partitions, events: arguments.away, catchup_rate };
+        scenarios::catchup::catchup(setup, away, report).await?;
     }
     Ok(())
 }
 
-fn run_child(child: Child, connections: usize) -> anyhow::Result<()> {
+fn count(partitions: u16) -> anyhow::Result<PartitionCount> {
+    PartitionCount::new(partitions).with_context(|| format!("{partitions} is no number of partitions"))
+}
+
+fn run_child(child: Child, arguments: &Arguments) -> anyhow::Result<()> {
     match child {
         Child::Floor => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(floor::serve()),
-        Child::State => scenarios::idle::state_child(connections, 0),
-        Child::StateInChannels => scenarios::idle::state_child(connections, 1000),
+        Child::State => scenarios::idle::state_child(arguments.idle, 0),
+        Child::StateInChannels => scenarios::idle::state_child(arguments.idle, 1000),
+        Child::Spread => scenarios::state::spread_child(arguments.simulated, count(arguments.partitions)?),
+        Child::Handler => {
+            let brokers = arguments.brokers.clone();
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(handler::serve(brokers))
+        }
     }
 }
 

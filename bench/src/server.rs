@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -14,12 +14,19 @@ use anyhow::{Context as _, bail};
 /// A running server: `trunkline`, the floor or a peer.
 pub(crate) struct Server {
     child: Child,
+    /// Kept open: a process whose output nobody takes would end.
+    output: BufReader<ChildStdout>,
     listeners: BTreeMap<String, SocketAddr>,
 }
 
 impl Server {
     /// Starts `binary` and reads its `listening NAME ADDR` lines until `ready`.
     pub(crate) fn start(binary: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::spawn(binary, arguments)?.ready()
+    }
+
+    /// Starts `binary` and waits for nothing.
+    pub(crate) fn spawn(binary: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(binary)
             .args(arguments)
             .env("TRUNKLINE_LOG", "warn")
@@ -27,18 +34,25 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", binary.display()))?;
-        let output = child.stdout.take().context("no standard output")?;
-        let mut listeners = BTreeMap::new();
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            if line == "ready" {
-                return Ok(Self { child, listeners });
+        let output = BufReader::new(child.stdout.take().context("no standard output")?);
+        Ok(Self { child, output, listeners: BTreeMap::new() })
+    }
+
+    /// Waits until it is ready. Blocks.
+    pub(crate) fn ready(mut self) -> anyhow::Result<Self> {
+        let mut line = String::new();
+        while self.output.read_line(&mut line)? > 0 {
+            if line.trim_end() == "ready" {
+                return Ok(self);
             }
-            if let Some((name, address)) = line.strip_prefix("listening ").and_then(|rest| rest.split_once(' ')) {
-                listeners.insert(name.to_owned(), address.parse()?);
+            if let Some((name, address)) =
+                line.strip_prefix("listening ").and_then(|rest| rest.trim_end().split_once(' '))
+            {
+                self.listeners.insert(name.to_owned(), address.parse()?);
             }
+            line.clear();
         }
-        bail!("`{} {}` ended before it was ready: {}", binary.display(), arguments.join(" "), child.wait()?)
+        bail!("a server ended before it was ready: {}", self.child.wait()?)
     }
 
     /// The bound address of a listener: `ws`, `http`, `grpc`, `link`, `edge-http`.

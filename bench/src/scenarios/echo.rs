@@ -64,7 +64,7 @@ async fn run(setup: &Setup, subject: Subject, connections: usize, window: usize)
 }
 
 /// Keeps `window` messages of each socket in flight for `time`; gives the latencies and the sockets back.
-async fn drive_echo(
+pub(crate) async fn drive_echo(
     sockets: Vec<Socket>,
     window: usize,
     payload: usize,

@@ -4,14 +4,17 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use tokio::task::LocalSet;
+use trunkline_proto::{PartitionCount, PartitionId};
 
 use super::Setup;
 use crate::{
     client,
+    fill::{self, Contents},
     report::{Report, Runs, Subject},
     server::{Server, resident},
 };
 
+pub(crate) const ONE_PARTITION: PartitionCount = PartitionCount::new(1).unwrap();
 /// Connections before the first look: what is allocated once is not a connection's.
 const WARM: usize = 100;
 
@@ -55,7 +58,7 @@ pub(crate) fn memory(setup: &Setup, count: usize, report: &mut Report) -> anyhow
 /// Bytes per connection of edge and broker, and of what a connection leaves in the log.
 async fn apart(setup: &Setup, count: usize, tail: &str) -> anyhow::Result<[f64; 3]> {
     let folder = setup.folder()?;
-    let broker = start_broker(setup, folder.path(), tail)?;
+    let broker = start_broker(setup, folder.path(), tail, ONE_PARTITION)?;
     let edge = start_edge(setup, folder.path(), &broker)?;
     let warm = LocalSet::new().run_until(client::connect_many(edge.address("ws")?, "/idle", WARM)).await?;
     let before = (edge.resident()?, broker.resident()?);
@@ -87,8 +90,13 @@ async fn floor(setup: &Setup, count: usize) -> anyhow::Result<f64> {
     Ok(bytes as f64 / count as f64)
 }
 
-/// A broker alone, with one partition, in `folder/data`.
-pub(crate) fn start_broker(setup: &Setup, folder: &Path, tail: &str) -> anyhow::Result<Server> {
+/// A broker alone, in `folder/data`, for which an edge that is away is never lost.
+pub(crate) fn start_broker(
+    setup: &Setup,
+    folder: &Path,
+    tail: &str,
+    partitions: PartitionCount,
+) -> anyhow::Result<Server> {
     let pki = folder.join("pki").to_string_lossy().into_owned();
     let certs = std::process::Command::new(&setup.binary)
         .args(["certs", "--dir", &pki, "--broker", "1", "--edge", "bench"])
@@ -100,8 +108,9 @@ pub(crate) fn start_broker(setup: &Setup, folder: &Path, tail: &str) -> anyhow::
         &config,
         format!(
             "[broker]\ndata = {:?}\npki = {pki:?}\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nlink = \"127.0.0.1:0\"\n\
-             partitions = 1\ntail_bytes = {tail:?}\n",
-            folder.join("data").to_string_lossy()
+             partitions = {}\ntail_bytes = {tail:?}\nedge_grace = \"1h\"\n",
+            folder.join("data").to_string_lossy(),
+            partitions.get(),
         ),
     )?;
     Server::start(&setup.binary, &["broker", "--config", &config.to_string_lossy()])
@@ -131,10 +140,10 @@ fn state_bytes(child: &str, count: usize) -> anyhow::Result<f64> {
 
 /// The child process of [`state_bytes`]: prints what a connection takes.
 pub(crate) fn state_child(count: usize, channels: u64) -> anyhow::Result<()> {
-    let contents = |connections| crate::fill::Contents { connections, channels, messages: 0, payload: 0 };
-    let warm = crate::fill::state(contents(WARM as u64))?;
+    let contents = |connections| Contents { connections, partitions: ONE_PARTITION, channels, messages: 0, payload: 0 };
+    let (warm, _) = fill::state(contents(WARM as u64), PartitionId(0))?;
     let before = resident(std::process::id())?;
-    let state = crate::fill::state(contents(count as u64))?;
+    let (state, _) = fill::state(contents(count as u64), PartitionId(0))?;
     println!("{}", resident(std::process::id())?.saturating_sub(before) as f64 / count as f64);
     ensure!((state.connection_count(), warm.connection_count()) == (count, WARM), "connections are missing");
     Ok(())

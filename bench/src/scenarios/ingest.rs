@@ -1,7 +1,9 @@
 //! From sockets to acknowledged.
 
 use std::{
+    cell::Cell,
     net::SocketAddr,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -35,58 +37,84 @@ async fn run(setup: &Setup, subject: Subject) -> anyhow::Result<[f64; 2]> {
     let sockets =
         LocalSet::new().run_until(client::connect_many(server.address("ws")?, "/ingest", setup.connections)).await?;
     let (before, started) = (server.cpu()?, Instant::now());
-    let (sent, _sockets) = LocalSet::new().run_until(drive_ingest(sockets, setup.payload, setup.load())).await?;
+    let (sent, _sockets) =
+        LocalSet::new().run_until(drive_ingest(sockets, setup.payload, Until::Over(setup.load()))).await?;
     wait_until_applied(edge, sent).await?;
     let (elapsed, cpu) = (started.elapsed(), server.cpu()?.saturating_sub(before));
     server.stop()?;
     Ok([sent as f64 / elapsed.as_secs_f64(), sent as f64 / cpu.as_secs_f64()])
 }
 
-/// Gives the sockets back: closing would race with the messages still in their buffers.
-async fn drive_ingest(sockets: Vec<Socket>, payload: usize, time: Duration) -> anyhow::Result<(u64, Vec<Socket>)> {
-    const BURST: u64 = 32;
-    let deadline = Instant::now() + time;
-    let mut tasks = JoinSet::new();
-    for mut socket in sockets {
-        tasks.spawn_local(async move {
-            let (mut sent, mut out) = (0, Vec::new());
-            (0..BURST).for_each(|_| client::frame(&mut out, 0, payload));
-            while Instant::now() < deadline {
-                socket.write(&out).await?;
-                sent += BURST;
-                tokio::task::yield_now().await;
-            }
-            anyhow::Ok((sent, socket))
-        });
-    }
-    let (mut sent, mut sockets) = (0, Vec::new());
-    while let Some(task) = tasks.join_next().await {
-        let (messages, socket) = task??;
-        sent += messages;
-        sockets.push(socket);
-    }
-    Ok((sent, sockets))
+/// How long sockets send.
+#[derive(Clone, Copy)]
+pub(crate) enum Until {
+    Over(Duration),
+    /// So many messages, or a few more.
+    Sent(u64),
 }
 
-/// Until the edge has read `sent` messages and none is in flight to the log.
-async fn wait_until_applied(edge: SocketAddr, sent: u64) -> anyhow::Result<()> {
-    let mut http = Http::connect(edge).await?;
+/// Gives the sockets back: closing would race with the messages still in their buffers.
+pub(crate) async fn drive_ingest(
+    sockets: Vec<Socket>,
+    payload: usize,
+    until: Until,
+) -> anyhow::Result<(u64, Vec<Socket>)> {
+    const BURST: u64 = 32;
+    let (started, sent) = (Instant::now(), Rc::new(Cell::new(0)));
+    let mut tasks = JoinSet::new();
+    for mut socket in sockets {
+        let sent = sent.clone();
+        tasks.spawn_local(async move {
+            let mut out = Vec::new();
+            (0..BURST).for_each(|_| client::frame(&mut out, 0, payload));
+            while match until {
+                Until::Over(time) => started.elapsed() < time,
+                Until::Sent(messages) => sent.get() < messages,
+            } {
+                sent.set(sent.get() + BURST);
+                socket.write(&out).await?;
+                tokio::task::yield_now().await;
+            }
+            anyhow::Ok(socket)
+        });
+    }
+    let mut sockets = Vec::new();
+    while let Some(task) = tasks.join_next().await {
+        sockets.push(task??);
+    }
+    Ok((sent.get(), sockets))
+}
+
+/// Until the edge has read `sent` messages, of all it ever read, and none is in flight to the log.
+pub(crate) async fn wait_until_applied(edge: SocketAddr, sent: u64) -> anyhow::Result<()> {
     let started = Instant::now();
     loop {
-        let (_, body) = http.request("GET", "/metrics", &[]).await?;
-        let text = String::from_utf8_lossy(&body).into_owned();
-        let sum = |name: &str| {
-            let values = text
-                .lines()
-                .filter(|line| line.starts_with(name))
-                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-            values.sum::<f64>()
-        };
-        let received = sum("trunkline_edge_messages_received_total");
-        if received >= sent as f64 && sum("trunkline_edge_uplink_inflight_bytes") == 0.0 {
+        let [received, in_flight] = counts(edge).await?;
+        if received >= sent as f64 && in_flight == 0.0 {
             return Ok(());
         }
         ensure!(started.elapsed() < Duration::from_secs(120), "{received} of {sent} messages arrived within 2 minutes");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Messages that the edge ever read.
+pub(crate) async fn received(edge: SocketAddr) -> anyhow::Result<u64> {
+    let [received, _] = counts(edge).await?;
+    Ok(received as u64)
+}
+
+/// Messages read, and bytes in flight to the log.
+async fn counts(edge: SocketAddr) -> anyhow::Result<[f64; 2]> {
+    // an edge keeps no connection alive
+    let (_, body) = Http::connect(edge).await?.request("GET", "/metrics", &[]).await?;
+    let text = String::from_utf8_lossy(&body).into_owned();
+    let sum = |name: &str| {
+        let values = text
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum::<f64>()
+    };
+    Ok([sum("trunkline_edge_messages_received_total"), sum("trunkline_edge_uplink_inflight_bytes")])
 }

@@ -1,5 +1,7 @@
 //! The figures. Each run starts fresh servers on empty folders, loads them, and stops them; what is compared takes turns.
 
+pub(crate) mod catchup;
+pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod echo;
 pub(crate) mod fanout;
@@ -74,7 +76,7 @@ impl Setup {
 }
 
 /// Latencies in nanoseconds, up to a minute.
-fn histogram() -> anyhow::Result<Histogram<u64>> {
+pub(crate) fn histogram() -> anyhow::Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1_000, 60_000_000_000, 3)?)
 }
 

@@ -1,0 +1,202 @@
+//! A broker that was away catches up while the others go on.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use hdrhistogram::Histogram;
+use tokio::task::{JoinSet, LocalSet};
+use trunkline_proto::PartitionCount;
+
+use super::{Setup, histogram, ingest, milliseconds};
+use crate::{
+    client::{self, Http},
+    cluster::{Cluster, Shape},
+    load,
+    report::{Report, Runs, Subject, rows},
+};
+
+const REPLICAS: u64 = 3;
+/// The broker that is away: the last, so that partition 0 keeps its leader.
+const AWAY: u64 = REPLICAS;
+/// Connections that publish, each one at a time.
+const PROBES: u64 = 12;
+/// Publishes a second, over all of them.
+const PROBE_RATE: f64 = 300.0;
+/// How long a broker may take to catch up.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Away<'a> {
+    pub(crate) partitions: PartitionCount,
+    /// Events appended meanwhile.
+    pub(crate) events: u64,
+    pub(crate) catchup_rate: Option<&'a str>,
+}
+
+/// Commit latency of publishes at the leaders, while edges send half of what two brokers can take: before a broker comes back,
+/// while it catches up, and afterwards.
+pub(crate) async fn catchup(setup: &Setup, away: Away<'_>, report: &mut Report) -> anyhow::Result<()> {
+    let mut measured = Measured::default();
+    for _ in 0..setup.repeat {
+        LocalSet::new().run_until(run(setup, away, &mut measured)).await?;
+    }
+    report.scenario(format!(
+        "catch-up of {} events, {} partitions, rate {}: commits meanwhile beside before (floor)",
+        away.events,
+        away.partitions.get(),
+        away.catchup_rate.unwrap_or("by default"),
+    ));
+    let Measured { capacity, loads, meanwhile, afterwards, back, caught_up } = measured;
+    report.add("events/s acknowledged, capacity", &capacity, "");
+    report.add("events/s meanwhile", &loads, "half of it");
+    let names = ["publish p50 ms, meanwhile", "publish p90 ms, meanwhile", "publish p99 ms, meanwhile"];
+    report.add_all(names, meanwhile, ["x ≤ 1.33", "", "x ≤ 1.33"]);
+    report.add_all(["publish p50 ms, afterwards", "publish p99 ms, afterwards"], afterwards, [""; 2]);
+    report.add("its start, s", &back, "");
+    let [seconds, rate] = caught_up;
+    report.add("caught up after, s", &seconds, "");
+    report.add("events/s caught up", &rate, "");
+    Ok(())
+}
+
+struct Measured {
+    capacity: Runs,
+    loads: Runs,
+    meanwhile: [Runs; 3],
+    afterwards: [Runs; 2],
+    back: Runs,
+    caught_up: [Runs; 2],
+}
+
+impl Default for Measured {
+    fn default() -> Self {
+        Self {
+            capacity: Runs::default(),
+            loads: Runs::default(),
+            meanwhile: rows(),
+            afterwards: rows(),
+            back: Runs::default(),
+            caught_up: rows(),
+        }
+    }
+}
+
+async fn run(setup: &Setup, away: Away<'_>, measured: &mut Measured) -> anyhow::Result<()> {
+    let folder = setup.folder()?;
+    let shape = Shape { replicas: REPLICAS, partitions: away.partitions, catchup_rate: away.catchup_rate };
+    let mut cluster = Cluster::start(setup, folder.path(), shape).await?;
+    let (ws, http) = (cluster.edge.address("ws")?, cluster.edge.address("edge-http")?);
+    let sockets = client::connect_many(ws, "/ingest", setup.connections).await?;
+    cluster.stop_broker(AWAY)?;
+    cluster.at_leaders().await?;
+
+    let started = Instant::now();
+    let (flooded, sockets) = ingest::drive_ingest(sockets, setup.payload, ingest::Until::Sent(away.events)).await?;
+    ingest::wait_until_applied(http, flooded).await?;
+    let capacity = flooded as f64 / started.elapsed().as_secs_f64();
+    measured.capacity.push(Subject::Trunkline, capacity);
+
+    let sent = Rc::new(Cell::new(flooded));
+    let mut load = JoinSet::new();
+    load.spawn_local(load::ingest(sockets, capacity / 2.0, setup.payload, sent.clone()));
+    // the first second warms the way up and is not counted
+    probe(&cluster, away.partitions, setup, sleep(Duration::from_secs(1))).await?;
+    let (before, ()) = probe(&cluster, away.partitions, setup, sleep(2 * setup.load())).await?;
+
+    let (begun, sent_before) = (Instant::now(), sent.get());
+    cluster.start_broker(AWAY)?;
+    let (during, back) = probe(&cluster, away.partitions, setup, caught_up(&cluster)).await?;
+    let (took, lacked) = (begun.elapsed(), sent.get());
+    measured.loads.push(Subject::Trunkline, (sent.get() - sent_before) as f64 / took.as_secs_f64());
+
+    cluster.until_spread().await?;
+    let (after, ()) = probe(&cluster, away.partitions, setup, sleep(2 * setup.load())).await?;
+    if let Some(ended) = load.try_join_next() {
+        ended??;
+    }
+    drop(load);
+    cluster.kill()?;
+
+    for (runs, quantile) in measured.meanwhile.iter_mut().zip([0.5, 0.9, 0.99]) {
+        runs.push(Subject::Trunkline, milliseconds(&during, quantile));
+        runs.push(Subject::Floor, milliseconds(&before, quantile));
+    }
+    for (runs, quantile) in measured.afterwards.iter_mut().zip([0.5, 0.99]) {
+        runs.push(Subject::Trunkline, milliseconds(&after, quantile));
+        runs.push(Subject::Floor, milliseconds(&before, quantile));
+    }
+    measured.back.push(Subject::Trunkline, back.as_secs_f64());
+    let [seconds, rate] = &mut measured.caught_up;
+    seconds.push(Subject::Trunkline, took.as_secs_f64());
+    rate.push(Subject::Trunkline, lacked as f64 / took.saturating_sub(back).as_secs_f64());
+    Ok(())
+}
+
+async fn sleep(time: Duration) -> anyhow::Result<()> {
+    tokio::time::sleep(time).await;
+    Ok(())
+}
+
+/// Waits until the broker that was away has applied what the leaders had applied a moment ago; how long it took until it answered.
+async fn caught_up(cluster: &Cluster) -> anyhow::Result<Duration> {
+    let (begun, mut back) = (Instant::now(), None);
+    loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let target = cluster.at_leaders().await?;
+        if let Some(own) = cluster.positions(AWAY).await? {
+            let back = *back.get_or_insert_with(|| begun.elapsed());
+            if target.iter().zip(&own).all(|(target, own)| own.applied >= target.applied) {
+                return Ok(back);
+            }
+        }
+        ensure!(begun.elapsed() < PATIENCE, "it has not caught up within {PATIENCE:?}");
+    }
+}
+
+/// Publishes to every partition at its leader, some a second, until `over`; how long each took from when it was due until it was
+/// answered, which is when it is committed and applied.
+async fn probe<T>(
+    cluster: &Cluster,
+    partitions: PartitionCount,
+    setup: &Setup,
+    over: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(Histogram<u64>, T)> {
+    let latencies = Rc::new(RefCell::new(histogram()?));
+    let is_over = Rc::new(Cell::new(false));
+    let mut ways = Vec::new();
+    for (position, channel) in cluster.at_leaders().await?.iter().zip(cluster.channels(partitions)) {
+        ways.push((cluster.http(position.leader.unwrap_or_default())?, channel));
+    }
+    let begun = tokio::time::Instant::now();
+    let mut probes = JoinSet::new();
+    for (n, (http, channel)) in (0..PROBES).zip(ways.into_iter().cycle()) {
+        let (latencies, is_over, payload) = (latencies.clone(), is_over.clone(), setup.payload);
+        probes.spawn_local(async move {
+            let mut http = Http::connect(http).await?;
+            let (path, body) = (format!("/v1/channels/{channel}/messages"), vec![b'x'; payload]);
+            for due in (0_u64..).map(|turn| begun + load::due(turn * PROBES + n, PROBE_RATE)) {
+                tokio::time::sleep_until(due).await;
+                if is_over.get() {
+                    break;
+                }
+                let stamp = load::stamp(due);
+                let (status, answer) = http.request("POST", &path, &body).await?;
+                ensure!(status == 200, "publish answered {status}: {}", String::from_utf8_lossy(&answer));
+                latencies.borrow_mut().saturating_record(client::now().saturating_sub(stamp));
+            }
+            anyhow::Ok(())
+        });
+    }
+    let outcome = over.await;
+    is_over.set(true);
+    while let Some(probe) = probes.join_next().await {
+        probe??;
+    }
+    let latencies = latencies.borrow().clone();
+    Ok((latencies, outcome?))
+}
