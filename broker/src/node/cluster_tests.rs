@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 use trunkline_proto::{
-    Batch, Record,
+    Batch, LogIndex, Offset, Record,
     peer::{PEER_ALPN, PEER_VERSION, Stream as Kind},
     v1::peer as pb,
 };

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use trunkline_proto::LogIndex;
+
 use super::{tests::talk, *};
 use crate::{
     append::AppendError,

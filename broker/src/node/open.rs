@@ -107,7 +107,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
             }
         }
     }
-    let trimmers = Trimmers::start(started.trimmers, config.partitions, (&writer, &health), &snapshotter);
+    let trimmers = Trimmers::start(started.trimmers, config.partitions, &writer, &snapshotter);
     let founders = config.founders.iter().map(|founder| pb::Founder { id: founder.id, link: founder.link.clone() });
     let server = Arc::new(PeerServer::new(
         peers.clone(),

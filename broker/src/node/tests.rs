@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use trunkline_proto::{Batch, Record, limits};
+use trunkline_proto::{Batch, LogIndex, Offset, Record, Timestamp, limits};
 
 use super::*;
 use crate::{

@@ -12,7 +12,7 @@ use super::{
     Floor, Group, Snapshotter,
     snapshotter::{self, Turn},
 };
-use crate::store::{Health, Reader, StoreError, WriterHandle, retention, snapshot};
+use crate::store::{Reader, StoreError, WriterHandle, retention, snapshot};
 
 /// After a step failed, and while Raft has not purged yet because a follower is being sent what goes.
 const RETRY: Duration = Duration::from_secs(1);
@@ -40,13 +40,12 @@ impl Trimmers {
     pub fn start(
         trimmers: Vec<Trimmer>,
         count: PartitionCount,
-        (writer, health): (&WriterHandle, &Health),
+        writer: &WriterHandle,
         snapshotter: &Snapshotter,
     ) -> Self {
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         for trimmer in trimmers {
-            let (writer, health) = (writer.clone(), health.clone());
-            let work = Work { trimmer, count, writer, health, turn: snapshotter.turn(), stop: stop.clone() };
+            let work = Work { trimmer, count, writer: writer.clone(), turn: snapshotter.turn(), stop: stop.clone() };
             tasks.spawn(work.run());
         }
         Self { stop, tasks }
@@ -76,7 +75,6 @@ struct Work {
     trimmer: Trimmer,
     count: PartitionCount,
     writer: WriterHandle,
-    health: Health,
     turn: Turn,
     stop: CancellationToken,
 }
@@ -102,9 +100,6 @@ impl Work {
                     RETRY
                 }
                 Err(TrimError::Stopped(_)) => return,
-                Err(TrimError::Store(error @ StoreError::Damaged { .. })) => {
-                    return self.health.damage(partition, &error.to_string());
-                }
                 Err(TrimError::Store(error)) => {
                     tracing::warn!(%partition, %error, "the log is not trimmed yet");
                     RETRY * 10

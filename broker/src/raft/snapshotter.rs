@@ -99,7 +99,9 @@ impl Snapshotter {
                 // the semaphore is never closed
                 let Some(Ok(_turn)) = stopped.run_until_cancelled(turns.acquire()).await else { break };
                 let made = tokio::task::spawn_blocking(move || {
-                    make(&reader, count, &writer, through, &stop)?;
+                    let make = || make(&reader, count, &writer, through, &stop);
+                    // a trim may delete what is being read: damage is there the second time too
+                    make().or_else(|_| make())?;
                     snapshot::retain(&writer, &reader, SNAPSHOTS_KEPT, floor.trimmed())
                 });
                 let made = made.await;
@@ -178,13 +180,22 @@ pub struct Replay<'a> {
 impl<'a> Replay<'a> {
     /// Begins at the newest snapshot that covers nothing after `through`, or at the beginning.
     pub fn from_newest(reader: &'a Reader, count: PartitionCount, through: LogIndex) -> Result<Self, StoreError> {
-        Ok(match snapshot::newest(reader, through)? {
-            Some(manifest) => Self {
-                state: decode_state(reader, &manifest)?,
-                last: Some(manifest.last),
-                members: manifest.membership,
-                reader,
-            },
+        let mut found = snapshot::newest(reader, through)?;
+        let decoded = loop {
+            let Some(manifest) = found else { break None };
+            match decode_state(reader, &manifest) {
+                Ok(state) => break Some((manifest, state)),
+                Err(error) => {
+                    // one that was deleted while it was read is not damaged
+                    found = snapshot::newest(reader, through)?;
+                    if found.as_ref() == Some(&manifest) {
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        Ok(match decoded {
+            Some((manifest, state)) => Self { state, last: Some(manifest.last), members: manifest.membership, reader },
             None => Self {
                 state: Partition::new(reader.partition(), count),
                 last: None,
