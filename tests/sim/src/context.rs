@@ -10,6 +10,7 @@ use crate::{
     Options, Random, Rules, Time,
     net::{Body, Node},
     oracle::Oracle,
+    raft::BROKERS,
 };
 
 /// Events kept to be shown with a failure.
@@ -35,6 +36,8 @@ pub(crate) struct Context {
     /// Clients say no more, and then leave.
     pub(crate) hushed: bool,
     pub(crate) leaving: bool,
+    /// How far brokers' wall clocks are ahead.
+    pub(crate) skews: [Time; BROKERS as usize],
     serial: u64,
     base: Instant,
 }
@@ -54,6 +57,7 @@ impl Context {
             healed: false,
             hushed: false,
             leaving: false,
+            skews: [0; BROKERS as usize],
             serial: 0,
             // only differences count
             base: Instant::now(),
@@ -83,9 +87,9 @@ impl Context {
         Millis(self.now / 1000)
     }
 
-    /// A broker's wall clock: they differ a little, and in some worlds run fast, for a log may be trimmed where a minute of it ends.
+    /// A broker's wall clock: they differ, are set now and then, and in some worlds run fast, for a log may be trimmed where a minute of it ends.
     pub(crate) fn clock(&self, broker: u8) -> Timestamp {
-        Timestamp(EPOCH + self.now * self.options.haste + u64::from(broker) * 7000)
+        Timestamp(EPOCH + self.now * self.options.haste + self.skews[usize::from(broker)])
     }
 
     pub(crate) fn partitions(&self) -> impl Iterator<Item = PartitionId> + use<> {

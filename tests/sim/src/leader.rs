@@ -340,13 +340,15 @@ impl Leading {
             return;
         }
         let retention = Retention(Limits {
-            time: Duration::ZERO,
+            time: Duration::from_secs(context.options.retained_for),
             bytes: context.options.retained,
             bytes_max: 0,
             drop_unsettled: false,
             group_expiry: Duration::ZERO,
         });
-        if let Some(trim) = retention.decide(context.clock(view.broker), &Facts::of(view.state, false)) {
+        if let Some(trim) =
+            retention.decide(context.clock(view.broker).max(view.state.time()), &Facts::of(view.state, false))
+        {
             let body = v1::Trimmed { through: Offset::end_of(trim.through).0 };
             let record = Record::new(RecordKind::Trimmed, Default::default(), "", &body);
             self.trimming = true;

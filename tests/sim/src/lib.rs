@@ -1,9 +1,9 @@
 //! Deterministic simulation: a cluster's pure cores in one thread and virtual time, over a network, disks and processes that
 //! fail by seed. The same seed gives the same run, to the byte.
 //!
-//! Real here: `broker::core::Partition`, the link's `Sequencer` and `Grace`, the handlers' `Flow` and commits, `Retention`; the edge's `Connection`,
-//! `Outgoing`, `Position` and `ChannelIndex`. Modelled: Raft (openraft in the product), disks, the network, and the thin
-//! drivers around the cores, each after the file it stands for.
+//! Real here: `broker::core::Partition`, the link's `Sequencer` and `Grace`, the handlers' `Flow` and commits, the decision of
+//! `Retention`; the edge's `Connection`, `Outgoing`, `Position` and `ChannelIndex`. Modelled: Raft (openraft in the product),
+//! disks, the network, and the thin drivers around the cores, each after the file it stands for.
 //!
 //! `oracle.rs` holds the promises, `sabotage.rs` the negative controls: a simulation that cannot fail is worthless.
 

@@ -29,14 +29,16 @@ pub struct Options {
     pub connections: usize,
     /// How fast wall clocks run: no faster than that a run ends within the time for which keys of submits are known.
     pub haste: u64,
-    /// Bytes of a partition's log above which it is trimmed.
+    /// Bytes of a partition's log above which it is trimmed; 0: without a bound.
     pub retained: u64,
+    /// Seconds of log time after which it is trimmed; 0: for ever.
+    pub retained_for: u64,
 }
 
 impl Options {
     /// As the seed has it.
     pub fn new(random: &mut Random) -> Self {
-        let calm = random.chance(150);
+        let (calm, trims) = (random.chance(150), random.chance(600));
         Self {
             partitions: random.range(2, 5) as u16,
             trouble: millis(random.range(4000, 12_000)),
@@ -49,8 +51,9 @@ impl Options {
             budget: random.range(256, 4096) as usize,
             max_queue: if random.chance(300) { 96 } else { 1 << 20 },
             connections: random.range(2, 8) as usize,
-            haste: if random.chance(300) { 1 } else { random.range(20, 40) },
-            retained: random.range(1 << 10, 16 << 10),
+            haste: if random.chance(300) { 1 } else { random.range(15, 35) },
+            retained: if trims { random.range(1 << 10, 16 << 10) } else { 0 },
+            retained_for: if trims && random.chance(300) { random.range(20, 200) } else { 0 },
         }
     }
 }

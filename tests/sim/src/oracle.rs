@@ -135,6 +135,11 @@ impl Oracle {
         self.references[usize::from(partition.0)].log.len() as u64
     }
 
+    /// Of a committed entry.
+    pub(crate) fn term_at(&self, partition: PartitionId, index: u64) -> Option<u64> {
+        self.references[usize::from(partition.0)].log.get(index as usize - 1).map(|(term, _)| *term)
+    }
+
     /// A replica has applied the entry and has this digest now.
     pub(crate) fn applied(&mut self, partition: PartitionId, index: u64, entry: &LogEntry, replica: &Partition) {
         let at = usize::from(partition.0);

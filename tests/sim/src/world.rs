@@ -23,6 +23,8 @@ const MEMBERS: u8 = 2;
 const AFTERMATH: Time = millis(1500);
 /// How long it may take to come to rest.
 const REST: Time = millis(40_000);
+/// How far brokers' wall clocks may be apart.
+const SKEW_MAX: Time = millis(60_000);
 /// Most events of a run, many times what the busiest seed takes.
 const STEPS_MAX: u64 = 400_000;
 
@@ -268,7 +270,7 @@ impl World {
         let broker = Node::Broker(self.context.random.below(u64::from(BROKERS)) as u8);
         let lasts = millis(self.context.random.range(100, 3000));
         let until = self.context.now + lasts;
-        match self.context.random.below(10) {
+        match self.context.random.below(11) {
             0..=2 => self.crash(node, lasts),
             3 => self.crash(broker, lasts),
             4 => (0..BROKERS).for_each(|id| self.crash(Node::Broker(id), lasts)),
@@ -282,11 +284,21 @@ impl World {
                 self.cut(Some(node), None, until);
                 self.cut(None, Some(node), until);
             }
+            9 => self.set_clock(broker),
             _ => {
                 self.cut(Some(node), Some(broker), until);
                 self.cut(Some(broker), Some(node), until);
             }
         }
+    }
+
+    /// A wall clock is set, forward or back.
+    fn set_clock(&mut self, broker: Node) {
+        let Node::Broker(id) = broker else { return };
+        let ahead = self.context.random.below(SKEW_MAX);
+        self.context.oracle.count("clocks set");
+        self.context.note(|| format!("the clock of broker {id} is {} ms ahead", ahead / 1000));
+        self.context.skews[usize::from(id)] = ahead;
     }
 
     fn cut(&mut self, from: Option<Node>, to: Option<Node>, until: Time) {
@@ -340,7 +352,12 @@ impl World {
     fn check_durable(&mut self) {
         for (partition, index, term) in std::mem::take(&mut self.context.oracle.acknowledged) {
             let at = usize::from(partition.0);
-            let has = |broker: &&Broker| broker.stored[at].durable.has(index, term);
+            // what a broker has trimmed it had, if it is what was committed there
+            let is_committed = self.context.oracle.term_at(partition, index) == Some(term);
+            let has = |broker: &&Broker| {
+                let durable = &broker.stored[at].durable;
+                durable.has(index, term) || (is_committed && index <= durable.log.purged())
+            };
             let copies = self.brokers.iter().filter(has).count();
             if copies <= self.brokers.len() / 2 {
                 let what = format!("entry {index} of partition {partition} is acknowledged and synced {copies} times");

@@ -13,8 +13,9 @@ use trunkline_sim::{Invariant, Report, Rules, run};
 /// Seeds of every test run.
 const SEEDS: u64 = 200;
 /// What must have happened over [`SEEDS`]: a world where nothing goes wrong proves nothing.
-const MUST_HAPPEN: [&str; 20] = [
+const MUST_HAPPEN: [&str; 21] = [
     "assignments",
+    "clocks set",
     "connection_closed",
     "crashes",
     "cuts",
@@ -36,7 +37,7 @@ const MUST_HAPPEN: [&str; 20] = [
     "trims",
 ];
 /// Seeds among which one must find a rule that is turned off.
-const SEEDS_OF_A_CONTROL: u64 = 100;
+const SEEDS_OF_A_CONTROL: u64 = 200;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
