@@ -30,7 +30,7 @@ fix: ## rewrite what can be rewritten: format, lints with a mechanical answer
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
 
-bench: build ## measure one node (minutes; wants a quiet machine)
+bench: build ## measure it (a quarter of an hour; wants a quiet machine)
 	$(TARGET)/debug/trunkline-bench
 
 e2e: setup ## run the end-to-end tests against real processes (about a quarter of an hour; disks need root)

@@ -28,7 +28,7 @@ pub(crate) fn due(n: u64, rate: f64) -> Duration {
 /// The stamp of a message that was due at `due`: now, or then if it is late by more than a tick.
 pub(crate) fn stamp(due: Instant) -> u64 {
     let late = due.elapsed();
-    client::now() - if late > TICK { late.as_nanos() as u64 } else { 0 }
+    client::now().saturating_sub(if late > TICK { late.as_nanos() as u64 } else { 0 })
 }
 
 /// `rate` messages a second over all sockets for `time`, each echoed; latency counts from when one was due.

@@ -128,6 +128,8 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     raise_file_limit();
+    // stamps count from here
+    client::now();
     if let Some(child) = arguments.child {
         return run_child(child, &arguments);
     }

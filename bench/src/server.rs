@@ -29,7 +29,8 @@ impl Server {
     pub(crate) fn spawn(binary: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(binary)
             .args(arguments)
-            .env("TRUNKLINE_LOG", "warn")
+            // what is killed on purpose is missed by the others, who warn
+            .env("TRUNKLINE_LOG", "error")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -2,11 +2,12 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, bail, ensure};
 use hdrhistogram::Histogram;
 use tokio::task::{JoinSet, LocalSet};
 use trunkline_proto::PartitionCount;
@@ -33,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy)]
 pub(crate) struct Away<'a> {
     pub(crate) partitions: PartitionCount,
-    /// Events appended meanwhile.
+    /// Events that are appended meanwhile as fast as two brokers take them; what is measured before it returns comes on top.
     pub(crate) events: u64,
     pub(crate) catchup_rate: Option<&'a str>,
 }
@@ -51,7 +52,7 @@ pub(crate) async fn catchup(setup: &Setup, away: Away<'_>, report: &mut Report) 
         away.partitions.get(),
         away.catchup_rate.unwrap_or("by default"),
     ));
-    let Measured { capacity, loads, meanwhile, afterwards, back, caught_up } = measured;
+    let Measured { capacity, loads, meanwhile, afterwards, back, lacked, caught_up } = measured;
     report.add("events/s acknowledged, capacity", &capacity, "");
     report.add("events/s meanwhile", &loads, "half of it");
     let names = ["publish p50 ms, meanwhile", "publish p90 ms, meanwhile", "publish p99 ms, meanwhile"];
@@ -59,6 +60,7 @@ pub(crate) async fn catchup(setup: &Setup, away: Away<'_>, report: &mut Report) 
     report.add_all(["publish p50 ms, afterwards", "publish p99 ms, afterwards"], afterwards, [""; 2]);
     report.add("its start, s", &back, "");
     let [seconds, rate] = caught_up;
+    report.add("events it lacked in the end", &lacked, &format!("≥ {}", away.events));
     report.add("caught up after, s", &seconds, "");
     report.add("events/s caught up", &rate, "");
     Ok(())
@@ -70,6 +72,7 @@ struct Measured {
     meanwhile: [Runs; 3],
     afterwards: [Runs; 2],
     back: Runs,
+    lacked: Runs,
     caught_up: [Runs; 2],
 }
 
@@ -81,6 +84,7 @@ impl Default for Measured {
             meanwhile: rows(),
             afterwards: rows(),
             back: Runs::default(),
+            lacked: Runs::default(),
             caught_up: rows(),
         }
     }
@@ -131,6 +135,7 @@ async fn run(setup: &Setup, away: Away<'_>, measured: &mut Measured) -> anyhow::
         runs.push(Subject::Floor, milliseconds(&before, quantile));
     }
     measured.back.push(Subject::Trunkline, back.as_secs_f64());
+    measured.lacked.push(Subject::Trunkline, lacked as f64);
     let [seconds, rate] = &mut measured.caught_up;
     seconds.push(Subject::Trunkline, took.as_secs_f64());
     rate.push(Subject::Trunkline, lacked as f64 / took.saturating_sub(back).as_secs_f64());
@@ -159,7 +164,7 @@ async fn caught_up(cluster: &Cluster) -> anyhow::Result<Duration> {
 }
 
 /// Publishes to every partition at its leader, some a second, until `over`; how long each took from when it was due until it was
-/// answered, which is when it is committed and applied.
+/// answered, which is when it is committed and applied. Where the leader is another one meanwhile it is looked for.
 async fn probe<T>(
     cluster: &Cluster,
     partitions: PartitionCount,
@@ -170,23 +175,25 @@ async fn probe<T>(
     let is_over = Rc::new(Cell::new(false));
     let mut ways = Vec::new();
     for (position, channel) in cluster.at_leaders().await?.iter().zip(cluster.channels(partitions)) {
-        ways.push((cluster.http(position.leader.unwrap_or_default())?, channel));
+        let leader = position.leader.unwrap_or_default();
+        let brokers = (leader..leader + REPLICAS).map(|id| cluster.http((id - 1) % REPLICAS + 1));
+        ways.push((brokers.collect::<Result<Vec<_>, _>>()?, channel));
     }
     let begun = tokio::time::Instant::now();
     let mut probes = JoinSet::new();
-    for (n, (http, channel)) in (0..PROBES).zip(ways.into_iter().cycle()) {
+    for (n, (brokers, channel)) in (0..PROBES).zip(ways.into_iter().cycle()) {
         let (latencies, is_over, payload) = (latencies.clone(), is_over.clone(), setup.payload);
         probes.spawn_local(async move {
-            let mut http = Http::connect(http).await?;
-            let (path, body) = (format!("/v1/channels/{channel}/messages"), vec![b'x'; payload]);
+            let mut publisher =
+                Publisher { brokers, connection: None, path: format!("/v1/channels/{channel}/messages") };
+            let body = vec![b'x'; payload];
             for due in (0_u64..).map(|turn| begun + load::due(turn * PROBES + n, PROBE_RATE)) {
                 tokio::time::sleep_until(due).await;
                 if is_over.get() {
                     break;
                 }
                 let stamp = load::stamp(due);
-                let (status, answer) = http.request("POST", &path, &body).await?;
-                ensure!(status == 200, "publish answered {status}: {}", String::from_utf8_lossy(&answer));
+                publisher.publish(&body).await?;
                 latencies.borrow_mut().saturating_record(client::now().saturating_sub(stamp));
             }
             anyhow::Ok(())
@@ -199,4 +206,40 @@ async fn probe<T>(
     }
     let latencies = latencies.borrow().clone();
     Ok((latencies, outcome?))
+}
+
+struct Publisher {
+    /// The first one is tried first.
+    brokers: Vec<SocketAddr>,
+    connection: Option<Http>,
+    path: String,
+}
+
+impl Publisher {
+    async fn publish(&mut self, body: &[u8]) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let refused = match self.attempt(body).await {
+                Ok((200, _)) => return Ok(()),
+                Ok((503, answer)) => anyhow::anyhow!("{}", String::from_utf8_lossy(&answer)),
+                Ok((status, answer)) => bail!("publish answered {status}: {}", String::from_utf8_lossy(&answer)),
+                Err(error) => error,
+            };
+            ensure!(begun.elapsed() < PATIENCE, "no broker takes a publish: {refused}");
+            self.connection = None;
+            self.brokers.rotate_left(1);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn attempt(&mut self, body: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => {
+                let broker = self.brokers.first().context("no brokers")?;
+                self.connection.insert(Http::connect(*broker).await?)
+            }
+        };
+        connection.request("POST", &self.path, body).await
+    }
 }
