@@ -22,6 +22,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(250);
+/// One that has been there for so long is heard by others too.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Entries a learner may lack when it becomes a voter.
 const PROMOTE_LAG_MAX: u64 = 256;
 
@@ -288,15 +290,19 @@ impl Node {
     }
 }
 
-/// Who leads after this broker: the preferred leader if it is there, or the voter that lacks least.
+/// The preferred leader if it is there, or another voter that lacks little; one that has just come may not be heard by others yet.
 pub(super) fn successor(group: &Group, peers: &Peers) -> Option<u64> {
     let membership = group.membership();
     let own = peers.own().node;
     let first = preferred(group.partition(), &membership);
-    let there = |id: &u64| peers.member(*id).is_some_and(|member| member.reachable);
-    let lag = |id: u64| Some((group.lag(id)?, Some(id) != first, id));
-    let others = membership.voters.iter().copied().filter(|id| *id != own && there(id));
-    others.filter_map(lag).min().map(|(_, _, id)| id)
+    let rank = |id: u64| {
+        let since = peers.member(id).filter(|member| member.reachable)?.since?;
+        let lag = group.lag(id)?;
+        let lag = if lag > PROMOTE_LAG_MAX { lag } else { 0 };
+        Some((lag, since.elapsed() < SETTLED, Some(id) != first, id))
+    };
+    let others = membership.voters.iter().copied().filter(|id| *id != own);
+    others.filter_map(rank).min().map(|(.., id)| id)
 }
 
 fn refused(error: String) -> pb::AdminResponse {

@@ -59,7 +59,7 @@ fn own(config: &NodeConfig, disk: DiskId) -> Own {
         advertised.link.clone_from(&founder.link);
     }
     let (cluster, node, partitions) = (config.cluster.clone(), config.node_id, config.partitions);
-    Own { cluster, node, disk, partitions, advertised }
+    Own { cluster, node, disk, partitions, advertised, process: rand::random() }
 }
 
 /// This broker as a member.

@@ -34,8 +34,8 @@ use crate::{
     store::{Health, OpenError},
 };
 
-/// A leader that no majority has answered for so long does not count as one. Beyond openraft's own lease, which ends with the shortest
-/// election timeout: it refuses proposals then already.
+/// A leader that no majority has answered for so long does not count as one: before another one can be elected. openraft's own lease is
+/// shorter: it refuses proposals then already.
 const LEASE: Duration = Duration::from_millis(2000);
 /// How often that is looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
@@ -218,8 +218,9 @@ fn settings(cluster: String) -> Config {
     Config {
         cluster_name: cluster,
         heartbeat_interval: 300,
-        election_timeout_min: 1500,
-        election_timeout_max: 2500,
+        // on top of the leader's lease, which is the longest: an election begins 2.4 to 3 s after the last heartbeat
+        election_timeout_min: 900,
+        election_timeout_max: 1500,
         // busy groups skip heartbeats; with a tick of 61 ms this stays far below the election timeout
         heartbeat_min_interval: Some(300),
         enable_pre_vote: Some(true),

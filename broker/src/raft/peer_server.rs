@@ -143,6 +143,7 @@ impl PeerServer {
             if id == self.peers.own().node {
                 return Err(WireError::Refused("it has the number of this broker".to_owned()));
             }
+            self.peers.greeted(id, hello.process);
             Ok(Caller { id, disk })
         };
         let greeted = greeted.await;
@@ -183,9 +184,11 @@ impl PeerServer {
             Ok(None) => sender.finish(),
             Err(error) => {
                 match error {
-                    // the peer itself has gone away
-                    WireError::Stream(_) => {}
-                    _ => tracing::warn!(peer = caller.id, %error, "a peer's stream ends"),
+                    WireError::Invalid(_) | WireError::Limit { .. } => {
+                        tracing::warn!(peer = caller.id, %error, "a peer's stream ends");
+                    }
+                    // it has gone away, or this broker stops
+                    _ => tracing::debug!(peer = caller.id, %error, "a peer's stream ends"),
                 }
                 sender.answer(Err(error)).await;
             }

@@ -121,6 +121,8 @@ pub struct Own {
     pub partitions: PartitionCount,
     /// As told to others.
     pub advertised: Advertised,
+    /// Random, of this process.
+    pub process: u64,
 }
 
 /// What peers are dialed with.
@@ -246,6 +248,16 @@ impl Peers {
             let keep = keep(self.inner.own.clone(), dialer, peer);
             let stop = self.inner.stop.clone();
             self.inner.tasks.spawn(async move { stop.run_until_cancelled(keep).await });
+        }
+    }
+
+    /// A broker that has said hello under another process number has restarted: what is connected to the one before it is dead, and
+    /// waiting until that shows would keep it from its leaders.
+    pub(super) fn greeted(&self, id: u64, process: u64) {
+        let Some(peer) = self.peer(id) else { return };
+        let connected = peer.connected.borrow();
+        if let Some(connected) = connected.as_ref().filter(|connected| connected.hello.process != process) {
+            connected.connection.close(0u32.into(), b"restarted");
         }
     }
 
@@ -390,6 +402,7 @@ pub(super) fn hello(own: &Own) -> pb::Hello {
         link: own.advertised.link.clone(),
         grpc: own.advertised.grpc.clone(),
         http: own.advertised.http.clone(),
+        process: own.process,
     }
 }
 
