@@ -344,6 +344,48 @@ async fn a_wiped_broker_neither_votes_nor_acknowledges_and_says_so() {
     cluster.stop_all().await;
 }
 
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_has_lost_what_it_acknowledged_catches_up() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
+    let others: Vec<u64> = (1..=3).filter(|id| *id != follower).collect();
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    cluster.stop(follower).await;
+    let older = cluster.folder.path().join("older");
+    copy(&cluster.data(follower), &older);
+    cluster.start(follower).await;
+    for sequence in 2..=20 {
+        cluster.say(0, sequence).await;
+    }
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    let terms = |cluster: &Cluster| -> Vec<Role> {
+        others.iter().map(|id| *handle(cluster.node(*id), 0).role.borrow()).collect()
+    };
+    let led = terms(&cluster);
+    cluster.stop(follower).await;
+    std::fs::remove_dir_all(cluster.data(follower)).unwrap();
+    std::fs::rename(&older, cluster.data(follower)).unwrap();
+    cluster.start(follower).await;
+    cluster.say(0, 21).await;
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    // by the leader that had its acknowledgements
+    assert_eq!(terms(&cluster), led);
+    assert_eq!(records(cluster.node(follower), 0).await, 22);
+    cluster.stop_all().await;
+}
+
 /// Dials a broker as another one would.
 async fn dial(cluster: &Cluster, signed: &Signed, id: u64) -> (quinn::Connection, quinn::Endpoint) {
     let endpoint = client_endpoint();

@@ -34,9 +34,21 @@ use crate::{
     store::{Health, OpenError},
 };
 
-/// A leader that no majority has answered for so long does not count as one: before another one can be elected. openraft's own lease is
-/// shorter: it refuses proposals then already.
-const LEASE: Duration = Duration::from_millis(2000);
+/// Milliseconds between a leader's heartbeats. One to a follower that has just answered an append is left out, so that two may be this
+/// long, [`HEARTBEAT_SPARED`] and a tick (13/64 of this) apart: 661 ms, which openraft wants below [`ELECTION_MIN`].
+const HEARTBEAT: u64 = 300;
+const HEARTBEAT_SPARED: u64 = 300;
+/// A follower asks for votes once it has heard nothing for openraft's lease, which is [`ELECTION_MAX`], and after it for a random time
+/// between these two: 1.9 to 2.4 s after the last heartbeat it has heard.
+const ELECTION_MIN: u64 = 700;
+const ELECTION_MAX: u64 = 1200;
+/// A leader whom no majority has answered for the lease is silent for so long, then tries again for as long, and so on. Otherwise one
+/// that is heard and hears nothing would keep the others from electing. openraft wants at least twice the lease: theirs must end, and
+/// then their random time.
+const SILENCE: u64 = 4000;
+/// A leader that no majority has answered for so long does not count as one: openraft refuses its proposals from then on, and others
+/// may be about to elect another.
+const LEASE: Duration = Duration::from_millis(ELECTION_MAX);
 /// How often that is looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 
@@ -217,12 +229,15 @@ impl Group {
 fn settings(cluster: String) -> Config {
     Config {
         cluster_name: cluster,
-        heartbeat_interval: 300,
-        // on top of the leader's lease, which is the longest: an election begins 2.4 to 3 s after the last heartbeat
-        election_timeout_min: 900,
-        election_timeout_max: 1500,
-        // busy groups skip heartbeats; with a tick of 61 ms this stays far below the election timeout
-        heartbeat_min_interval: Some(300),
+        heartbeat_interval: HEARTBEAT,
+        heartbeat_min_interval: Some(HEARTBEAT_SPARED),
+        election_timeout_min: ELECTION_MIN,
+        election_timeout_max: ELECTION_MAX,
+        quorum_loss_probe_interval: Some(SILENCE),
+        // a follower whose disk lied about a sync, or that was put back to an older copy, lacks what it acknowledged: without this its
+        // leader would offer it the same append for ever. What it lost is in doubt until it is sent again, so that is at once; the
+        // client says it in the log. One with another disk is no follower at all
+        allow_log_reversion: Some(true),
         enable_pre_vote: Some(true),
         // state is rebuilt by replay: a leader that restores itself could serve an older one
         enable_leader_restore: Some(false),

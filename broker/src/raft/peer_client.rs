@@ -2,7 +2,14 @@
 //! stream for each group and peer; votes and heartbeats have streams of their own and go first, snapshots go last. A peer that cannot
 //! be reached, or whose disk is another one than the group knows, is unreachable: it neither votes nor acknowledges.
 
-use std::{future::Future, io, pin::Pin, task::Poll, time::Duration};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use openraft::{
@@ -62,6 +69,8 @@ pub struct PeerClient {
     member: Member,
     /// Sends one append on a stream of its own, ahead of what is pipelined.
     is_heartbeat: bool,
+    /// End of what the peer has acknowledged to this client.
+    acknowledged: AtomicU64,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -69,7 +78,8 @@ impl RaftNetworkFactory<Types> for Network {
 
     async fn new_client(&mut self, target: u64, node: &Member) -> PeerClient {
         self.peers.ensure(target, &node.link);
-        PeerClient { network: self.clone(), target, member: node.clone(), is_heartbeat: false }
+        let acknowledged = AtomicU64::new(0);
+        PeerClient { network: self.clone(), target, member: node.clone(), is_heartbeat: false, acknowledged }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &Member) -> PeerClient {
@@ -102,6 +112,23 @@ impl PeerClient {
         }
     }
 
+    /// Takes note of an answer: nobody conflicts with what it has acknowledged, unless it has lost it.
+    fn note(&self, answer: &StreamAppendResult<Types>) {
+        match answer {
+            Ok(Some(last)) => drop(self.acknowledged.fetch_max(last.index + 1, Ordering::Relaxed)),
+            Err(StreamAppendError::Conflict(at)) if at.index < self.acknowledged.load(Ordering::Relaxed) => {
+                self.acknowledged.store(at.index, Ordering::Relaxed);
+                let (partition, peer) = (self.network.partition, self.target);
+                tracing::error!(
+                    %partition, peer, index = at.index,
+                    "a broker has lost what it acknowledged: its disk does not keep what it says it keeps, or its data is an older \
+                     copy. What it lacks is sent to it again"
+                );
+            }
+            _ => {}
+        }
+    }
+
     async fn unary(
         &self,
         kind: Kind,
@@ -124,7 +151,9 @@ impl PeerClient {
         let answer = self.unary(Kind::Heartbeat, RPCTypes::AppendEntries, &message, option).await?;
         let last = request.entries.last().map(RaftEntry::log_id).or(request.prev_log_id);
         let answer = frames::decode(answer).and_then(|answer| wire::from_appended(answer, request.prev_log_id, last));
-        answer.map_err(|error| network_error(&error).into())
+        let answer = answer.map_err(|error| network_error(&error))?;
+        self.note(&answer);
+        Ok(answer)
     }
 
     async fn vote_round(
@@ -307,7 +336,7 @@ impl<'s> AppendStream<'s> {
         let (answered, answers) = mpsc::channel(1);
         Self {
             writer: Some(Box::pin(write(&client.network, peer, input, sender, sent))),
-            reader: Some(Box::pin(read(receiver, in_flight, answered))),
+            reader: Some(Box::pin(read(client, receiver, in_flight, answered))),
             answers,
             client,
         }
@@ -379,6 +408,7 @@ where
 
 /// Reads the answers to what was sent, each within its time.
 async fn read(
+    client: &PeerClient,
     mut receiver: Receiver,
     mut in_flight: mpsc::Receiver<Sent>,
     answered: mpsc::Sender<StreamAppendResult<Types>>,
@@ -392,6 +422,7 @@ async fn read(
         }
         let answer = timeout(APPEND_TIMEOUT, receiver.answer()).await.map_err(|_| WireError::Slow)??;
         let answer = wire::from_appended(frames::decode(answer.ok_or(WireError::Cut)?)?, followed, sent)?;
+        client.note(&answer);
         // whatever is not a match ends the stream
         let is_last = answer.is_err();
         if answered.send(answer).await.is_err() || is_last {
