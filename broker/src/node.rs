@@ -3,6 +3,7 @@
 mod balance;
 #[cfg(test)]
 pub(crate) mod cluster_tests;
+mod current;
 mod formation;
 mod members;
 mod open;
@@ -38,6 +39,7 @@ pub use crate::{
     },
     store::{DiskId, OpenError},
 };
+pub use current::NotCurrent;
 pub use members::AdminError;
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
