@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What this broker says of itself: an encoded `trunkline.v1.DescribeResponse`.
-pub type Describe = Arc<dyn Fn() -> Bytes + Send + Sync>;
+pub type Describe = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Bytes> + Send>> + Send + Sync>;
 
 /// Who answers.
 pub struct Answers {
@@ -77,7 +77,11 @@ mod tests {
     fn upper(node: &Node) -> Upper {
         let (sender, unlogged) = tokio::sync::mpsc::unbounded_channel();
         let submitter = Submitter::new(node.clone(), Arc::new(Unlogged(sender)));
-        let answers = Answers { node: node.clone(), submitter: submitter.clone(), describe: Arc::new(Bytes::new) };
+        let answers = Answers {
+            node: node.clone(),
+            submitter: submitter.clone(),
+            describe: Arc::new(|| Box::pin(async { Bytes::new() })),
+        };
         node.set_calls(Arc::new(answers));
         let shutdown = CancellationToken::new();
         tokio::spawn(forward::run(node.clone(), shutdown.clone()));

@@ -324,6 +324,18 @@ impl Node {
         self.inner.partitions.iter().filter_map(leader).collect()
     }
 
+    /// Who is in a partition's group, as far as this broker's log goes; nobody once it has stopped.
+    pub fn membership(&self, id: PartitionId) -> Membership {
+        self.group_of(id).map(|group| group.membership()).unwrap_or_default()
+    }
+
+    /// Where the newest snapshot of a partition stands; 0: there is none.
+    pub async fn newest_snapshot(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
+        let newest = |reader: &Reader, _: &PendingRefused| crate::store::snapshot::newest(reader, LogIndex(u64::MAX));
+        let newest = self.blocking(partition, newest).await?;
+        Ok(newest.map(|manifest| manifest.last.index).unwrap_or_default())
+    }
+
     /// Who answers what other brokers' upper layers ask. Before it is set, they are told that this one is starting.
     pub fn set_calls(&self, calls: Arc<dyn Calls>) {
         if let Some(running) = self.inner.running.lock().as_ref() {

@@ -284,7 +284,10 @@ impl Broker {
             submitter: submitter.clone(),
             describe: {
                 let (node, about) = (self.node.clone(), about.clone());
-                Arc::new(move || grpc::cluster::describe(&node, &about).encode_to_vec().into())
+                Arc::new(move || {
+                    let (node, about) = (node.clone(), about.clone());
+                    Box::pin(async move { grpc::describe::own(&node, &about).await.encode_to_vec().into() })
+                })
             },
         }));
         let registry = Registry::new(node.clone(), config.limits.handler_deadline.get(), stop.clone());

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use trunkline_proto::ConnectionId;
+use trunkline_proto::units::HumanDuration;
 
 /// A WebSocket gateway whose every connection lives in a replicated log.
 #[derive(Parser, Debug)]
@@ -306,8 +307,40 @@ pub(crate) struct ClusterArgs {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ClusterVerb {
-    /// Brokers, partitions, edges.
+    /// Brokers, partitions and their replicas, edges.
     Status {
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Make a broker a member: it gets the log, and votes once it has caught up. It must be running.
+    Add {
+        /// Its broker.node_id.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        /// Where others reach its link, host:port.
+        #[arg(long, value_name = "ADDR")]
+        link: String,
+        /// How long it may take to catch up. Then it stays a learner until this is repeated.
+        #[arg(long, value_name = "DURATION", default_value = "10m")]
+        patience: HumanDuration,
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Take a broker out, whether it is running or not.
+    Remove {
+        /// Its broker.node_id.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Have another broker lead a partition. Leaders go back to their preferred brokers by themselves after a while.
+    Transfer {
+        #[arg(long, value_name = "P")]
+        partition: u16,
+        /// The broker that is to lead.
+        #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+        to: u64,
         #[command(flatten)]
         remote: RemoteArgs,
     },

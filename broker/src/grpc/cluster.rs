@@ -1,6 +1,6 @@
-//! What the cluster looks like from here, and handler groups as operators see and move them.
+//! What a broker says of itself, and handler groups as operators see and move them.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use trunkline_proto::{Batch, Offset, PartitionId, Record, RecordKind, Source, limits, v1};
 
@@ -8,7 +8,7 @@ use crate::{
     append::AppendError,
     core::{GroupView, Verdict},
     handlers::{Registry, registry::resolve_start},
-    node::{Node, ReadError, Role},
+    node::{Node, ReadError},
 };
 
 /// What this broker says of itself.
@@ -35,61 +35,6 @@ impl fmt::Debug for About {
             .field("grpc", grpc)
             .field("link", link)
             .finish_non_exhaustive()
-    }
-}
-
-/// Brokers, partitions and edges.
-pub fn describe(node: &Node, about: &About) -> v1::DescribeResponse {
-    let broker = v1::Broker {
-        id: about.broker,
-        grpc: about.grpc.clone(),
-        link: about.link.clone(),
-        healthy: node.health().is_ok(),
-    };
-    let mut edges: BTreeMap<String, v1::Edge> = BTreeMap::new();
-    let mut partitions = Vec::new();
-    for id in node.partition_count().iter() {
-        let Some(partition) = node.partition(id) else { continue };
-        let (leader, term) = match *partition.role.borrow() {
-            Role::Leader { term } => (about.broker, term),
-            Role::Follower { leader } => (leader.unwrap_or_default(), 0),
-            Role::Closed => (0, 0),
-        };
-        let state = partition.state.read();
-        for (_, view) in state.edges() {
-            let edge = edges.entry(view.name.to_owned()).or_insert_with(|| v1::Edge {
-                edge: view.name.to_owned(),
-                lag: (about.edge_lag)(view.name),
-                ..Default::default()
-            });
-            // the highest incarnation any partition knows is the one there is
-            if view.incarnation >= edge.incarnation {
-                edge.attached =
-                    !view.lost && (view.incarnation > edge.incarnation || edge.attached || edge.incarnation == 0);
-                edge.incarnation = view.incarnation;
-            }
-            edge.connections += view.connections as u64;
-        }
-        partitions.push(v1::Partition {
-            partition: u32::from(id.0),
-            leader,
-            voters: vec![about.broker],
-            term,
-            applied: Offset::end_of(state.applied()).0,
-            earliest: node.earliest(id).0,
-            snapshot: 0,
-            connections: state.connection_count() as u64,
-            channels: state.channel_count() as u64,
-            digest: state.digest(),
-        });
-    }
-    v1::DescribeResponse {
-        cluster: about.cluster.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        partition_count: u32::from(node.partition_count().get()),
-        brokers: vec![broker],
-        partitions,
-        edges: edges.into_values().collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod connections;
+pub mod describe;
 pub mod log;
 mod services;
 pub mod status;

@@ -1,6 +1,6 @@
 //! The gRPC services: each call checks its request and hands it on.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -10,7 +10,7 @@ use trunkline_proto::{ConnectionId, Offset, PartitionId, Timestamp, limits, v1};
 
 use super::{
     cluster::{self, About, ResetError},
-    connections, log, status,
+    connections, describe, log, status,
 };
 use crate::{
     handlers::{Registry, member::OUTGOING_MAX, session},
@@ -20,6 +20,9 @@ use crate::{
 
 /// States of the past that are being rebuilt at once: each may need as much memory as a partition's state.
 const STATES_AT_MAX: usize = 2;
+/// How long a new member may take to catch up, unless the caller says otherwise, and at most.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(60);
+const MEMBER_PATIENCE_SECONDS_MAX: u32 = 24 * 3600;
 /// Messages that wait for a reader of the log.
 const READ_MESSAGES_MAX: usize = 4;
 
@@ -222,7 +225,7 @@ impl v1::connections_server::Connections for Services {
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for Services {
     async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
-        Ok(Response::new(cluster::describe(&self.node, &self.about)))
+        Ok(Response::new(describe::cluster(&self.node, &self.about).await))
     }
 
     async fn groups(&self, request: Request<v1::GroupsRequest>) -> Result<Response<v1::GroupsResponse>, Status> {
@@ -231,6 +234,39 @@ impl v1::cluster_server::Cluster for Services {
         self.current(self.node.partition_count().iter()).await?;
         let groups = cluster::groups(&self.node, &self.registry, &request.group);
         Ok(Response::new(v1::GroupsResponse { groups }))
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<v1::AddMemberRequest>,
+    ) -> Result<Response<v1::AddMemberResponse>, Status> {
+        let request = request.into_inner();
+        let patience = match request.patience_seconds {
+            0 => MEMBER_PATIENCE,
+            seconds => Duration::from_secs(seconds.min(MEMBER_PATIENCE_SECONDS_MAX).into()),
+        };
+        let added = self.node.add_member(request.id, &request.link, patience).await;
+        added.map_err(|error| status::of_admin(&error))?;
+        Ok(Response::new(v1::AddMemberResponse {}))
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        let removed = self.node.remove_member(request.into_inner().id).await;
+        removed.map_err(|error| status::of_admin(&error))?;
+        Ok(Response::new(v1::RemoveMemberResponse {}))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let moved = self.node.transfer_leader(self.partition(request.partition)?, request.to).await;
+        moved.map_err(|error| status::of_admin(&error))?;
+        Ok(Response::new(v1::TransferLeaderResponse {}))
     }
 
     async fn reset_group(

@@ -4,7 +4,13 @@
 use tonic::{Code as Grpc, Status, metadata::MetadataValue};
 use trunkline_proto::v1::Code;
 
-use crate::{append::AppendError, handlers::member::SessionEnd, metrics::handlers::code_name, node::ReadError, submit};
+use crate::{
+    append::AppendError,
+    handlers::member::SessionEnd,
+    metrics::handlers::code_name,
+    node::{AdminError, ReadError},
+    submit,
+};
 
 /// Trailer with the stable name of what went wrong.
 pub const CODE: &str = "trunkline-code";
@@ -80,6 +86,16 @@ pub fn of_append(error: &AppendError) -> Status {
 /// A `Submit` was refused as a whole.
 pub fn of_submit(error: &submit::SubmitError) -> Status {
     invalid(error.to_string())
+}
+
+/// Members or leaders were not changed, or not all of them.
+pub fn of_admin(error: &AdminError) -> Status {
+    let message = error.to_string();
+    match error {
+        AdminError::Refused(_) => of_code(Code::Refused, message),
+        AdminError::Unavailable { .. } => of_code(Code::NoLeader, message),
+        AdminError::Behind { .. } => make(Grpc::DeadlineExceeded, "behind", Retry::Safe, message),
+    }
 }
 
 /// A `Subscribe` stream ends.

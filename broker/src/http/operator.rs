@@ -43,16 +43,22 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
             "lag": lags.get(&name).copied().unwrap_or_default(),
         })
     });
+    let brokers = node.peers().members().into_iter().map(|member| {
+        let is_own = member.id == settings.broker;
+        json!({
+            "id": member.id,
+            "grpc": if is_own { settings.grpc.clone() } else { member.grpc },
+            "link": if is_own { settings.link.clone() } else { member.link },
+            "reachable": member.reachable,
+            // of others only they themselves know
+            "healthy": is_own.then(|| node.health().is_ok()),
+        })
+    });
     Json(json!({
         "cluster": settings.cluster,
         "version": env!("CARGO_PKG_VERSION"),
         "partition_count": node.partition_count().get(),
-        "brokers": [{
-            "id": settings.broker,
-            "grpc": settings.grpc,
-            "link": settings.link,
-            "healthy": node.health().is_ok(),
-        }],
+        "brokers": brokers.collect::<Vec<_>>(),
         "partitions": partitions,
         "edges": edges.collect::<Vec<_>>(),
     }))
@@ -67,6 +73,7 @@ fn partition(app: &App, id: PartitionId, edges: &mut BTreeMap<String, Edge>) -> 
         Role::Follower { leader } => (leader, None),
         Role::Closed => (None, None),
     };
+    let members = app.0.node.membership(id);
     let state = handle.state.read();
     for (_, edge) in state.edges().filter(|(_, edge)| edge.incarnation > 0) {
         let known = edges.entry(edge.name.to_owned()).or_default();
@@ -77,6 +84,8 @@ fn partition(app: &App, id: PartitionId, edges: &mut BTreeMap<String, Edge>) -> 
         "partition": id.0,
         "leader": leader,
         "term": term,
+        "voters": members.voters,
+        "learners": members.learners().collect::<Vec<_>>(),
         "applied": Offset::end_of(state.applied()).to_string(),
         "earliest": app.0.node.earliest(id).to_string(),
         "connections": state.connection_count(),

@@ -1,6 +1,6 @@
 //! Three brokers in one process: real QUIC over loopback, real stores.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 use trunkline_proto::{
@@ -32,6 +32,15 @@ pub(crate) struct Broker {
     endpoint: quinn::Endpoint,
     accepting: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
+}
+
+/// What answers other brokers where nothing runs above the node.
+struct AdminOnly(Node);
+
+impl Calls for AdminOnly {
+    fn call(&self, _: u64, _: CallKind, body: bytes::Bytes) -> Pin<Box<dyn Future<Output = bytes::Bytes> + Send + '_>> {
+        Box::pin(self.0.answer_admin(body, || async { bytes::Bytes::new() }))
+    }
 }
 
 impl Cluster {
@@ -86,6 +95,7 @@ impl Cluster {
             ..NodeConfig::new(self.data(id), "test", count(PARTITIONS))
         });
         let node = node.await.unwrap();
+        node.set_calls(Arc::new(AdminOnly(node.clone())));
         let peer = node.clone();
         let handlers = Handlers {
             edges: Arc::new(|accepted| Box::pin(async move { drop(accepted) })),
@@ -419,5 +429,86 @@ async fn garbage_on_a_peers_stream_ends_that_stream_only() {
     cluster.say(0, 2).await;
     cluster.start(3).await;
     cluster.same_everywhere(&[1, 2, 3]).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_was_wiped_is_removed_and_added_again() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    cluster.stop(3).await;
+    std::fs::remove_dir_all(cluster.data(3)).unwrap();
+    cluster.start(3).await;
+    for sequence in 2..=40 {
+        cluster.say(0, sequence).await;
+    }
+    let link = cluster.address(3).to_string();
+    let refused = cluster.node(1).add_member(3, &link, PATIENCE).await.unwrap_err();
+    assert!(refused.to_string().contains("remove it first"), "{refused}");
+    cluster.node(2).remove_member(3).await.unwrap();
+    assert_eq!(cluster.node(1).membership(PartitionId(0)).voters, [1, 2].into());
+    cluster.node(1).add_member(3, &link, PATIENCE).await.unwrap();
+    cluster.ready(&[3]).await;
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    assert_eq!(records(cluster.node(3), 0).await, 41);
+    // it counts again: with it and one more there is a majority
+    cluster.stop(1).await;
+    cluster.say(0, 41).await;
+    cluster.say(1, 2).await;
+    cluster.same_everywhere(&[2, 3]).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn members_come_and_go_and_leaders_move() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    cluster.start(4).await;
+    let reason =
+        eventually(|| cluster.node(4).readiness().err().filter(|reason| reason.contains("cluster add 4"))).await;
+    assert!(reason.starts_with("waiting to be added"), "{reason}");
+    let link = cluster.brokers[3].as_ref().unwrap().endpoint.local_addr().unwrap().to_string();
+    let nobody = cluster.node(1).add_member(5, "127.0.0.1:1", PATIENCE).await.unwrap_err();
+    assert!(nobody.to_string().contains("broker 5 is not reached at 127.0.0.1:1"), "{nobody}");
+    cluster.node(3).add_member(4, &link, PATIENCE).await.unwrap();
+    cluster.ready(&[4]).await;
+    for partition in 0..PARTITIONS {
+        cluster.node(2).transfer_leader(PartitionId(partition), 4).await.unwrap();
+        eventually(|| (cluster.leader(partition) == Some(4)).then_some(())).await;
+        cluster.say(partition, 2).await;
+    }
+    let refused = cluster.node(2).transfer_leader(PartitionId(0), 5).await.unwrap_err();
+    assert!(refused.to_string().contains("has no vote"), "{refused}");
+    // the one that leads everything is taken out; others take over
+    cluster.node(1).remove_member(4).await.unwrap();
+    for partition in 0..PARTITIONS {
+        cluster.say(partition, 3).await;
+        assert_eq!(cluster.node(1).membership(PartitionId(partition)).members.len(), 3);
+    }
+    assert!(cluster.node(1).remove_member(4).await.unwrap_err().to_string().contains("no member"));
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    // without a majority that answers nobody is taken out
+    cluster.stop(3).await;
+    let gone = |node: &Node| node.peers().member(3).is_some_and(|member| !member.reachable).then_some(());
+    eventually(|| gone(cluster.node(1)).and(gone(cluster.node(2)))).await;
+    let refused = cluster.node(1).remove_member(2).await.unwrap_err();
+    assert!(refused.to_string().contains("no majority would be left"), "{refused}");
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_stops_in_order_leaves_no_partition_without_a_leader() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    for partition in 0..PARTITIONS {
+        cluster.node(1).transfer_leader(PartitionId(partition), 1).await.unwrap();
+    }
+    let begun = Instant::now();
+    cluster.node(1).hand_over(PATIENCE).await;
+    cluster.stop(1).await;
+    for partition in 0..PARTITIONS {
+        cluster.say(partition, 2).await;
+    }
+    assert!(begun.elapsed() < Duration::from_millis(1400), "no election had to be waited for: {:?}", begun.elapsed());
     cluster.stop_all().await;
 }

@@ -221,10 +221,10 @@ impl Node {
     }
 
     /// Answers the call of another broker.
-    pub async fn answer_admin(&self, body: Bytes, describe: impl Fn() -> Bytes) -> Bytes {
+    pub async fn answer_admin<D: Future<Output = Bytes>>(&self, body: Bytes, describe: impl Fn() -> D) -> Bytes {
         let answer = match pb::AdminRequest::decode(body) {
             Ok(pb::AdminRequest { ask: Some(Ask::Describe(_)), .. }) => {
-                pb::AdminResponse { done: true, description: describe(), ..Default::default() }
+                pb::AdminResponse { done: true, description: describe().await, ..Default::default() }
             }
             Ok(pb::AdminRequest { partition, ask: Some(ask) }) => match u16::try_from(partition) {
                 Ok(partition) => self.grant(PartitionId(partition), &ask).await,

@@ -1,15 +1,11 @@
 //! Step 9 of the walk, from `raft/peer_client.rs` of another broker: serves its streams. What a peer sends is checked before openraft
 //! sees it; a peer that breaks the protocol loses that stream, with a word why.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use openraft::{raft::AppendEntriesRequest, storage::Snapshot};
+use parking_lot::RwLock;
 use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
@@ -59,7 +55,7 @@ pub struct PeerServer {
     peers: Peers,
     groups: Vec<Group>,
     founders: Vec<pb::Founder>,
-    calls: OnceLock<Arc<dyn Calls>>,
+    calls: RwLock<Option<Arc<dyn Calls>>>,
     snapshots: Semaphore,
     connections: TaskTracker,
 }
@@ -84,15 +80,15 @@ impl PeerServer {
             peers,
             groups,
             founders,
-            calls: OnceLock::new(),
+            calls: RwLock::default(),
             snapshots: Semaphore::new(SNAPSHOTS_MAX),
             connections: TaskTracker::new(),
         }
     }
 
-    /// Who answers calls. Later ones are ignored.
+    /// Who answers calls from now on.
     pub fn set_calls(&self, calls: Arc<dyn Calls>) {
-        let _ = self.calls.set(calls);
+        *self.calls.write() = Some(calls);
     }
 
     /// Serves one connection until it ends or the peers do.
@@ -250,7 +246,7 @@ impl PeerServer {
                 let number = frame.first().copied().unwrap_or_default();
                 let kind = CallKind::from_u8(number);
                 let kind = kind.ok_or_else(|| WireError::Invalid(format!("call of unknown kind {number}")))?;
-                let calls = self.calls.get().cloned();
+                let calls = self.calls.read().clone();
                 let calls = calls.ok_or_else(|| WireError::Refused("this broker is starting".to_owned()))?;
                 let answer = calls.call(caller.id, kind, frame.slice(1..)).await;
                 Ok(frames::encode_raw(&[ANSWER_OK], &[&answer]))

@@ -8,7 +8,7 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trunkline_broker::config::BrokerConfig;
+use trunkline_broker::config::{BrokerConfig, MemberConfig};
 use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, OnFailure};
 use trunkline_proto::units::HumanDuration;
 
@@ -159,7 +159,14 @@ fn distance(one: &str, other: &str) -> usize {
 }
 
 fn sample_broker() -> BrokerConfig {
-    BrokerConfig { link_advertised: Some("broker.example:7443".to_owned()), ..BrokerConfig::default() }
+    let address = || Some("broker.example:7443".to_owned());
+    BrokerConfig {
+        link_advertised: address(),
+        grpc_advertised: address(),
+        http_advertised: address(),
+        members: vec![MemberConfig { id: 1, link: "broker.example:7443".to_owned() }],
+        ..BrokerConfig::default()
+    }
 }
 
 /// Valid, so that a table `[edge]` that leaves out what flags will say can be checked on top of it.

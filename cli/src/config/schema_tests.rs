@@ -32,6 +32,9 @@ fn the_samples_have_every_key_that_the_types_accept() {
     assert_eq!(keys(&schema, &["broker"]), accepted::<BrokerConfig>("bogus = 1"));
     assert_eq!(keys(&schema, &["broker", "snapshots"]), accepted::<BrokerConfig>("[snapshots]\nbogus = 1"));
     assert_eq!(keys(&schema, &["broker", "limits"]), accepted::<BrokerConfig>("[limits]\nbogus = 1"));
+    assert_eq!(keys(&schema, &["broker", "replication"]), accepted::<BrokerConfig>("[replication]\nbogus = 1"));
+    assert_eq!(keys(&schema, &["broker", "retention"]), accepted::<BrokerConfig>("[retention]\nbogus = 1"));
+    assert_eq!(keys(&schema, &["broker", "members"]), accepted::<BrokerConfig>("[[members]]\nbogus = 1"));
     assert_eq!(keys(&schema, &["edge"]), accepted::<EdgeConfig>("bogus = 1"));
     assert_eq!(keys(&schema, &["api"]), accepted::<ApiConfig>("bogus = 1"));
     let functions = schema.root["api"].as_array().unwrap()[0]["functions"].as_table().unwrap();
@@ -50,7 +53,9 @@ fn tables_within_tables_are_all_compared_above() {
         tables.extend(inner);
     }
     tables.sort();
-    assert_eq!(tables, ["api.auth", "api.functions", "broker.limits", "broker.snapshots"], "a new one: compare it too");
+    let compared =
+        ["api.auth", "api.functions", "broker.limits", "broker.replication", "broker.retention", "broker.snapshots"];
+    assert_eq!(tables, compared, "a new one: compare it too");
 }
 
 #[test]
@@ -139,6 +144,9 @@ fn the_guide_documents_every_key_with_its_default() {
     // those whose default is no value, or not the sample's
     let special: BTreeMap<&str, &str> = [
         ("`[broker]` link_advertised", "the bound address"),
+        ("`[broker]` grpc_advertised", "the bound address"),
+        ("`[broker]` http_advertised", "the bound address"),
+        ("`[broker]` members", "none"),
         ("`[edge]` name", "required"),
         ("`[edge]` brokers", "required"),
         ("`[edge]` pki", "required"),

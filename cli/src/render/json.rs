@@ -34,10 +34,20 @@ pub(crate) fn group(group: &v1::Group) -> Object {
 
 /// The whole cluster.
 pub(crate) fn cluster(description: &v1::DescribeResponse) -> Object {
-    let broker = |broker: &v1::Broker| json!({"id": broker.id, "grpc": broker.grpc, "link": broker.link, "healthy": broker.healthy});
+    let broker = |broker: &v1::Broker| {
+        json!({"id": broker.id, "grpc": broker.grpc, "link": broker.link, "http": broker.http,
+            "reachable": broker.reachable, "healthy": broker.healthy})
+    };
+    let replica = |replica: &v1::Replica| {
+        json!({"broker": replica.broker, "voter": replica.voter, "reachable": replica.reachable,
+            "applied": offset(replica.applied), "lag": replica.lag, "snapshot": offset(replica.snapshot),
+            "digest": digest(replica.digest)})
+    };
     let partition = |partition: &v1::Partition| {
         json!({
-            "partition": partition.partition, "leader": partition.leader, "voters": partition.voters, "term": partition.term,
+            "partition": partition.partition, "leader": partition.leader, "voters": partition.voters,
+            "learners": partition.learners, "replicas": partition.replicas.iter().map(replica).collect::<Vec<_>>(),
+            "term": partition.term,
             "applied": offset(partition.applied), "earliest": offset(partition.earliest),
             "snapshot": offset(partition.snapshot), "connections": partition.connections,
             "channels": partition.channels, "digest": digest(partition.digest),

@@ -1,6 +1,6 @@
-//! `cluster status`: brokers, partitions, edges.
+//! `cluster status`, `add`, `remove`, `transfer`: brokers, partitions, edges.
 
-use trunkline_proto::v1::DescribeResponse;
+use trunkline_proto::v1::{DescribeResponse, Partition, Replica};
 
 use super::Remote;
 use crate::{
@@ -10,8 +10,37 @@ use crate::{
 };
 
 pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
-    let ClusterVerb::Status { remote } = args.verb;
-    let remote = Remote::new(&remote)?;
+    match args.verb {
+        ClusterVerb::Status { remote } => status(&Remote::new(&remote)?).await,
+        ClusterVerb::Add { id, link, patience, remote } => {
+            let remote = Remote::new(&remote)?;
+            remote.check(remote.client.add_member(id, link, patience.get()).await)?;
+            done(&remote, format_args!("broker {id} is a member"))
+        }
+        ClusterVerb::Remove { id, remote } => {
+            let remote = Remote::new(&remote)?;
+            remote.check(remote.client.remove_member(id).await)?;
+            done(&remote, format_args!("broker {id} is no member any more"))
+        }
+        ClusterVerb::Transfer { partition, to, remote } => {
+            let remote = Remote::new(&remote)?;
+            remote.check(remote.client.transfer_leader(partition, to).await)?;
+            done(&remote, format_args!("broker {to} leads partition {partition}"))
+        }
+    }
+}
+
+fn done(remote: &Remote, what: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    let mut out = Out::new();
+    if remote.json {
+        out.json(&serde_json::json!({ "done": true }))?;
+    } else {
+        out.line(what)?;
+    }
+    out.flush()
+}
+
+async fn status(remote: &Remote) -> Result<(), Failure> {
     let description = remote.check(remote.client.describe().await)?;
     let mut out = Out::new();
     if remote.json {
@@ -29,16 +58,21 @@ fn print(out: &mut Out, cluster: &DescribeResponse) -> Result<(), Failure> {
         escape(&cluster.version, 64),
         cluster.partition_count
     ))?;
-    let mut brokers = table::table(&["broker", "grpc", "link", "healthy"]);
+    let mut brokers = table::table(&["broker", "grpc", "link", "reachable", "healthy"]);
     for broker in &cluster.brokers {
-        let healthy = if broker.healthy { "yes" } else { "NO" };
-        table::row(&mut brokers, [broker.id.to_string(), broker.grpc.clone(), broker.link.clone(), healthy.to_owned()]);
+        let yes = |yes: bool| if yes { "yes" } else { "NO" }.to_owned();
+        // one that does not answer may be as healthy as can be
+        let healthy = if broker.reachable { yes(broker.healthy) } else { "?".to_owned() };
+        let (grpc, link) = (escape(&broker.grpc, 64), escape(&broker.link, 64));
+        let cells = [broker.id.to_string(), grpc.to_string(), link.to_string(), yes(broker.reachable), healthy];
+        table::row(&mut brokers, cells);
     }
     out.line(brokers)?;
     let mut partitions = table::table(&[
         "partition",
         "leader",
         "voters",
+        "behind",
         "term",
         "applied",
         "earliest",
@@ -53,6 +87,7 @@ fn print(out: &mut Out, cluster: &DescribeResponse) -> Result<(), Failure> {
             partition.partition.to_string(),
             leader,
             voters.join(", "),
+            behind(partition),
             partition.term.to_string(),
             json::offset(partition.applied),
             json::offset(partition.earliest),
@@ -71,4 +106,16 @@ fn print(out: &mut Out, cluster: &DescribeResponse) -> Result<(), Failure> {
         table::row(&mut edges, [edge.edge.clone(), incarnation, attached.to_owned(), connections, lag]);
     }
     table::print(out, &edges)
+}
+
+/// Members that lack entries, and how many; learners and those that do not answer too.
+fn behind(partition: &Partition) -> String {
+    let cell = |replica: &Replica| match (replica.reachable, replica.voter, replica.lag) {
+        (false, ..) => Some(format!("{}: ?", replica.broker)),
+        (true, true, 0) => None,
+        (true, true, lag) => Some(format!("{}: {lag}", replica.broker)),
+        (true, false, lag) => Some(format!("{}: {lag}, learner", replica.broker)),
+    };
+    let behind: Vec<String> = partition.replicas.iter().filter_map(cell).collect();
+    if behind.is_empty() { "-".to_owned() } else { behind.join("; ") }
 }

@@ -29,6 +29,9 @@ use crate::{
     subscription::{IntoEndpoints, StartAt},
 };
 
+/// How long a change of members or leaders may take, over all partitions.
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// HTTP/2 windows: their quotient is how many slow streams may stall before they block the others.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -265,6 +268,32 @@ impl Client {
         let request = &v1::ResetGroupRequest { group: group.into(), to: Some(to.into()) };
         let asked = self.ask(|channel| async move { cluster(channel).reset_group(self.timed(request.clone())).await });
         Ok(asked.await?.groups)
+    }
+
+    /// Makes a broker a member of every partition; it votes once it has caught up, for which it is given `patience`.
+    pub async fn add_member(&self, id: u64, link: impl Into<String>, patience: Duration) -> Result<(), ClientError> {
+        let patience_seconds = u32::try_from(patience.as_secs().max(1)).unwrap_or(u32::MAX);
+        let message = v1::AddMemberRequest { id, link: link.into(), patience_seconds };
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(patience + MEMBER_TIMEOUT);
+        cluster(self.channel().1).add_member(request).await?;
+        Ok(())
+    }
+
+    /// Takes a broker out of every partition.
+    pub async fn remove_member(&self, id: u64) -> Result<(), ClientError> {
+        let mut request = tonic::Request::new(v1::RemoveMemberRequest { id });
+        request.set_timeout(MEMBER_TIMEOUT);
+        cluster(self.channel().1).remove_member(request).await?;
+        Ok(())
+    }
+
+    /// Has another broker lead a partition; returns once it does.
+    pub async fn transfer_leader(&self, partition: u16, to: u64) -> Result<(), ClientError> {
+        let mut request = tonic::Request::new(v1::TransferLeaderRequest { partition: u32::from(partition), to });
+        request.set_timeout(MEMBER_TIMEOUT);
+        cluster(self.channel().1).transfer_leader(request).await?;
+        Ok(())
     }
 
     fn timed<T>(&self, message: T) -> tonic::Request<T> {
