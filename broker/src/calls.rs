@@ -35,6 +35,7 @@ impl Calls for Answers {
             match kind {
                 CallKind::Submit => self.submitter.answer(body).await,
                 CallKind::Forward => forward::answer(&self.node, body).await,
+                CallKind::ReadIndex => self.node.answer_read_index(body).await,
                 CallKind::Admin => self.node.answer_admin(body, || (self.describe)()).await,
             }
         })

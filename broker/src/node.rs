@@ -3,6 +3,7 @@
 mod balance;
 #[cfg(test)]
 pub(crate) mod cluster_tests;
+mod current;
 #[cfg(test)]
 mod damage_tests;
 mod formation;
@@ -39,6 +40,7 @@ pub use crate::{
     },
     store::{DiskId, OpenError},
 };
+pub use current::NotCurrent;
 pub use history::{LogRead, Moment, ReadError};
 pub use members::AdminError;
 

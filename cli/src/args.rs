@@ -146,9 +146,15 @@ pub(crate) struct EdgeArgs {
 /// What every verb takes.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct RemoteArgs {
-    /// gRPC address of any broker.
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_BROKER", default_value = "http://127.0.0.1:7070")]
-    pub(crate) broker: String,
+    /// gRPC address of any broker, or of several: the next one is asked where one is away.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "TRUNKLINE_BROKER",
+        default_value = "http://127.0.0.1:7070",
+        value_delimiter = ','
+    )]
+    pub(crate) broker: Vec<String>,
     /// For machines: JSON, one object a line.
     #[arg(long)]
     pub(crate) json: bool,
@@ -251,6 +257,9 @@ pub(crate) struct TailArgs {
     /// At most so many records.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
+    /// As far as the broker that is asked has it, which may be old: answers without a leader too.
+    #[arg(long)]
+    pub(crate) local: bool,
 }
 
 #[derive(Args, Debug)]

@@ -254,8 +254,13 @@ class Node:
 
     broker: Process
 
+    @property
+    def grpc(self) -> str:
+        """What the command line is told to ask."""
+        return self.broker.http("grpc")
+
     def cli(self, *words: str, ok: bool = True, seconds: float = 60, input: bytes | None = None) -> subprocess.CompletedProcess:
-        argv = [str(binary()), *words, CLUSTER_FLAG, self.broker.http("grpc")]
+        argv = [str(binary()), *words, CLUSTER_FLAG, self.grpc]
         done = subprocess.run(argv, capture_output=True, timeout=seconds, input=input if input is not None else b"")
         if ok and done.returncode != 0:
             raise AssertionError(f"{' '.join(argv)} ended with {done.returncode}\n{done.stderr.decode(errors='replace')}")

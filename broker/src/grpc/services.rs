@@ -75,6 +75,14 @@ impl Services {
     }
 }
 
+impl Services {
+    /// Waits until an answer from this broker's replicas is as new as the question.
+    async fn current(&self, partitions: impl IntoIterator<Item = PartitionId>) -> Result<(), Status> {
+        let current = self.node.current(partitions).await;
+        current.map_err(|error| status::of_code(v1::Code::NoLeader, error.to_string()))
+    }
+}
+
 #[allow(clippy::result_large_err)] // tonic's own error
 fn connection_id(bytes: &[u8]) -> Result<ConnectionId, Status> {
     ConnectionId::from_slice(bytes).map_err(|error| status::invalid(error.to_string()))
@@ -130,8 +138,12 @@ impl v1::log_server::Log for Services {
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
         name("API", &request.api)?;
+        let partition = self.partition(request.partition)?;
+        if !request.local {
+            self.current([partition]).await?;
+        }
         let query = log::Query {
-            partition: self.partition(request.partition)?,
+            partition,
             from: request.from,
             limit: request.limit as usize,
             follow: request.follow,
@@ -156,6 +168,7 @@ impl v1::log_server::Log for Services {
 impl v1::connections_server::Connections for Services {
     async fn get(&self, request: Request<v1::GetConnectionRequest>) -> Result<Response<v1::Connection>, Status> {
         let id = connection_id(&request.into_inner().connection)?;
+        self.current([id.partition(self.node.partition_count())]).await?;
         let gone = || status::of_code(v1::Code::Gone, "no such connection, or it is closed");
         connections::get(&self.node, &id).map(Response::new).ok_or_else(gone)
     }
@@ -175,6 +188,7 @@ impl v1::connections_server::Connections for Services {
             limit: request.limit as usize,
             after: if request.after.is_empty() { None } else { Some(connection_id(&request.after)?) },
         };
+        self.current(self.node.partition_count().iter()).await?;
         let (connections, more) = connections::list(&self.node, &query);
         let next = connections.last().filter(|_| more).map(|last| last.connection.clone()).unwrap_or_default();
         Ok(Response::new(v1::ListConnectionsResponse { connections, next }))
@@ -190,6 +204,11 @@ impl v1::connections_server::Connections for Services {
             Some(v1::state_at_request::At::Time(time)) => Moment::Time(Timestamp(time)),
             None => return Err(status::invalid("a moment is missing: an offset or a time")),
         };
+        // a state of the past needs nobody's word that it is the newest
+        let held = self.node.partition(partition).map(|handle| Offset::end_of(handle.tail.applied()));
+        if !matches!(moment, Moment::Offset(offset) if held.is_some_and(|held| offset <= held)) {
+            self.current([partition]).await?;
+        }
         let busy =
             |_| status::of_code(v1::Code::Throttled, "other states of the past are being rebuilt: try again later");
         let permit = Arc::clone(&self.states_at).try_acquire_owned().map_err(busy)?;
@@ -212,6 +231,7 @@ impl v1::cluster_server::Cluster for Services {
     async fn groups(&self, request: Request<v1::GroupsRequest>) -> Result<Response<v1::GroupsResponse>, Status> {
         let request = request.into_inner();
         name("group", &request.group)?;
+        self.current(self.node.partition_count().iter()).await?;
         let groups = cluster::groups(&self.node, &self.registry, &request.group);
         Ok(Response::new(v1::GroupsResponse { groups }))
     }

@@ -307,8 +307,10 @@ async fn subscription_over_the_wire_answers_at_once_and_ends_with_the_broker() {
     // the join follows the response's head
     let mut responses = client.subscribe(ReceiverStream::new(inbound)).await.unwrap().into_inner();
     let ask = |request| v1::SubscribeRequest { request: Some(request) };
-    requests.send(ask(Asked::Join(join("chat", "a")))).await.unwrap();
     let told = |response: Option<Result<v1::SubscribeResponse, Status>>| response.unwrap().unwrap().response.unwrap();
+    let Told::Brokers(brokers) = told(responses.next().await) else { panic!("no greeting") };
+    assert_eq!(brokers.broker, 1);
+    requests.send(ask(Asked::Join(join("chat", "a")))).await.unwrap();
     assert!(matches!(told(responses.next().await), Told::Joined(v1::Joined { partitions: 1, broker: 1 })));
     let Told::Assigned(assigned) = told(responses.next().await) else { panic!("not assigned") };
     let Told::Events(events) = told(responses.next().await) else { panic!("no events") };
@@ -320,6 +322,7 @@ async fn subscription_over_the_wire_answers_at_once_and_ends_with_the_broker() {
     let (bad, inbound) = tokio::sync::mpsc::channel(4);
     bad.send(ask(Asked::Credit(v1::Credit { amount: 1 }))).await.unwrap();
     let mut ended = client.subscribe(ReceiverStream::new(inbound)).await.unwrap().into_inner();
+    assert!(matches!(told(ended.next().await), Told::Brokers(_)));
     assert_eq!(ended.next().await.unwrap().unwrap_err().code(), Code::InvalidArgument);
 
     served.stop().await;

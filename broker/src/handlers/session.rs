@@ -13,6 +13,8 @@ use super::{
 
 /// How long a stream may take to send its `Join`.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often is looked whether brokers have come, gone or moved.
+const BROKERS_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced.
 pub async fn serve<S, E>(registry: Arc<Registry>, broker: u64, requests: S, outgoing: mpsc::Sender<Outgoing>)
@@ -20,6 +22,9 @@ where
     S: Stream<Item = Result<v1::SubscribeRequest, E>> + Send,
 {
     tokio::pin!(requests);
+    let told = brokers(&registry, broker);
+    // the queue is empty still
+    let _ = outgoing.try_send(Ok(v1::SubscribeResponse { response: Some(Response::Brokers(told.clone())) }));
     let first = tokio::select! {
         first = tokio::time::timeout(JOIN_TIMEOUT, requests.next()) => first,
         () = registry.shutdown().cancelled() => {
@@ -47,7 +52,11 @@ where
     }
     registry.join(&member);
     tracing::info!(group = member.terms.group, member = member.terms.member, "member joined");
-    let end = read(&registry, &member, requests).await;
+    let tell = tell_brokers(&registry, &member, told);
+    let end = tokio::select! {
+        end = read(&registry, &member, requests) => end,
+        () = tell => None,
+    };
     match end {
         Some(end) => {
             tracing::warn!(group = member.terms.group, member = member.terms.member, reason = %end, "stream ended");
@@ -57,6 +66,30 @@ where
     }
     registry.leave(&member);
     tracing::info!(group = member.terms.group, member = member.terms.member, "member left");
+}
+
+/// Every broker whose address is known.
+fn brokers(registry: &Registry, broker: u64) -> v1::Brokers {
+    let members = registry.node().peers().members();
+    let known = members.into_iter().filter(|member| !member.grpc.is_empty());
+    v1::Brokers {
+        broker,
+        brokers: known.map(|member| v1::BrokerAddress { id: member.id, grpc: member.grpc }).collect(),
+    }
+}
+
+/// Tells the member when they change; ends when it is gone.
+async fn tell_brokers(registry: &Registry, member: &Member, mut told: v1::Brokers) {
+    loop {
+        tokio::time::sleep(BROKERS_EVERY).await;
+        let now = brokers(registry, told.broker);
+        if now != told {
+            told = now;
+            if !member.send(Response::Brokers(told.clone())).await {
+                return;
+            }
+        }
+    }
 }
 
 async fn read<S, E>(

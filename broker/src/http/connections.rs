@@ -1,5 +1,7 @@
 //! Asking about connections and channels, and closing a connection.
 
+use std::collections::BTreeSet;
+
 use axum::{Json, extract::State};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
@@ -45,16 +47,17 @@ impl PageQuery {
     }
 }
 
-/// The connection as it is now, if it is open.
-fn find(app: &App, id: ConnectionId) -> Result<Option<Value>, Problem> {
-    let partition = query::led(&app.0.node, id.partition(app.0.node.partition_count()))?;
-    let state = partition.state.read();
-    Ok(state.connection(&id).map(|connection| json::connection(&connection)))
+/// The connection if it is open, as this broker's replica has it.
+fn find(app: &App, id: ConnectionId) -> Option<Value> {
+    let state = app.0.node.partition(id.partition(app.0.node.partition_count()))?.state.read();
+    state.connection(&id).map(|connection| json::connection(&connection))
 }
 
 /// `GET /v1/connections/{id}`
 pub(super) async fn get(State(app): State<App>, InPath(id): InPath<String>) -> Result<Json<Value>, Problem> {
-    find(&app, request::connection_id(&id)?)?.map(Json).ok_or_else(Problem::gone)
+    let id = request::connection_id(&id)?;
+    query::current(&app.0.node, id.partition(app.0.node.partition_count())).await?;
+    find(&app, id).map(Json).ok_or_else(Problem::gone)
 }
 
 /// `GET /v1/connections`
@@ -64,13 +67,16 @@ pub(super) async fn list(State(app): State<App>, InQuery(page): InQuery<PageQuer
         query::connections(&app.0.node, &page.api, after, limit).await?
     } else {
         check_channel(&page.channel)?;
-        query::members(&app.0.node, &page.channel, after, limit)?.1
+        let ids = query::members(&app.0.node, &page.channel, after, limit).await?.1;
+        let partitions: BTreeSet<_> = ids.iter().map(|id| id.partition(app.0.node.partition_count())).collect();
+        app.0.node.current(partitions).await?;
+        ids
     };
     let mut connections = Vec::with_capacity(ids.len());
     for id in &ids {
         // closed since, or of another API than asked for
         let wanted = |value: &Value| page.api.is_empty() || value["api"] == page.api.as_str();
-        connections.extend(find(&app, *id)?.filter(wanted));
+        connections.extend(find(&app, *id).filter(wanted));
     }
     Ok(Json(json!({ "connections": connections, "next": next(&ids, limit) })))
 }
@@ -83,7 +89,7 @@ pub(super) async fn channel(
 ) -> Result<Json<Value>, Problem> {
     check_channel(&channel)?;
     let limit = page.limit()?;
-    let (count, ids) = query::members(&app.0.node, &channel, page.after()?, limit)?;
+    let (count, ids) = query::members(&app.0.node, &channel, page.after()?, limit).await?;
     let members: Vec<String> = ids.iter().map(ConnectionId::to_string).collect();
     Ok(Json(json!({
         "channel": channel,

@@ -23,6 +23,8 @@ pub(super) struct LogQuery {
     /// `index.position` (inclusive), a time of RFC 3339, `earliest` or `latest`; default earliest.
     from: String,
     limit: Option<usize>,
+    /// The end is as far as this broker has it, which may be old: answers without a leader too.
+    local: bool,
 }
 
 /// `GET /v1/log`
@@ -36,6 +38,9 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
     let Some(handle) = node.partition(partition) else {
         return Err(Problem::invalid(format!("partition {partition} must be below {}", node.partition_count().get())));
     };
+    if !query.local {
+        node.current([partition]).await?;
+    }
     let from = start(&app, partition, &query.from).await?;
     let (count, end) = (node.partition_count(), handle.tail.applied());
     let mut records = Vec::new();

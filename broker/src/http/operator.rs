@@ -96,7 +96,8 @@ fn partition(app: &App, id: PartitionId, edges: &mut BTreeMap<String, Edge>) -> 
 }
 
 /// `GET /v1/groups`
-pub(super) async fn groups(State(app): State<App>) -> Json<Value> {
+pub(super) async fn groups(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    app.0.node.all_current().await?;
     let groups = grpc::cluster::groups(&app.0.node, &app.0.registry, "").into_iter().map(|group| {
         json!({
             "group": group.group,
@@ -110,7 +111,7 @@ pub(super) async fn groups(State(app): State<App>) -> Json<Value> {
             "parked": group.parked,
         })
     });
-    Json(json!({ "groups": groups.collect::<Vec<_>>() }))
+    Ok(Json(json!({ "groups": groups.collect::<Vec<_>>() })))
 }
 
 /// `GET /healthz`: the process answers.

@@ -5,6 +5,8 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use trunkline_proto::v1;
 
+use crate::node::NotCurrent;
+
 /// Clients that hit a bound or an election come back after so many seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
@@ -94,6 +96,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "safe", detail)
     }
 
+    /// 503: a partition has no leader, or its leader no majority.
+    pub fn no_leader(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_leader", "safe", detail)
+    }
+
     /// 500: damage or a bug.
     pub fn internal(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "no", detail)
@@ -117,6 +124,12 @@ impl Problem {
             Code::Unspecified => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "same-key"),
         };
         Some(Self::new(status_code, name, retry, status.message.clone()))
+    }
+}
+
+impl From<NotCurrent> for Problem {
+    fn from(error: NotCurrent) -> Self {
+        Self::no_leader(error.to_string())
     }
 }
 

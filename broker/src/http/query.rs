@@ -1,24 +1,20 @@
-//! Reading partitions' states for answers, in slices: nobody holds a state's lock for longer than it takes to look at some
-//! thousand connections.
+//! Reading partitions' states for answers: from this broker's replicas, once they are as new as the question; in slices, so that
+//! nobody holds a state's lock for longer than it takes to look at some thousand connections.
 
 use std::collections::BinaryHeap;
 
 use trunkline_proto::{ConnectionId, PartitionId};
 
 use super::problem::Problem;
-use crate::node::{Node, PartitionHandle, Role};
+use crate::node::{Node, PartitionHandle};
 
 /// Connections looked at under one lock.
 const SLICE: usize = 2048;
 
-/// A partition whose state here is the newest there is, because this broker leads it.
-pub(super) fn led(node: &Node, id: PartitionId) -> Result<&PartitionHandle, Problem> {
-    let partition = node.partition(id).ok_or_else(|| Problem::unavailable(format!("partition {id} is not here")))?;
-    match *partition.role.borrow() {
-        Role::Leader { .. } => Ok(partition),
-        Role::Follower { .. } => Err(Problem::unavailable(format!("partition {id} has no leader here"))),
-        Role::Closed => Err(Problem::unavailable(format!("partition {id} is closed"))),
-    }
+/// A partition whose state here holds everything that was acknowledged before the call.
+pub(super) async fn current(node: &Node, id: PartitionId) -> Result<&PartitionHandle, Problem> {
+    node.current([id]).await?;
+    node.partition(id).ok_or_else(|| Problem::unavailable(format!("partition {id} is not here")))
 }
 
 /// Ids of up to `limit` open connections after `after`, by partition and id; with an API only its own.
@@ -31,7 +27,7 @@ pub(super) async fn connections(
     let first = after.map_or(PartitionId(0), |id| id.partition(node.partition_count()));
     let mut found = Vec::new();
     for id in node.partition_count().iter().skip(usize::from(first.0)) {
-        let partition = led(node, id)?;
+        let partition = current(node, id).await?;
         let mut after = after.filter(|_| id == first);
         while found.len() < limit {
             let (mut seen, mut last) = (0, after);
@@ -62,13 +58,13 @@ pub(super) async fn connections(
 }
 
 /// Members of a channel: how many there are, and the `limit` smallest ids after `after`.
-pub(super) fn members(
+pub(super) async fn members(
     node: &Node,
     channel: &str,
     after: Option<ConnectionId>,
     limit: usize,
 ) -> Result<(usize, Vec<ConnectionId>), Problem> {
-    let partition = led(node, node.partition_count().of_name(channel))?;
+    let partition = current(node, node.partition_count().of_name(channel)).await?;
     let state = partition.state.read();
     let (mut count, mut smallest) = (0, BinaryHeap::with_capacity(limit.min(1024) + 1));
     for id in state.channel_members(channel) {

@@ -79,6 +79,12 @@ impl Link {
             .collect()
     }
 
+    /// Where every other broker's link listens: an edge that knows only one would be lost with it.
+    fn brokers(&self) -> Vec<pb::BrokerLink> {
+        let others = self.node.peers().members().into_iter().filter(|member| member.id != self.settings.broker);
+        others.map(|member| pb::BrokerLink { broker: member.id, address: member.link }).collect()
+    }
+
     /// Where a broker's link listens; empty if nobody knows.
     fn address_of(&self, broker: u64) -> String {
         self.node.peers().member(broker).map(|member| member.link).unwrap_or_default()

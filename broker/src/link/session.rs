@@ -231,6 +231,7 @@ fn welcome(link: &Link, incarnation: u64) -> pb::Welcome {
         incarnation,
         broker: link.settings.broker,
         leaders: link.leaders(),
+        brokers: link.brokers(),
         grace_ms: u32::try_from(link.settings.grace.as_millis()).unwrap_or(u32::MAX),
     }
 }

@@ -56,6 +56,8 @@ pub enum CallKind {
     Forward = 2,
     /// Membership, leadership, and what a broker says of itself.
     Admin = 3,
+    /// How far the log of a partition goes that the other broker leads.
+    ReadIndex = 4,
 }
 
 impl CallKind {
@@ -64,6 +66,7 @@ impl CallKind {
             1 => Self::Submit,
             2 => Self::Forward,
             3 => Self::Admin,
+            4 => Self::ReadIndex,
             _ => return None,
         })
     }

@@ -18,7 +18,7 @@ use crate::{args::RemoteArgs, exit::Failure};
 /// How long a verb waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A broker, and the address to name in messages about it.
+/// The brokers to ask, and how to name them in messages.
 pub(crate) struct Remote {
     pub(crate) client: Client,
     pub(crate) json: bool,
@@ -28,8 +28,9 @@ pub(crate) struct Remote {
 impl Remote {
     pub(crate) fn new(args: &RemoteArgs) -> Result<Self, Failure> {
         let builder = Client::builder(args.broker.clone()).timeout(TIMEOUT);
-        let client = builder.build().map_err(|error| Failure::of_call(&args.broker, error))?;
-        Ok(Self { client, json: args.json, address: args.broker.clone() })
+        let address = args.broker.join(" or ");
+        let client = builder.build().map_err(|error| Failure::of_call(&address, error))?;
+        Ok(Self { client, json: args.json, address })
     }
 
     /// The result of a call, or why not, with the broker's address.

@@ -44,6 +44,7 @@ fn request(args: &TailArgs, partition: u16) -> ReadRequest {
         api: args.api.clone().unwrap_or_default(),
         connection: args.connection.map(|id| id.0.to_vec()).unwrap_or_default().into(),
         until: 0,
+        local: args.local,
     }
 }
 

@@ -82,6 +82,8 @@ impl Pki {
 }
 
 pub(crate) struct Broker {
+    /// What it tells of others.
+    pub(crate) brokers: Vec<pb::BrokerLink>,
     pub(crate) id: u64,
     pub(crate) endpoint: quinn::Endpoint,
 }
@@ -92,7 +94,7 @@ impl Broker {
     }
 
     pub(crate) fn start_at(pki: &Pki, id: u64, address: SocketAddr) -> Self {
-        Self { id, endpoint: quinn::Endpoint::server(pki.server(id), address).unwrap() }
+        Self { id, brokers: Vec::new(), endpoint: quinn::Endpoint::server(pki.server(id), address).unwrap() }
     }
 
     pub(crate) fn address(&self) -> BrokerAddress {
@@ -105,7 +107,9 @@ impl Broker {
         let (send, receive) = soon("the control stream", connection.accept_bi()).await.unwrap();
         let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
         match soon("Hello", reader.next()).await.unwrap() {
-            Frame::Hello(hello) => Hello { broker: self.id, hello, connection, reader, writer },
+            Frame::Hello(hello) => {
+                Hello { broker: self.id, brokers: self.brokers.clone(), hello, connection, reader, writer }
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -121,6 +125,7 @@ impl Broker {
 
 pub(crate) struct Hello {
     broker: u64,
+    brokers: Vec<pb::BrokerLink>,
     pub(crate) hello: pb::Hello,
     pub(crate) connection: quinn::Connection,
     reader: FrameReader,
@@ -139,6 +144,7 @@ impl Hello {
             incarnation,
             broker: self.broker,
             leaders: Vec::new(),
+            brokers: self.brokers.clone(),
             grace_ms: 10_000,
         };
         self.writer.send(&Frame::Welcome(welcome)).await.unwrap();

@@ -232,7 +232,7 @@ impl Link {
                         tracing::info!(broker = broker.id, incarnation = welcome.incarnation, "incarnation granted");
                         return Ok(Granted { nonce, welcome, broker: broker.id, session });
                     }
-                    Ok(session) => learn(&self.directory, broker.id, &session.welcome.leaders),
+                    Ok(session) => learn(&self.directory, broker.id, &session.welcome),
                     Err(SessionError::Goodbye(goodbye)) if goodbye.reason() == pb::Reason::Replaced => {
                         return Err(LinkError::Replaced);
                     }
@@ -364,8 +364,11 @@ fn attach_api(api: &Api) -> pb::Api {
     pb::Api { name: api.config.name.clone(), handler_group, max_handler_lag: api.config.max_handler_lag }
 }
 
-fn learn(directory: &Directory, from: u64, leaders: &[pb::Leader]) {
-    for leader in leaders {
+fn learn(directory: &Directory, from: u64, welcome: &session::Welcome) {
+    for broker in &welcome.brokers {
+        directory.learn(broker.broker, &broker.address);
+    }
+    for leader in &welcome.leaders {
         if let Ok(partition) = u16::try_from(leader.partition) {
             let address = if leader.broker == from { "" } else { leader.address.as_str() };
             directory.note_leader(PartitionId(partition), leader.broker, address);
@@ -433,7 +436,7 @@ impl Keeper {
             return Err(Fate::Cluster { found });
         }
         self.status.metrics.connects.increment(1);
-        learn(&self.directory, self.broker, &session.welcome.leaders);
+        learn(&self.directory, self.broker, &session.welcome);
         self.directory.set_connection(self.broker, Some(session.connection.clone()));
         let _offline = Offline(self);
         Ok(session.run().await)

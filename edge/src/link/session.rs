@@ -57,6 +57,7 @@ pub(crate) struct Welcome {
     /// 0: another broker grants it.
     pub(crate) incarnation: u64,
     pub(crate) leaders: Vec<pb::Leader>,
+    pub(crate) brokers: Vec<pb::BrokerLink>,
     /// Silence after which brokers take this edge for lost.
     pub(crate) grace: Duration,
 }
@@ -103,8 +104,8 @@ fn check(welcome: pb::Welcome, broker: u64) -> Result<Welcome, SessionError> {
         return Err(SessionError::Protocol("Welcome comes from another broker"));
     }
     let grace = Duration::from_millis(u64::from(welcome.grace_ms)).max(Duration::from_millis(100));
-    let (cluster, incarnation, leaders) = (welcome.cluster, welcome.incarnation, welcome.leaders);
-    Ok(Welcome { cluster, count, incarnation, leaders, grace })
+    let pb::Welcome { cluster, incarnation, leaders, brokers, .. } = welcome;
+    Ok(Welcome { cluster, count, incarnation, leaders, brokers, grace })
 }
 
 impl Session {

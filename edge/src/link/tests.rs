@@ -279,6 +279,18 @@ async fn leadership_is_followed_to_brokers_not_known_before() {
 }
 
 #[tokio::test]
+async fn brokers_that_lead_nothing_are_known_when_the_only_one_given_is_gone() {
+    let pki = Pki::new();
+    let (mut first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));
+    first.brokers = vec![pb::BrokerLink { broker: 2, address: second.address().link }];
+    let (edge, hello) = start(&pki, &[&first]).await;
+    drop((hello, first));
+    let (other, _) = second.link(7).await;
+    assert_eq!(other.hello.incarnation, 7);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_broker_that_moves_is_found_where_the_others_say_it_is() {
     let pki = Pki::new();
     let (first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));

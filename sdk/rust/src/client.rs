@@ -1,6 +1,12 @@
 //! Commands without a subscription, the log, connections, the cluster.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tonic::{
@@ -20,7 +26,7 @@ use crate::{
     command::Command,
     error::{ClientError, CommandFailure, Retry, outcome},
     event::Message,
-    subscription::StartAt,
+    subscription::{IntoEndpoints, StartAt},
 };
 
 /// How long a change of members or leaders may take, over all partitions.
@@ -31,7 +37,7 @@ const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that answers no ping this long is dead.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// An endpoint with this crate's settings; `host:port` is taken as `http://host:port`.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
@@ -47,10 +53,12 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true))
 }
 
-/// A client of one broker, which forwards to the leaders. Cheap to clone; connects when first used and again when needed.
+/// A client of a cluster by one of its brokers, which forwards to the leaders, or by several: then the next one is asked where one is
+/// away or cannot answer. Cheap to clone; connects when first used and again when needed.
 ///
 /// ```no_run
 /// use trunkline_sdk::{Client, Command};
@@ -66,14 +74,16 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
+    channels: Arc<[Channel]>,
+    /// Which of them answered last.
+    turn: Arc<AtomicUsize>,
     timeout: Duration,
 }
 
 /// How a [`Client`] is made.
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
-    address: String,
+    addresses: Vec<String>,
     timeout: Duration,
 }
 
@@ -87,7 +97,12 @@ impl ClientBuilder {
 
     /// The client; must be called within a tokio runtime.
     pub fn build(self) -> Result<Client, ClientError> {
-        Ok(Client { channel: endpoint(&self.address)?.connect_lazy(), timeout: self.timeout })
+        let channels = self.addresses.iter().map(|address| Ok(endpoint(address)?.connect_lazy()));
+        let channels: Vec<Channel> = channels.collect::<Result<_, ClientError>>()?;
+        if channels.is_empty() {
+            return Err(ClientError::Address { address: String::new(), reason: "none was given".to_owned() });
+        }
+        Ok(Client { channels: channels.into(), turn: Arc::default(), timeout: self.timeout })
     }
 }
 
@@ -103,14 +118,49 @@ pub struct Applied {
 }
 
 impl Client {
-    /// A client of the broker at this address, with the defaults. Call it within a tokio runtime.
-    pub fn new(address: impl Into<String>) -> Result<Self, ClientError> {
-        Self::builder(address).build()
+    /// A client of the broker at this address, or of those at several, with the defaults. Call it within a tokio runtime.
+    pub fn new(addresses: impl IntoEndpoints) -> Result<Self, ClientError> {
+        Self::builder(addresses).build()
     }
 
-    /// A client of the broker at this address.
-    pub fn builder(address: impl Into<String>) -> ClientBuilder {
-        ClientBuilder { address: address.into(), timeout: Duration::from_secs(15) }
+    /// A client of the broker at this address, or of those at several.
+    pub fn builder(addresses: impl IntoEndpoints) -> ClientBuilder {
+        ClientBuilder { addresses: addresses.into_endpoints(), timeout: Duration::from_secs(15) }
+    }
+
+    /// The broker that answered last.
+    fn channel(&self) -> (usize, Channel) {
+        let turn = self.turn.load(Ordering::Relaxed) % self.channels.len();
+        // never empty
+        #[allow(clippy::indexing_slicing)]
+        (turn, self.channels[turn].clone())
+    }
+
+    /// From now on the one after `turn` is asked, unless somebody has seen to that already.
+    fn next_channel(&self, turn: usize) {
+        let next = (turn + 1) % self.channels.len();
+        // what another call has found out meanwhile is newer
+        let _ = self.turn.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Asks one broker after another, each once, until one answers. Only for what may be asked twice.
+    async fn ask<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let mut left = self.channels.len();
+        loop {
+            let (turn, channel) = self.channel();
+            let error = match call(channel).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => ClientError::from(status),
+            };
+            left -= 1;
+            if left == 0 || error.retry() == Retry::No {
+                return Err(error);
+            }
+            self.next_channel(turn);
+        }
     }
 
     /// Several commands at once, or one with a key.
@@ -171,53 +221,53 @@ impl Client {
 
     /// Reads a partition's log. With `follow` it goes on at the end.
     pub async fn read(&self, request: v1::ReadRequest) -> Result<LogPages, ClientError> {
-        let mut client = LogClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX);
-        Ok(Pages { stream: client.read(request).await?.into_inner() })
+        let request = &request;
+        let stream = self.ask(|channel| async move {
+            let mut client = LogClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX);
+            client.read(request.clone()).await
+        });
+        Ok(Pages { stream: stream.await? })
     }
 
     // ---- connections ------------------------------------------------------------------------------------------------
 
-    fn connections(&self) -> ConnectionsClient<Channel> {
-        ConnectionsClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX)
-    }
-
     /// A connection as it is now.
     pub async fn connection(&self, id: ConnectionId) -> Result<v1::Connection, ClientError> {
-        let request = v1::GetConnectionRequest { connection: id.0.to_vec().into() };
-        Ok(self.connections().get(self.timed(request)).await?.into_inner())
+        let request = &v1::GetConnectionRequest { connection: id.0.to_vec().into() };
+        self.ask(|channel| async move { connections(channel).get(self.timed(request.clone())).await }).await
     }
 
     /// A page of connections, by API or channel.
     pub async fn list(&self, request: v1::ListConnectionsRequest) -> Result<v1::ListConnectionsResponse, ClientError> {
-        Ok(self.connections().list(self.timed(request)).await?.into_inner())
+        let request = &request;
+        self.ask(|channel| async move { connections(channel).list(self.timed(request.clone())).await }).await
     }
 
     /// A partition's connections and channels at a moment of the past.
     pub async fn state_at(&self, request: v1::StateAtRequest) -> Result<StatePages, ClientError> {
-        Ok(Pages { stream: self.connections().state_at(request).await?.into_inner() })
+        let stream = self.ask(|channel| async move { connections(channel).state_at(request).await });
+        Ok(Pages { stream: stream.await? })
     }
 
     // ---- the cluster ------------------------------------------------------------------------------------------------
 
-    fn cluster(&self) -> ClusterClient<Channel> {
-        ClusterClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX)
-    }
-
     /// Brokers, partitions, edges.
     pub async fn describe(&self) -> Result<v1::DescribeResponse, ClientError> {
-        Ok(self.cluster().describe(self.timed(v1::DescribeRequest {})).await?.into_inner())
+        self.ask(|channel| async move { cluster(channel).describe(self.timed(v1::DescribeRequest {})).await }).await
     }
 
     /// Handler groups, a row for each partition; all of them if `group` is empty.
     pub async fn groups(&self, group: impl Into<String>) -> Result<Vec<v1::Group>, ClientError> {
-        let request = v1::GroupsRequest { group: group.into() };
-        Ok(self.cluster().groups(self.timed(request)).await?.into_inner().groups)
+        let request = &v1::GroupsRequest { group: group.into() };
+        let asked = self.ask(|channel| async move { cluster(channel).groups(self.timed(request.clone())).await });
+        Ok(asked.await?.groups)
     }
 
     /// Moves a handler group: what is before `to` counts as settled, what is after it as open.
     pub async fn reset_group(&self, group: impl Into<String>, to: StartAt) -> Result<Vec<v1::Group>, ClientError> {
-        let request = v1::ResetGroupRequest { group: group.into(), to: Some(to.into()) };
-        Ok(self.cluster().reset_group(self.timed(request)).await?.into_inner().groups)
+        let request = &v1::ResetGroupRequest { group: group.into(), to: Some(to.into()) };
+        let asked = self.ask(|channel| async move { cluster(channel).reset_group(self.timed(request.clone())).await });
+        Ok(asked.await?.groups)
     }
 
     /// Makes a broker a member of every partition; it votes once it has caught up, for which it is given `patience`.
@@ -226,7 +276,7 @@ impl Client {
         let message = v1::AddMemberRequest { id, link: link.into(), patience_seconds };
         let mut request = tonic::Request::new(message);
         request.set_timeout(patience + MEMBER_TIMEOUT);
-        self.cluster().add_member(request).await?;
+        cluster(self.channel().1).add_member(request).await?;
         Ok(())
     }
 
@@ -234,7 +284,7 @@ impl Client {
     pub async fn remove_member(&self, id: u64) -> Result<(), ClientError> {
         let mut request = tonic::Request::new(v1::RemoveMemberRequest { id });
         request.set_timeout(MEMBER_TIMEOUT);
-        self.cluster().remove_member(request).await?;
+        cluster(self.channel().1).remove_member(request).await?;
         Ok(())
     }
 
@@ -242,7 +292,7 @@ impl Client {
     pub async fn transfer_leader(&self, partition: u16, to: u64) -> Result<(), ClientError> {
         let mut request = tonic::Request::new(v1::TransferLeaderRequest { partition: u32::from(partition), to });
         request.set_timeout(MEMBER_TIMEOUT);
-        self.cluster().transfer_leader(request).await?;
+        cluster(self.channel().1).transfer_leader(request).await?;
         Ok(())
     }
 
@@ -284,7 +334,8 @@ impl Submission {
 
     /// Sends it. A result for each command, in order: one may fail while others are applied.
     ///
-    /// Tries again until the client's timeout where that cannot do anything twice: if nothing happened, or with a key.
+    /// Tries again until the client's timeout, at another broker if there are several, where that cannot do anything twice: if nothing
+    /// happened, or with a key.
     pub async fn send(self) -> Result<Vec<Result<Applied, CommandFailure>>, ClientError> {
         if self.commands.len() > limits::COMMANDS_MAX {
             return Err(crate::command::CommandError::TooMany.into());
@@ -298,7 +349,8 @@ impl Submission {
         let deadline = Instant::now() + self.client.timeout;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
-            let answer = self.client.submit_once(&request, deadline).await;
+            let (turn, channel) = self.client.channel();
+            let answer = submit_once(channel, &request, deadline).await;
             let again = match &answer {
                 Ok(results) => should_send_again(results, keyed),
                 Err(error) => allows(error.retry(), keyed),
@@ -307,6 +359,7 @@ impl Submission {
             if !again || Instant::now() + delay >= deadline {
                 return answer;
             }
+            self.client.next_channel(turn);
             tokio::time::sleep(delay).await;
         }
     }
@@ -318,6 +371,14 @@ impl Submission {
             None => Err(ClientError::Answer("no result".to_owned())),
         }
     }
+}
+
+fn connections(channel: Channel) -> ConnectionsClient<Channel> {
+    ConnectionsClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX)
+}
+
+fn cluster(channel: Channel) -> ClusterClient<Channel> {
+    ClusterClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX)
 }
 
 fn allows(retry: Retry, keyed: bool) -> bool {
@@ -332,22 +393,20 @@ fn should_send_again(results: &[Result<Applied, CommandFailure>], keyed: bool) -
     if keyed { results.iter().any(retryable) } else { !results.is_empty() && results.iter().all(retryable) }
 }
 
-impl Client {
-    async fn submit_once(
-        &self,
-        request: &v1::SubmitRequest,
-        deadline: Instant,
-    ) -> Result<Vec<Result<Applied, CommandFailure>>, ClientError> {
-        let mut timed = tonic::Request::new(request.clone());
-        timed.set_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
-        let mut client = HandlersClient::new(self.channel.clone()).max_decoding_message_size(limits::FRAME_BYTES_MAX);
-        let results = client.submit(timed).await?.into_inner().results;
-        if results.len() != request.commands.len() {
-            let (answers, commands) = (results.len(), request.commands.len());
-            return Err(ClientError::Answer(format!("{answers} results for {commands} commands")));
-        }
-        Ok(results.into_iter().map(applied).collect())
+async fn submit_once(
+    channel: Channel,
+    request: &v1::SubmitRequest,
+    deadline: Instant,
+) -> Result<Vec<Result<Applied, CommandFailure>>, ClientError> {
+    let mut timed = tonic::Request::new(request.clone());
+    timed.set_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+    let mut client = HandlersClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX);
+    let results = client.submit(timed).await?.into_inner().results;
+    if results.len() != request.commands.len() {
+        let (answers, commands) = (results.len(), request.commands.len());
+        return Err(ClientError::Answer(format!("{answers} results for {commands} commands")));
     }
+    Ok(results.into_iter().map(applied).collect())
 }
 
 fn applied(result: v1::CommandResult) -> Result<Applied, CommandFailure> {

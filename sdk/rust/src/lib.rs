@@ -28,6 +28,7 @@
 //! A service that only sends uses the [`Client`].
 
 mod backoff;
+mod brokers;
 mod client;
 mod command;
 mod context;

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::Streaming;
 use trunkline_proto::{
     CloseCode, ConnectionId, Offset, PartitionId, Timestamp, limits,
     v1::{
@@ -20,6 +20,8 @@ use trunkline_proto::{
 
 use crate::{
     backoff::Backoff,
+    brokers::{Brokers, Claim, Target},
+    client::endpoint,
     command::Command,
     context::{Context, Origin},
     error::{ClientError, Retry},
@@ -36,17 +38,23 @@ const REQUESTS_MAX: usize = 16;
 const COMMITS_MAX: usize = 8;
 /// A broker that has not answered the join by then is given up.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Short enough that the partitions of a broker that is back are not idle for long.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Why a stream ended.
 enum Ended {
     Stopped,
+    /// Another session holds a stream to this broker.
+    Twice,
     Lost(String),
     Refused(ClientError),
 }
 
 pub(crate) struct Session<H> {
-    endpoint: Endpoint,
+    target: Target,
+    brokers: Brokers,
+    /// Attempts since the last stream.
+    attempts: usize,
     settings: Arc<Settings>,
     handler: Arc<H>,
     workers: Arc<Semaphore>,
@@ -60,7 +68,7 @@ pub(crate) struct Session<H> {
 
 impl<H: Handler> Session<H> {
     pub(crate) fn new(
-        endpoint: Endpoint,
+        (target, brokers): (Target, Brokers),
         settings: Arc<Settings>,
         handler: Arc<H>,
         workers: Arc<Semaphore>,
@@ -74,17 +82,24 @@ impl<H: Handler> Session<H> {
         });
         let backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let (runs, tasks) = (JoinSet::new(), HashMap::new());
-        Self { endpoint, settings, handler, workers, stopped, schedule, runs, tasks, backoff }
+        Self { target, brokers, attempts: 0, settings, handler, workers, stopped, schedule, runs, tasks, backoff }
     }
 
-    /// Until stopped (Ok) or refused for good.
+    /// Until stopped, not needed any more (Ok), or refused for good.
     pub(crate) async fn run(mut self) -> Result<(), ClientError> {
-        let broker = self.endpoint.uri().to_string();
+        // whatever ends it: another one may be needed in its place
+        let _ended = Ending(self.target, self.brokers.clone());
         loop {
-            let ended = self.connect_and_serve().await;
+            let Some(broker) = self.brokers.address(self.target, self.attempts) else {
+                tracing::info!(broker = ?self.target, "the broker has left the cluster");
+                return Ok(());
+            };
+            self.attempts = self.attempts.wrapping_add(1);
+            let ended = self.connect_and_serve(&broker).await;
+            self.brokers.released(self.target);
             self.schedule.handle_disconnected();
             match ended {
-                Ended::Stopped => return Ok(()),
+                Ended::Stopped | Ended::Twice => return Ok(()),
                 Ended::Refused(error) => return Err(error),
                 Ended::Lost(reason) => {
                     let delay = self.backoff.next();
@@ -105,21 +120,52 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    async fn connect_and_serve(&mut self) -> Ended {
+    async fn connect_and_serve(&mut self, address: &str) -> Ended {
         let mut stopped = self.stopped.clone();
-        let joining = timeout(JOIN_TIMEOUT, join(self.endpoint.clone(), self.settings.join()));
+        let joining = timeout(JOIN_TIMEOUT, self.join(address));
         let joined = tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return Ended::Stopped,
             joined = joining => joined,
         };
-        let (requests, responses, joined) = match joined {
+        let (requests, responses) = match joined {
             Err(_) => return Ended::Lost(format!("no answer within {JOIN_TIMEOUT:?}")),
-            Ok(Err(error)) => return ended(error),
+            Ok(Err(ended)) => return ended,
             Ok(Ok(joined)) => joined,
         };
-        tracing::info!(broker = joined.broker, group = %self.settings.group, member = %self.settings.member, "joined");
         self.backoff.reset();
+        self.attempts = 0;
         self.serve(requests, responses).await
+    }
+
+    /// Opens a stream and joins, unless another session holds a stream to whoever answers.
+    async fn join(&self, address: &str) -> Result<Stream, Ended> {
+        let channel = endpoint(address).map_err(|error| Ended::Lost(error.to_string()))?.connect_lazy();
+        let mut client = HandlersClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX);
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        let answered = client.subscribe(ReceiverStream::new(receiver)).await;
+        let mut responses = answered.map_err(|status| ended(status.into()))?.into_inner();
+        let greeting = match next(&mut responses).await? {
+            Response::Brokers(greeting) => greeting,
+            other => return Err(Ended::Lost(format!("{other:?} in place of a greeting"))),
+        };
+        match self.brokers.greeted(self.target, address, &greeting) {
+            Claim::Held => {}
+            Claim::Twice => return Err(Ended::Twice),
+            Claim::Other => return Err(Ended::Lost(format!("broker {} answers there", greeting.broker))),
+        }
+        let join = SubscribeRequest { request: Some(Request::Join(self.settings.join())) };
+        requests.send(join).await.map_err(|_| Ended::Lost("the stream was closed".to_owned()))?;
+        loop {
+            match next(&mut responses).await? {
+                Response::Joined(joined) => {
+                    let settings = &self.settings;
+                    tracing::info!(broker = joined.broker, group = %settings.group, member = %settings.member, "joined");
+                    return Ok((requests, responses));
+                }
+                Response::Brokers(told) => self.brokers.learn(&told),
+                other => return Err(Ended::Lost(format!("{other:?} in place of Joined"))),
+            }
+        }
     }
 
     async fn serve(
@@ -170,6 +216,7 @@ impl<H: Handler> Session<H> {
         };
         match response {
             Response::Joined(_) => {}
+            Response::Brokers(told) => self.brokers.learn(&told),
             Response::Assigned(assigned) => {
                 tracing::debug!(partition = assigned.partition, epoch = assigned.epoch, "assigned");
                 self.schedule.handle_assigned(assigned.partition, assigned.epoch);
@@ -254,18 +301,26 @@ fn ended(error: ClientError) -> Ended {
     }
 }
 
-type Stream = (mpsc::Sender<SubscribeRequest>, Streaming<SubscribeResponse>, v1::Joined);
+type Stream = (mpsc::Sender<SubscribeRequest>, Streaming<SubscribeResponse>);
 
-async fn join(endpoint: Endpoint, join: v1::Join) -> Result<Stream, ClientError> {
-    let mut client = HandlersClient::new(endpoint.connect_lazy()).max_decoding_message_size(limits::FRAME_BYTES_MAX);
-    let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-    let first = SubscribeRequest { request: Some(Request::Join(join)) };
-    // before the call: a server may read it before it answers
-    requests.send(first).await.map_err(|_| ClientError::Answer("the stream was closed".to_owned()))?;
-    let mut responses = client.subscribe(ReceiverStream::new(receiver)).await?.into_inner();
-    match responses.message().await?.and_then(|response| response.response) {
-        Some(Response::Joined(joined)) => Ok((requests, responses, joined)),
-        other => Err(ClientError::Answer(format!("{other:?} in place of Joined"))),
+async fn next(responses: &mut Streaming<SubscribeResponse>) -> Result<Response, Ended> {
+    loop {
+        match responses.message().await {
+            Ok(Some(SubscribeResponse { response: Some(response) })) => return Ok(response),
+            // of a newer version
+            Ok(Some(SubscribeResponse { response: None })) => {}
+            Ok(None) => return Err(Ended::Lost("the broker ended the stream".to_owned())),
+            Err(status) => return Err(ended(status.into())),
+        }
+    }
+}
+
+/// Tells that a session is over, however it ends.
+struct Ending(Target, Brokers);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.1.ended(self.0);
     }
 }
 

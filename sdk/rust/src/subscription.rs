@@ -1,8 +1,8 @@
 //! Step 14 of the walk: from a broker's events (step 13, `broker/src/handlers/stream.rs`) to the user's handler, and back as
 //! one commit of outcomes and commands (step 15, `broker/src/handlers/commit.rs`).
 //!
-//! A member holds one stream to every broker; each serves the partitions it leads. `session.rs` runs one stream,
-//! `schedule.rs` decides what runs when.
+//! A member holds one stream to every broker; each serves the partitions it leads. `brokers.rs` knows where they are, `session.rs`
+//! runs one stream, `schedule.rs` decides what runs when.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -10,10 +10,11 @@ use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
 };
-use tonic::transport::Endpoint;
 use trunkline_proto::{Offset, Timestamp, limits, v1};
 
-use crate::{client::endpoint, error::ClientError, event::EventKind, handler::Handler, session::Session};
+use crate::{
+    brokers::Brokers, client::endpoint, error::ClientError, event::EventKind, handler::Handler, session::Session,
+};
 
 /// Where a new group begins. One that exists goes on where it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,7 +138,7 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// A subscriber to these brokers: an address, or several.
+    /// A subscriber to a cluster of which these are brokers: an address, or several. The others are learnt from whichever answers.
     pub fn builder(endpoints: impl IntoEndpoints) -> Self {
         let settings = Settings {
             group: "default".into(),
@@ -234,21 +235,27 @@ impl Subscriber {
         handler: H,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), SubscribeError> {
-        let endpoints = self.check()?;
+        self.check()?;
         let workers = Arc::new(Semaphore::new(self.settings.workers));
         let (handler, settings) = (Arc::new(handler), Arc::new(self.settings));
         let (stop_sender, stopped) = watch::channel(false);
+        let (brokers, mut missing) = Brokers::new(&self.endpoints);
         let mut sessions = JoinSet::new();
-        for endpoint in endpoints {
-            let session = Session::new(endpoint, settings.clone(), handler.clone(), workers.clone(), stopped.clone());
-            sessions.spawn(session.run());
-        }
         tokio::pin!(stop);
         let (mut stopping, mut result) = (false, Ok(()));
         loop {
+            for target in missing.drain(..).filter(|_| !stopping) {
+                let at = (target, brokers.clone());
+                let session = Session::new(at, settings.clone(), handler.clone(), workers.clone(), stopped.clone());
+                sessions.spawn(session.run());
+            }
             let failed = tokio::select! {
                 () = &mut stop, if !stopping => None,
-                ended = sessions.join_next() => match ended {
+                () = brokers.changed(), if !stopping => {
+                    missing = brokers.missing();
+                    continue;
+                }
+                ended = sessions.join_next(), if stopping || !sessions.is_empty() => match ended {
                     None => return result,
                     Some(Ok(Ok(()))) => continue,
                     Some(Ok(Err(error))) => Some(error.into()),
@@ -265,7 +272,7 @@ impl Subscriber {
         }
     }
 
-    fn check(&self) -> Result<Vec<Endpoint>, SubscribeError> {
+    fn check(&self) -> Result<(), SubscribeError> {
         let settings = &self.settings;
         let names = [("handler group", &*settings.group), ("member", &*settings.member)];
         let names = names.into_iter().chain(settings.apis.iter().map(|api| ("API", &**api)));
@@ -282,7 +289,10 @@ impl Subscriber {
         if self.endpoints.is_empty() {
             return Err(SubscribeError::NoEndpoint);
         }
-        self.endpoints.iter().map(|address| endpoint(address).map_err(Into::into)).collect()
+        for address in &self.endpoints {
+            endpoint(address)?;
+        }
+        Ok(())
     }
 }
 

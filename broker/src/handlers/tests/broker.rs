@@ -191,7 +191,7 @@ impl Member {
         let response = tokio::time::timeout(PATIENCE, self.responses.recv()).await.expect("the broker says something");
         match response {
             Some(Ok(response)) => match response.response.unwrap() {
-                Response::Joined(_) => {}
+                Response::Joined(_) | Response::Brokers(_) => {}
                 Response::Assigned(assigned) => {
                     self.epochs.insert(assigned.partition, assigned.epoch);
                 }

@@ -34,6 +34,8 @@ pub(crate) enum Hold {
 pub(crate) struct State {
     /// Open events of partition 0, in order, with whether they are given out.
     open: Vec<(v1::Event, bool)>,
+    /// Who this is, and where all are.
+    pub(crate) brokers: v1::Brokers,
     epoch: u64,
     stream: Option<mpsc::Sender<Result<SubscribeResponse, Status>>>,
     /// What the next commits are answered in place of being applied.
@@ -65,6 +67,10 @@ impl Broker {
         let address = listener.local_addr().unwrap();
         let (changed, _) = watch::channel(0);
         let broker = Self { state: Arc::default(), changed, address, server: Arc::default() };
+        // by default each broker knows itself alone
+        let id = u64::from(address.port());
+        let own = v1::BrokerAddress { id, grpc: address.to_string() };
+        broker.with(|state| state.brokers = v1::Brokers { broker: id, brokers: vec![own] });
         broker.serve(listener);
         broker
     }
@@ -137,6 +143,11 @@ impl Broker {
         let event = v1::Event { offset, time: offset, attempt: 1, connection, api: "test".into(), event: Some(event) };
         self.with(|state| state.open.push((event, false)));
         self.give_out();
+    }
+
+    /// Tells the member where brokers are.
+    pub(crate) fn tell(&self, brokers: v1::Brokers) {
+        self.with(|state| state.send(Resp::Brokers(brokers)));
     }
 
     fn give_out(&self) {
@@ -246,6 +257,9 @@ impl Handlers for Broker {
         let mut requests = request.into_inner();
         let (sender, receiver) = mpsc::channel(1000);
         let broker = self.clone();
+        let brokers = self.with(|state| state.brokers.clone());
+        let greeting = SubscribeResponse { response: Some(Resp::Brokers(brokers)) };
+        let _ = sender.try_send(Ok(greeting));
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
                 match request.request {

@@ -72,10 +72,26 @@ struct Running {
 impl Running {
     async fn start(change: impl FnOnce(Subscriber) -> Subscriber) -> Self {
         let broker = Broker::start().await;
+        let addresses = vec![broker.address.to_string()];
+        Self::with(broker, addresses, change)
+    }
+
+    /// A member that is given these addresses of its broker.
+    async fn start_at(
+        addresses: impl FnOnce(std::net::SocketAddr) -> Vec<String>,
+        prepare: impl FnOnce(&Broker),
+    ) -> Self {
+        let broker = Broker::start().await;
+        prepare(&broker);
+        let addresses = addresses(broker.address);
+        Self::with(broker, addresses, |subscriber| subscriber)
+    }
+
+    fn with(broker: Broker, addresses: Vec<String>, change: impl FnOnce(Subscriber) -> Subscriber) -> Self {
         let seen = Arc::new(Obedient::default());
-        let subscriber = Subscriber::builder(broker.address.to_string()).group("test").member("one");
+        let subscriber = change(Subscriber::builder(addresses).group("test").member("one"));
         let (stop, stopped) = oneshot::channel();
-        let run = change(subscriber).run_until(Shared(seen.clone()), async {
+        let run = subscriber.run_until(Shared(seen.clone()), async {
             let _ = stopped.await;
         });
         Self { broker, seen, stop: Some(stop), task: tokio::spawn(run) }
@@ -361,4 +377,57 @@ async fn a_broker_that_is_not_there_is_named_so() {
     let error = client.push(ID, "x").await.unwrap_err();
     assert!(matches!(&error, ClientError::Unreachable { reason } if reason.contains("refused")), "{error}");
     assert!(!error.may_have_happened());
+}
+
+fn told(broker: u64, brokers: &[(u64, &Broker)]) -> v1::Brokers {
+    let address = |(id, broker): &(u64, &Broker)| v1::BrokerAddress { id: *id, grpc: broker.address.to_string() };
+    v1::Brokers { broker, brokers: brokers.iter().map(address).collect() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_given_one_broker_serves_all_and_joins_each_once() {
+    let (second, third) = (Broker::start().await, Broker::start().await);
+    // two names of one broker
+    let running = Running::start_at(
+        |first| vec![first.to_string(), format!("localhost:{}", first.port())],
+        |first| {
+            let all = [(1, first), (2, &second)];
+            first.with(|state| state.brokers = told(1, &all));
+            second.with(|state| state.brokers = told(2, &all));
+            third.with(|state| state.brokers = told(3, &[(1, first), (2, &second), (3, &third)]));
+        },
+    )
+    .await;
+    second.message(1, 1, "at the second");
+    second.until_all_settled().await;
+    running.broker.message(1, 2, "at the first");
+    running.broker.until_all_settled().await;
+    // one more is added
+    running.broker.tell(told(1, &[(1, &running.broker), (2, &second), (3, &third)]));
+    third.message(1, 3, "at the third");
+    third.until_all_settled().await;
+    for broker in [&running.broker, &second, &third] {
+        assert_eq!(broker.with(|state| state.joins.len()), 1, "a second join would replace the first");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submit_goes_to_the_next_broker_where_one_is_away_or_has_no_leader() {
+    let (first, second) = (Broker::start().await, Broker::start().await);
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let result = |code: Code| v1::CommandResult {
+        status: Some(v1::Status { code: code.into(), message: String::new() }),
+        ..Default::default()
+    };
+    first.with(|state| state.submit.push_back(Ok(v1::SubmitResponse { results: vec![result(Code::NoLeader)] })));
+    for code in [Code::Applied, Code::Unknown] {
+        second.with(|state| state.submit.push_back(Ok(v1::SubmitResponse { results: vec![result(code)] })));
+    }
+    let client = Client::new([gone.to_string(), first.address.to_string(), second.address.to_string()]).unwrap();
+    assert!(client.publish("c", "one").await.is_ok());
+    // what may have happened is not sent again without a key
+    let unknown = client.publish("c", "two").await.unwrap_err();
+    assert!(unknown.may_have_happened(), "{unknown:?}");
+    assert_eq!((first.with(|state| state.submitted.len()), second.with(|state| state.submitted.len())), (1, 2));
 }
