@@ -23,7 +23,7 @@ registration = "accept"
 
 
 def connect(cluster: Several, edge: int = 0, path: str = "/echo"):
-    return websockets.sync.client.connect(cluster.ws_all[edge] + path, compression=None, open_timeout=30)
+    return websockets.sync.client.connect(cluster.ws_all[edge] + path, compression=None, open_timeout=30, legacy=True)
 
 
 def test_commands_to_any_broker_take_effect_once_and_are_seen_by_every_broker_at_once(folder):
@@ -117,7 +117,7 @@ def test_a_leader_that_is_asked_to_end_hands_over_first(folder):
             end = time.monotonic() + 1
     assert leader.process.wait() == 0
     print(f"the leader was asked to end: the longest of {number - 50} round trips took {longest * 1000:.0f} ms")
-    # an election alone takes 1.5 s and more
-    assert longest < 10
+    # without a hand-over the others would wait for an election first: 1.5 s and more, and the broken connections besides
+    assert longest < 5
     cluster.leader(partition, but=leader.number)
     client.close()
