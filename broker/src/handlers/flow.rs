@@ -1,7 +1,7 @@
 //! Between steps 12 and 15 of the walk: what one member may be given of one partition, and what a commit of it comes to. Pure.
 //!
 //! One [`Flow`] lives from an assignment to the next (group, partition, epoch). It knows every event that is open: given to
-//! the member, waiting for another try, held back behind an earlier event of the same connection ([`lanes`]), or part of a
+//! the member, waiting for another try, held back behind an earlier event of the same connection (`flow/lanes.rs`), or part of a
 //! commit that is on its way through the log. It holds offsets, never records, and at most [`Settings::holes_max`] of them: when that many
 //! are open no new event is taken, and only waiting ones are delivered.
 //!
