@@ -318,6 +318,24 @@ async fn a_minority_refuses_and_leads_nothing() {
 }
 
 #[tokio::test]
+async fn a_follower_that_hears_no_leader_names_none() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    let leader = cluster.leader(0).unwrap();
+    let left = leader % 3 + 1;
+    assert_eq!(*handle(cluster.node(left), 0).role.borrow(), Role::Follower { leader: Some(leader) });
+    for id in (1..=3).filter(|id| *id != left) {
+        cluster.stop(id).await;
+    }
+    let mut role = handle(cluster.node(left), 0).role.clone();
+    timeout(PATIENCE, role.wait_for(|role| *role == Role::Follower { leader: None })).await.unwrap().unwrap();
+    assert!(cluster.node(left).readiness().is_err());
+    // and so for every partition, each in its time
+    eventually(|| cluster.node(left).leaders().is_empty().then_some(())).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_wiped_broker_neither_votes_nor_acknowledges_and_says_so() {
     let mut cluster = Cluster::formed().await;
     cluster.open_connections().await;
@@ -535,6 +553,7 @@ async fn members_come_and_go_and_leaders_move() {
         assert_eq!(cluster.node(1).membership(PartitionId(partition)).members.len(), 3);
     }
     assert!(cluster.node(1).remove_member(4).await.unwrap_err().to_string().contains("no member"));
+    eventually(|| cluster.node(4).readiness().err().filter(|reason| reason.contains("no leader"))).await;
     cluster.same_everywhere(&[1, 2, 3]).await;
     // without a majority that answers nobody is taken out
     cluster.stop(3).await;

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use openraft::{
     raft::ClientWriteResult,
     type_config::{alias::WatchReceiverOf, async_runtime::watch::WatchReceiver as _},
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use trunkline_proto::PartitionId;
 
@@ -49,6 +49,8 @@ const SILENCE: u64 = 4000;
 /// A leader that no majority has answered for so long does not count as one: openraft refuses its proposals from then on, and others
 /// may be about to elect another.
 const LEASE: Duration = Duration::from_millis(ELECTION_MAX);
+/// A leader that a follower has not heard for so long is none: by then an election has begun.
+const UNHEARD: Duration = Duration::from_millis(2 * ELECTION_MAX);
 /// How often that is looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 
@@ -147,6 +149,18 @@ pub struct Group {
     receiver: Receiver,
     state: Arc<RwLock<Partition>>,
     role: watch::Receiver<Role>,
+    heard: Heard,
+}
+
+/// The brokers that this one has heard as leaders, and when last. A vote outlives the one it was given to: a follower that is cut off would
+/// name its leader for ever.
+#[derive(Clone, Debug, Default)]
+struct Heard(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Heard {
+    fn lately(&self, leader: u64) -> bool {
+        self.0.lock().get(&leader).is_some_and(|at| at.elapsed() < UNHEARD)
+    }
 }
 
 impl std::fmt::Debug for Group {
@@ -179,8 +193,9 @@ impl Group {
             raft.trigger().elect(false).await.map_err(|error| failed(error.to_string()))?;
         }
         let (roles, role) = watch::channel(Role::Follower { leader: None });
-        tokio::spawn(watch_role(partition, raft.clone(), voted, applied_term, roles, config.health));
-        Ok(Self { partition, raft, receiver, state, role })
+        let heard = Heard::default();
+        tokio::spawn(watch_role(partition, raft.clone(), voted, applied_term, heard.clone(), roles, config.health));
+        Ok(Self { partition, raft, receiver, state, role, heard })
     }
 
     /// Which partition.
@@ -191,6 +206,13 @@ impl Group {
     /// Takes its snapshots from peers.
     pub(super) fn receiver(&self) -> &Receiver {
         &self.receiver
+    }
+
+    /// Something came from a broker that leads this group.
+    pub(super) fn hear(&self, leader: u64) {
+        let mut heard = self.heard.0.lock();
+        heard.retain(|_, at| at.elapsed() < UNHEARD);
+        heard.insert(leader, Instant::now());
     }
 
     /// The group as openraft has it.
@@ -263,6 +285,7 @@ async fn watch_role(
     raft: Raft<Types, StateMachine>,
     mut term: u64,
     mut applied_term: watch::Receiver<u64>,
+    heard: Heard,
     roles: watch::Sender<Role>,
     health: Health,
 ) {
@@ -290,7 +313,7 @@ async fn watch_role(
             }
             ServerState::Shutdown => break,
             // a leader that has not caught up yet, or that a majority does not hear, is nobody's leader
-            _ => Role::Follower { leader: leader.filter(|leader| *leader != node) },
+            _ => Role::Follower { leader: leader.filter(|leader| *leader != node && heard.lately(*leader)) },
         };
         gauge.set(if matches!(role, Role::Leader { .. }) { 2.0 } else { 1.0 });
         roles.send_if_modified(|last| std::mem::replace(last, role) != role);

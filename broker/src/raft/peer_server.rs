@@ -231,6 +231,7 @@ impl PeerServer {
             Kind::Heartbeat => {
                 let group = self.group(caller, partition)?;
                 let request = wire::from_append(partition, caller.id, frames::decode(frame)?)?;
+                group.hear(caller.id);
                 let mut answers = std::pin::pin!(group.raft().stream_append(tokio_stream::once(request)));
                 let answer = answers.next().await.ok_or(WireError::Cut)?.map_err(|error| stopped(error.to_string()))?;
                 Ok(frames::ok_answer(&wire::appended(&answer)))
@@ -295,6 +296,7 @@ impl PeerServer {
         let reading = async move {
             while let Some(frame) = receiver.frame(PEER_FRAME_BYTES_MAX).await? {
                 let request = wire::from_append(partition, caller.id, frames::decode(frame)?)?;
+                group.hear(caller.id);
                 if requests.send(request).await.is_err() {
                     break;
                 }
