@@ -292,7 +292,8 @@ impl Inner {
             let (mut reader, writer) = (FrameReader::new(receive), FrameWriter::new(send));
             let Ok(Frame::Hello(hello)) = reader.next().await else { continue };
             granted += u64::from(hello.incarnation == 0);
-            let mut hello = Hello { broker: broker.id, hello, connection, reader, writer };
+            let mut hello =
+                Hello { broker: broker.id, brokers: broker.brokers.clone(), hello, connection, reader, writer };
             hello.welcome(granted, self.partitions).await;
             tokio::spawn(Arc::clone(&self).session(hello));
         }

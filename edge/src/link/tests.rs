@@ -406,7 +406,7 @@ async fn a_killed_broker_that_is_back_is_found_long_before_the_idle_timeout() {
     let broker = soon("the port", async {
         loop {
             match quinn::Endpoint::server(pki.server(1), address) {
-                Ok(endpoint) => return Broker { id: 1, endpoint },
+                Ok(endpoint) => return Broker { brokers: Vec::new(), id: 1, endpoint },
                 Err(_) => sleep(Duration::from_millis(20)).await,
             }
         }
