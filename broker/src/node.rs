@@ -9,6 +9,8 @@ mod open;
 #[cfg(test)]
 mod probe;
 #[cfg(test)]
+mod rebuild_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
