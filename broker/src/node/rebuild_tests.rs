@@ -79,6 +79,10 @@ async fn a_broker_that_was_wiped_is_removed_and_added_again() {
 async fn a_broker_that_is_added_hears_a_leader_that_was_added_before_it() {
     let mut cluster = Cluster::formed().await;
     cluster.open_connections().await;
+    // more than is sent at first, to find out what the other has
+    for sequence in 2..=40 {
+        cluster.say(0, sequence).await;
+    }
     for id in [1, 3] {
         cluster.stop(id).await;
         std::fs::remove_dir_all(cluster.data(id)).unwrap();
