@@ -14,6 +14,8 @@ mod open;
 #[cfg(test)]
 mod probe;
 #[cfg(test)]
+mod rebuild_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};

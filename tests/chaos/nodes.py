@@ -270,7 +270,10 @@ class Cluster:
         """`trunkline cluster …` at any ready broker, tried again while it is refused for a while."""
         end = time.monotonic() + seconds
         while True:
-            done = self.ask().cli("cluster", *words, ok=False, seconds=60)
+            try:
+                done = self.ask().cli("cluster", *words, ok=False, seconds=60)
+            except subprocess.TimeoutExpired as error:
+                raise Timeout(f"cluster {' '.join(words)}: {error}") from error
             # a removal that was cut short is over when it is wished for again
             if done.returncode == 0 or (words[0] == "remove" and b"is no member" in done.stderr):
                 return done

@@ -195,13 +195,19 @@ impl PeerServer {
         }
     }
 
-    /// The group, for a caller that may speak in it: one whose disk is not the member's may not.
-    fn group(&self, caller: Caller, partition: PartitionId) -> Result<&Group, WireError> {
+    /// The group, for what only its leader says. Whatever disk that one has: its group elected it, and a follower that is behind may
+    /// know it from before it was removed and added with another.
+    fn group(&self, partition: PartitionId) -> Result<&Group, WireError> {
         if self.damaged.contains(&partition) {
             return Err(WireError::Refused(format!("partition {partition} is damaged here")));
         }
         let group = self.groups.iter().find(|group| group.partition() == partition);
-        let group = group.ok_or_else(|| WireError::Refused(format!("there is no partition {partition}")))?;
+        group.ok_or_else(|| WireError::Refused(format!("there is no partition {partition}")))
+    }
+
+    /// The group, for a caller that asks for votes: one whose disk is not the member's may not.
+    fn electing(&self, caller: Caller, partition: PartitionId) -> Result<&Group, WireError> {
+        let group = self.group(partition)?;
         match group.member(caller.id) {
             Some(member) if member.disk != DiskId::UNKNOWN && member.disk != caller.disk => {
                 Err(WireError::Refused(format!(
@@ -229,7 +235,7 @@ impl PeerServer {
         let stopped = |error: String| WireError::Refused(format!("partition {partition}: {error}"));
         match kind {
             Kind::Heartbeat => {
-                let group = self.group(caller, partition)?;
+                let group = self.group(partition)?;
                 let request = wire::from_append(partition, caller.id, frames::decode(frame)?)?;
                 group.hear(caller.id);
                 let mut answers = std::pin::pin!(group.raft().stream_append(tokio_stream::once(request)));
@@ -237,7 +243,7 @@ impl PeerServer {
                 Ok(frames::ok_answer(&wire::appended(&answer)))
             }
             Kind::Vote | Kind::PreVote => {
-                let group = self.group(caller, partition)?;
+                let group = self.electing(caller, partition)?;
                 let request = wire::from_vote_request(frames::decode(frame)?, caller.id)?;
                 let answer = match kind {
                     Kind::Vote => group.raft().vote(request).await,
@@ -246,7 +252,7 @@ impl PeerServer {
                 Ok(frames::ok_answer(&wire::vote_response(&answer.map_err(|error| stopped(error.to_string()))?)))
             }
             Kind::TransferLeader => {
-                let group = self.group(caller, partition)?;
+                let group = self.group(partition)?;
                 let request = wire::from_transfer(frames::decode(frame)?, caller.id)?;
                 let answer = group.raft().handle_transfer_leader(request).await;
                 Ok(frames::ok_answer(&wire::transferred(&answer.map_err(|error| stopped(error.to_string()))?)))
@@ -289,7 +295,7 @@ impl PeerServer {
         sender: &mut Sender,
         mut receiver: Receiver,
     ) -> Result<(), WireError> {
-        let group = self.group(caller, partition)?;
+        let group = self.group(partition)?;
         let (requests, input) = mpsc::channel::<AppendEntriesRequest<Types>>(APPENDS_AHEAD);
         let mut answers = std::pin::pin!(group.raft().stream_append(ReceiverStream::new(input)));
         // reads on while earlier ones are being synced; its end drops `requests`, and with it the group's input
@@ -326,7 +332,7 @@ impl PeerServer {
         partition: PartitionId,
         mut receiver: Receiver,
     ) -> Result<Bytes, WireError> {
-        let group = self.group(caller, partition)?;
+        let group = self.group(partition)?;
         let slow = |_| WireError::Slow;
         let head = timeout(REQUEST_TIMEOUT, receiver.expect(PEER_FRAME_BYTES_MAX)).await.map_err(slow)??;
         let head: pb::SnapshotHead = frames::decode(head)?;
