@@ -125,11 +125,15 @@ class Process:
         self.popen: subprocess.Popen | None = None
         self.addresses: dict[str, str] = {}
         self._changed = threading.Condition()
+        self._reader: threading.Thread | None = None
         self._ready = False
         self._ended = False
 
     def start(self, *, ready: bool = True, seconds: float = READY_SECONDS) -> Process:
         assert self.popen is None or self.popen.poll() is not None, f"{self.name} runs already"
+        if self._reader:
+            # it says that its process has ended, which must not be taken for the next one's end
+            self._reader.join(10)
         self.starts += 1
         self._ready = self._ended = False
         self.stderr_path = self.logs / f"{self.name}.{self.starts}.err"
@@ -141,7 +145,8 @@ class Process:
         Process.running.append(self)
         if self not in Process.started:
             Process.started.append(self)
-        threading.Thread(target=self._read, args=(self.popen,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.popen,), daemon=True)
+        self._reader.start()
         if ready:
             self.wait_ready(seconds)
         return self
