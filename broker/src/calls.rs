@@ -1,4 +1,4 @@
-//! Answers what other brokers ask of this one beyond Raft: commands and forwards for partitions it leads, and what operators want of it.
+//! Answers what other brokers ask of this one beyond Raft: commands, forwards and moved groups of partitions it leads, and what operators want of it.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::{
     forward,
     node::{CallKind, Calls, Node},
+    reset,
     submit::Submitter,
 };
 
@@ -37,6 +38,7 @@ impl Calls for Answers {
                 CallKind::Forward => forward::answer(&self.node, body).await,
                 CallKind::ReadIndex => self.node.answer_read_index(body).await,
                 CallKind::Admin => self.node.answer_admin(body, || (self.describe)()).await,
+                CallKind::Reset => reset::answer(&self.node, body).await,
             }
         })
     }
@@ -47,14 +49,16 @@ mod tests {
     use std::time::Duration;
 
     use tokio_util::sync::CancellationToken;
-    use trunkline_proto::{ConnectionId, PartitionId, Record, v1};
+    use trunkline_proto::{Batch, ConnectionId, Offset, PartitionId, Record, RecordKind, Source, v1, v1::peer as pb};
 
     use super::*;
     use crate::{
+        core::Verdict,
         node::{
             Role,
             cluster_tests::{Cluster, eventually, handle},
         },
+        reset::ResetError,
         submit::UnloggedSink,
         testing::{connection, count},
     };
@@ -163,6 +167,96 @@ mod tests {
             }
         });
         done.await.unwrap();
+        stop(cluster, uppers).await;
+    }
+
+    /// Answers as a broker does, but for calls of one kind.
+    struct But {
+        answers: Answers,
+        kind: CallKind,
+        answer: Bytes,
+    }
+
+    impl Calls for But {
+        fn call(&self, from: u64, kind: CallKind, body: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send + '_>> {
+            if kind == self.kind {
+                return Box::pin(async { self.answer.clone() });
+            }
+            self.answers.call(from, kind, body)
+        }
+    }
+
+    /// From now on broker 2, which leads partition 1, answers calls of this kind so.
+    fn spoil(cluster: &Cluster, uppers: &[Upper], kind: CallKind, answer: &impl prost::Message) {
+        let describe: Describe = Arc::new(|| Box::pin(async { Bytes::new() }));
+        let answers = Answers { node: cluster.node(2).clone(), submitter: uppers[1].submitter.clone(), describe };
+        cluster.node(2).set_calls(Arc::new(But { answers, kind, answer: answer.encode_to_vec().into() }));
+    }
+
+    /// A group that has settled everything there is, in both partitions.
+    async fn group(cluster: &Cluster, name: &str) {
+        let start = Some(v1::Start { at: Some(v1::start::At::Latest(true)) });
+        let assigned =
+            v1::HandlerAssigned { group: name.into(), member: "m".into(), epoch: 1, start, ..Default::default() };
+        let record = Record::new(RecordKind::HandlerAssigned, Default::default(), "", &assigned);
+        for partition in 0..2 {
+            let batch = || Batch::new(Source::Leader, std::slice::from_ref(&record));
+            assert_eq!(cluster.append(partition, batch).await, Verdict::Applied);
+        }
+        cluster.same_everywhere(&[1, 2, 3]).await;
+    }
+
+    /// How far a group is in each partition, as a broker's replicas say.
+    fn through(cluster: &Cluster, broker: u64, name: &str) -> [Offset; 2] {
+        [0, 1].map(|partition| handle(cluster.node(broker), partition).state.read().group(name).unwrap().through)
+    }
+
+    #[tokio::test]
+    async fn a_group_is_moved_everywhere_whichever_broker_is_asked() {
+        let (cluster, uppers) = cluster().await;
+        group(&cluster, "chat").await;
+        let earliest = Some(v1::Start { at: Some(v1::start::At::Earliest(true)) });
+        let latest = Some(v1::Start { at: Some(v1::start::At::Latest(true)) });
+        for broker in 1..=3 {
+            reset::reset_group(cluster.node(broker), "chat", earliest).await.unwrap();
+            // it has waited for its own replicas
+            assert_eq!(through(&cluster, broker, "chat"), [Offset::ZERO; 2]);
+            let ends = [0, 1].map(|partition| Offset::end_of(handle(cluster.node(broker), partition).tail.applied()));
+            reset::reset_group(cluster.node(broker), "chat", latest).await.unwrap();
+            let moved = through(&cluster, broker, "chat");
+            assert!(moved.iter().zip(ends).all(|(moved, end)| *moved >= end), "{moved:?} {ends:?}");
+        }
+        let none = reset::reset_group(cluster.node(3), "nobody", latest).await.unwrap_err();
+        assert_eq!(none, ResetError::NoGroup);
+        stop(cluster, uppers).await;
+    }
+
+    #[tokio::test]
+    async fn a_group_is_moved_nowhere_where_a_leader_is_missing_and_a_failure_midway_says_how_far_it_came() {
+        let (cluster, uppers) = cluster().await;
+        group(&cluster, "chat").await;
+        let before = through(&cluster, 1, "chat");
+        assert!(before.iter().all(|through| *through > Offset::ZERO));
+        let earliest = Some(v1::Start { at: Some(v1::start::At::Earliest(true)) });
+        let lost = pb::ReadIndexResponse { index: 0, error: "no majority".into() };
+        spoil(&cluster, &uppers, CallKind::ReadIndex, &lost);
+        let refused = reset::reset_group(cluster.node(3), "chat", earliest).await.unwrap_err();
+        assert!(matches!(&refused, ResetError::NotCurrent(at) if at.partition == PartitionId(1)), "{refused}");
+        assert_eq!(refused.code(), v1::Code::NoLeader);
+        assert_eq!(through(&cluster, 1, "chat"), before);
+        // now it goes away behind the question
+        let gone = v1::Status { code: v1::Code::NoLeader.into(), message: "gone".into() };
+        spoil(&cluster, &uppers, CallKind::Reset, &gone);
+        let stopped = reset::reset_group(cluster.node(3), "chat", earliest).await.unwrap_err();
+        assert_eq!(stopped.code(), v1::Code::NoLeader);
+        let said = "partition 1: gone. Moved partitions: 0; not tried: none. Repeating it is harmless";
+        assert_eq!(stopped.to_string(), said);
+        assert_eq!(through(&cluster, 1, "chat")[0], Offset::ZERO);
+        assert_eq!(through(&cluster, 2, "chat")[1], before[1]);
+        let again = upper(cluster.node(2));
+        reset::reset_group(cluster.node(3), "chat", earliest).await.unwrap();
+        assert_eq!(through(&cluster, 3, "chat"), [Offset::ZERO; 2]);
+        again.shutdown.cancel();
         stop(cluster, uppers).await;
     }
 

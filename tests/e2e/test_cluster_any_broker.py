@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 
@@ -57,6 +58,25 @@ def test_commands_to_any_broker_take_effect_once_and_are_seen_by_every_broker_at
         with pytest.raises(TimeoutError):
             client.recv(timeout=0.05)
         client.close()
+
+
+def test_a_group_is_moved_by_any_broker_while_leaders_are_spread(folder):
+    cluster = Several(folder, ECHO, edges=1).start()
+    until(lambda: set(cluster.brokers[0].leaders().values()) == {1, 2, 3}, "leaders to be spread over the brokers", 60)
+    handler = cluster.handler("effects", group="effects", api="effects")
+    until(lambda: cluster.members("effects"), "the group to serve every partition", 60)
+    # nobody else moves it then
+    handler.stop()
+    until(lambda: not any(row["member"] for row in cluster.groups()), "the member to be gone from every partition", 60)
+    for broker in cluster.brokers:
+        for to, is_there in [("earliest", lambda index: index == 0), ("latest", lambda index: index > 0)]:
+            lines = broker.cli("groups", "reset", "effects", "--to", to, "--json").stdout.splitlines()
+            rows = [json.loads(line) for line in lines]
+            assert {row["partition"] for row in rows} == set(range(cluster.partitions)), rows
+            # whoever is asked says so at once
+            assert all(is_there(int(row["through"].split(".")[0])) for row in rows), (to, rows)
+    refused = cluster.brokers[0].cli("groups", "reset", "nobody", "--to", "latest", ok=False)
+    assert refused.returncode not in {0, 101} and b"no such group" in refused.stderr, refused
 
 
 def test_one_of_three_may_end_and_two_leave_a_minority_that_answers_nothing_old(folder):

@@ -7,7 +7,6 @@ use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionI
 
 use crate::{
     core::{LoggedEntry, Refusal},
-    handlers::registry::resolve_start,
     node::{Node, PartitionHandle, ReadError},
     tail::TailRead,
 };
@@ -82,7 +81,7 @@ impl Reading {
         let partition = node.partition(query.partition).ok_or_else(missing)?.clone();
         let (earliest, end) = (node.earliest(query.partition), partition.tail.applied());
         let start = query.from.unwrap_or(v1::Start { at: Some(v1::start::At::Earliest(true)) });
-        let first = match resolve_start(node, query.partition, &start).await?.at {
+        let first = match node.resolve_start(query.partition, &start).await?.at {
             Some(v1::start::At::Latest(true)) => Offset::new(LogIndex(end.0 + 1), 0),
             Some(v1::start::At::Offset(offset)) => Offset(offset),
             _ => earliest,

@@ -9,12 +9,13 @@ use tonic::{Request, Response, Status, Streaming};
 use trunkline_proto::{ConnectionId, Offset, PartitionId, Timestamp, limits, v1};
 
 use super::{
-    cluster::{self, About, ResetError},
+    cluster::{self, About},
     connections, describe, log, status,
 };
 use crate::{
     handlers::{Registry, member::OUTGOING_MAX, session},
     node::{Moment, Node},
+    reset,
     submit::Submitter,
 };
 
@@ -274,14 +275,8 @@ impl v1::cluster_server::Cluster for Services {
         request: Request<v1::ResetGroupRequest>,
     ) -> Result<Response<v1::ResetGroupResponse>, Status> {
         let request = request.into_inner();
-        let reset = cluster::reset_group(&self.node, &request.group, request.to).await;
-        reset.map_err(|error| match &error {
-            ResetError::Invalid(_) => status::invalid(error.to_string()),
-            ResetError::NoGroup => status::of_code(v1::Code::Gone, error.to_string()),
-            ResetError::Read(error) => status::of_read(error),
-            ResetError::Append(error) => status::of_append(error),
-            ResetError::Refused(_) => status::of_code(v1::Code::Refused, error.to_string()),
-        })?;
+        let moved = reset::reset_group(&self.node, &request.group, request.to).await;
+        moved.map_err(|error| status::of_code(error.code(), error.to_string()))?;
         let groups = cluster::groups(&self.node, &self.registry, &request.group);
         Ok(Response::new(v1::ResetGroupResponse { groups }))
     }

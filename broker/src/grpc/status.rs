@@ -5,7 +5,6 @@ use tonic::{Code as Grpc, Status, metadata::MetadataValue};
 use trunkline_proto::v1::Code;
 
 use crate::{
-    append::AppendError,
     handlers::member::SessionEnd,
     metrics::handlers::code_name,
     node::{AdminError, ReadError},
@@ -75,12 +74,6 @@ pub fn of_read(error: &ReadError) -> Status {
         ReadError::Damaged { .. } => make(Grpc::DataLoss, "damaged", Retry::No, message),
         ReadError::Store(_) => make(Grpc::Unavailable, "store", Retry::Safe, message),
     }
-}
-
-/// A batch did not get into the log.
-pub fn of_append(error: &AppendError) -> Status {
-    let status = submit::append_failed(error);
-    of_code(status.code(), status.message)
 }
 
 /// A `Submit` was refused as a whole.

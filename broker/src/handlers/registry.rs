@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use trunkline_proto::{Batch, LogIndex, Offset, PartitionId, Record, RecordKind, Source, Timestamp, v1};
+use trunkline_proto::{Batch, Offset, PartitionId, Record, RecordKind, Source, Timestamp, v1};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::{
@@ -381,18 +381,8 @@ impl Worker {
 
     /// A start by time becomes one by offset: apply knows no past.
     async fn resolve(&self, start: &v1::Start) -> Result<v1::Start, ReadError> {
-        resolve_start(&self.registry.node, self.partition.id, start).await
+        self.registry.node.resolve_start(self.partition.id, start).await
     }
-}
-
-/// A start by time as one by offset; others as they are.
-pub async fn resolve_start(node: &Node, partition: PartitionId, start: &v1::Start) -> Result<v1::Start, ReadError> {
-    let Some(v1::start::At::Time(time)) = start.at else { return Ok(*start) };
-    // first record stamped at or after `time`: the one after the last entry stamped before it
-    let before = Timestamp(time.saturating_sub(1));
-    let index = node.index_at(partition, before).await?;
-    let first = Offset::new(LogIndex(index.0 + 1), 0);
-    Ok(v1::Start { at: Some(v1::start::At::Offset(first.0)) })
 }
 
 /// Measures the lag of every group of the partitions this broker leads, whether or not it has members.

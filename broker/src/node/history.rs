@@ -1,7 +1,7 @@
 //! Reading a partition's past: entries, and the state as it was.
 
 use tokio_util::sync::CancellationToken;
-use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp};
+use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp, v1};
 
 use super::Node;
 use crate::{
@@ -113,6 +113,16 @@ impl Node {
     pub async fn index_at(&self, partition: PartitionId, time: Timestamp) -> Result<LogIndex, ReadError> {
         let (first, applied) = (self.first(partition), self.applied(partition)?);
         self.blocking(partition, move |reader, _| Ok(reader.index_at(first, applied, time)?.unwrap_or_default())).await
+    }
+
+    /// A start by time as one by offset; others as they are.
+    pub async fn resolve_start(&self, partition: PartitionId, start: &v1::Start) -> Result<v1::Start, ReadError> {
+        let Some(v1::start::At::Time(time)) = start.at else { return Ok(*start) };
+        // first record stamped at or after `time`: the one after the last entry stamped before it
+        let before = Timestamp(time.saturating_sub(1));
+        let index = self.index_at(partition, before).await?;
+        let first = Offset::new(LogIndex(index.0 + 1), 0);
+        Ok(v1::Start { at: Some(v1::start::At::Offset(first.0)) })
     }
 
     /// The state at a moment of the past: newest snapshot before it, and replay. Gives the offset up to which records are folded

@@ -58,6 +58,8 @@ pub enum CallKind {
     Admin = 3,
     /// How far the log of a partition goes that the other broker leads.
     ReadIndex = 4,
+    /// Moves a handler group in a partition that the other broker leads.
+    Reset = 5,
 }
 
 impl CallKind {
@@ -67,6 +69,7 @@ impl CallKind {
             2 => Self::Forward,
             3 => Self::Admin,
             4 => Self::ReadIndex,
+            5 => Self::Reset,
             _ => return None,
         })
     }

@@ -321,7 +321,7 @@ async fn moved_group_starts_anew_from_there() {
         assert_eq!(code(&member.commit(0, vec![ack(event.offset)], vec![]).await), v1::Code::Applied);
     }
     let to = v1::Start { at: Some(v1::start::At::Offset(second.0)) };
-    crate::grpc::cluster::reset_group(&broker.node, "chat", Some(to)).await.unwrap();
+    crate::reset::reset_group(&broker.node, "chat", Some(to)).await.unwrap();
     let again = member.event().await;
     assert_eq!((again.offset, member.epochs[&0]), (second.0, 2));
     assert_eq!(code(&member.commit(0, vec![ack(again.offset)], vec![]).await), v1::Code::Applied);
