@@ -52,8 +52,9 @@ def test_everything_is_restarted_one_after_the_other_and_nothing_is_lost_or_repe
 
     for ending, staying, how in [(0, 1, "SIGTERM"), (1, 0, "SIGKILL")]:
         kept = on_edge(cluster, f"edge-{staying + 1}")
-        assert kept
         if how == "SIGTERM":
+            # the second time everybody may be at the edge that ends: nobody goes back to one that was restarted
+            assert kept
             assert cluster.edges[ending].stop() == 0
         else:
             cluster.edges[ending].kill9()
