@@ -26,7 +26,7 @@ use crate::{
     link::{self, Link, Sessions},
     metrics,
     node::{Advertised, Dialer, Founder, Node, NodeConfig},
-    quic::{self, Handlers, endpoint, tls},
+    quic::{self, Handlers, Identity, Pki, TlsError, endpoint, tls},
     raft::SnapshotEvery,
     retention,
     store::OpenError,
@@ -87,7 +87,7 @@ pub enum ServeError {
     },
     /// The PKI folder.
     #[error("edge link: {0}")]
-    Tls(#[from] tls::TlsError),
+    Tls(#[from] TlsError),
     /// The data folder.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -129,7 +129,7 @@ pub async fn bind(config: &BrokerConfig) -> Result<Listeners, ServeError> {
     Ok(Listeners {
         grpc: TcpListener::bind(config.grpc).await.map_err(failed("grpc", config.grpc))?,
         http: TcpListener::bind(config.http).await.map_err(failed("http", config.http))?,
-        link: endpoint::bind(config.link).map_err(failed("link", config.link))?,
+        link: quic::bind(config.link).map_err(failed("link", config.link))?,
     })
 }
 
@@ -147,8 +147,7 @@ pub async fn run(
     config.validate()?;
     controls::announce();
     let recorder = metrics::install()?;
-    let identity = tls::Identity { role: tls::Role::Broker, name: config.node_id.to_string() };
-    let pki = tls::Pki::load(&config.pki, &identity)?;
+    let pki = Pki::load(&config.pki, &Identity::broker(config.node_id))?;
     let (server, client) = (tls::server_config(&pki)?, endpoint::client_config(tls::peer_client_config(&pki)?));
     let addresses = listeners.addresses()?;
     let endpoint = endpoint::endpoint(listeners.link, server, config.partition_count()?)?;
@@ -163,7 +162,7 @@ pub async fn run(
     if tokio::time::timeout(DRAIN, node.shutdown()).await.is_err() {
         tracing::error!("the database did not close in time");
     }
-    endpoint::close(&endpoint).await;
+    quic::close(&endpoint, "shutdown").await;
     served
 }
 

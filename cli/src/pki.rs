@@ -13,6 +13,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use trunkline_proto::limits;
+use trunkline_quic::{AUTHORITY_FILE, Identity};
 
 /// Years a certificate is good for.
 const YEARS: i16 = 10;
@@ -35,7 +36,7 @@ impl Pki {
     /// The authority in `dir`, made if there is none.
     pub(crate) fn open_or_make(dir: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("folder {}", dir.display()))?;
-        let (certificate, key) = (dir.join("ca.pem"), dir.join("ca.key"));
+        let (certificate, key) = (dir.join(AUTHORITY_FILE), dir.join("ca.key"));
         let params = authority_params()?;
         let (keys, new) = match (certificate.exists(), key.exists()) {
             (true, true) => {
@@ -61,11 +62,7 @@ impl Pki {
 
     /// A broker's certificate, for both ends of a connection.
     pub(crate) fn broker(&self, id: u64) -> anyhow::Result<Made> {
-        self.issue(
-            "broker",
-            &id.to_string(),
-            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
-        )
+        self.issue(&Identity::broker(id), &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
     }
 
     /// An edge's certificate.
@@ -75,21 +72,20 @@ impl Pki {
         {
             bail!("{name:?} is no name for an edge with a certificate: 1 to 64 of [A-Za-z0-9.-]");
         }
-        self.issue("edge", name, &[ExtendedKeyUsagePurpose::ClientAuth])
+        self.issue(&Identity::edge(name), &[ExtendedKeyUsagePurpose::ClientAuth])
     }
 
-    fn issue(&self, role: &str, name: &str, usages: &[ExtendedKeyUsagePurpose]) -> anyhow::Result<Made> {
-        let (certificate, key) =
-            (self.dir.join(format!("{role}-{name}.pem")), self.dir.join(format!("{role}-{name}.key")));
+    fn issue(&self, node: &Identity, usages: &[ExtendedKeyUsagePurpose]) -> anyhow::Result<Made> {
+        let (certificate, key) = (self.dir.join(node.certificate_file()), self.dir.join(node.key_file()));
         match (certificate.exists(), key.exists()) {
             (true, true) => return Ok(Made { path: certificate, new: false }),
-            (true, false) => bail!("{} has no {role}-{name}.key beside it", certificate.display()),
+            (true, false) => bail!("{} has no {} beside it", certificate.display(), node.key_file()),
             // a run that was cut short between the two files
             (false, true) => fs::remove_file(&key).with_context(|| key.display().to_string())?,
             (false, false) => {}
         }
-        let mut params = CertificateParams::new(vec![format!("{role}.{name}.trunkline.internal")])?;
-        params.distinguished_name.push(DnType::CommonName, format!("Trunkline {role} {name}"));
+        let mut params = CertificateParams::new(vec![node.dns_name()])?;
+        params.distinguished_name.push(DnType::CommonName, format!("Trunkline {node}"));
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages.to_vec();

@@ -17,7 +17,7 @@ use crate::{
     append::AppendError,
     core::Verdict,
     link::tests::support::{Authority, PATIENCE, Signed, client_config, client_endpoint},
-    quic::{self, Handlers, Identity, Pki, Role as CertificateRole, endpoint, tls},
+    quic::{self, Handlers, Identity, Pki, endpoint, tls},
     testing::{attach, connection, count, edge, message, opened},
 };
 
@@ -79,10 +79,9 @@ impl Cluster {
     pub(crate) async fn start(&mut self, id: u64) {
         let address = self.founders.iter().find(|founder| founder.id == id).map(|founder| founder.link.clone());
         let address = address.unwrap_or_else(|| "127.0.0.1:0".to_owned());
-        let identity = Identity { role: CertificateRole::Broker, name: id.to_string() };
-        let pki = Pki::load(self.folder.path(), &identity).unwrap();
+        let pki = Pki::load(self.folder.path(), &Identity::broker(id)).unwrap();
         // the one before it lets go of its socket a moment after it is closed
-        let socket = eventually(|| endpoint::bind(address.parse().unwrap()).ok()).await;
+        let socket = eventually(|| quic::bind(address.parse().unwrap()).ok()).await;
         let address = socket.local_addr().unwrap();
         let endpoint = endpoint::endpoint(socket, tls::server_config(&pki).unwrap(), count(PARTITIONS)).unwrap();
         let config = endpoint::client_config(tls::peer_client_config(&pki).unwrap());
@@ -118,7 +117,7 @@ impl Cluster {
         broker.accepting.cancel();
         timeout(PATIENCE, broker.node.shutdown()).await.unwrap();
         timeout(PATIENCE, broker.serving).await.unwrap().unwrap();
-        endpoint::close(&broker.endpoint).await;
+        quic::close(&broker.endpoint, "shutdown").await;
     }
 
     pub(crate) async fn stop_all(mut self) -> Self {

@@ -9,8 +9,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trunkline_quic::{Identity, IdentityError};
 
-use super::tls::{self, Identity, IdentityError, Purpose};
+use super::tls::{self, Purpose};
 use crate::metrics::link as names;
 
 /// Handshakes under way above which an address must prove that it is the sender's.
@@ -124,7 +125,7 @@ async fn handshake(
     permit: OwnedSemaphorePermit,
 ) -> Result<(Accepted, Purpose), RefusedError> {
     let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(|_| RefusedError::Slow)??;
-    let known = tls::peer_identity(&connection)
+    let known = Identity::of_peer(&connection)
         .map_err(RefusedError::from)
         .and_then(|identity| Ok((identity, tls::purpose(&connection).ok_or(RefusedError::Protocol)?)));
     match known {

@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use quinn::crypto::rustls::QuicServerConfig;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::{RootCertStore, server::WebPkiClientVerifier};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     sync::{Notify, broadcast, watch},
     time::timeout,
@@ -16,11 +13,9 @@ use trunkline_proto::{
     link::{ALPN, Frame, UplinkBatch},
     v1::link as pb,
 };
+use trunkline_quic::Identity;
 
-use super::{
-    frames::{FrameReader, FrameWriter},
-    tls,
-};
+use super::frames::{FrameReader, FrameWriter};
 use crate::config::BrokerAddress;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,9 +38,7 @@ impl Pki {
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let pki = Self { folder: tempfile::tempdir().unwrap(), issuer };
         pki.write("ca.pem", &pki.issuer.pem());
-        let (certificate, key) = pki.node("edge.e1.trunkline.internal");
-        pki.write("edge-e1.pem", &certificate.pem());
-        pki.write("edge-e1.key", &key.serialize_pem());
+        pki.write_node(&Identity::edge("e1"));
         pki
     }
 
@@ -57,27 +50,19 @@ impl Pki {
         self.folder.path()
     }
 
-    fn node(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    fn write_node(&self, node: &Identity) {
         let key = KeyPair::generate().unwrap();
-        (CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap(), key)
+        let certificate = CertificateParams::new(vec![node.dns_name()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        self.write(&node.certificate_file(), &certificate.pem());
+        self.write(&node.key_file(), &key.serialize_pem());
     }
 
     /// A server that shows the certificate of broker `id`.
     pub(crate) fn server(&self, id: u64) -> quinn::ServerConfig {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.issuer.der().clone()).unwrap();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
-        let (certificate, key) = self.node(&tls::broker_name(id));
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).unwrap()))
+        let broker = Identity::broker(id);
+        self.write_node(&broker);
+        let tls = trunkline_quic::Pki::load(self.path(), &broker).unwrap().server_config(&[ALPN]).unwrap();
+        quinn::ServerConfig::with_crypto(Arc::new(tls))
     }
 }
 

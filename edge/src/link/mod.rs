@@ -19,7 +19,6 @@ mod partition;
 mod session;
 #[cfg(test)]
 mod tests;
-pub mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -38,16 +37,16 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{
     PartitionCount, PartitionId,
-    link::LINK_VERSION,
+    link::{ALPN, LINK_VERSION},
     v1::{CloseCause, link as pb},
 };
+use trunkline_quic::{Identity, Pki, TlsError};
 
 use self::{
     backoff::Backoff,
     directory::Directory,
     partition::Context,
     session::{Session, SessionError, Welcome},
-    tls::TlsError,
 };
 use crate::{
     api::Api,
@@ -212,7 +211,8 @@ impl Granted {
 impl Link {
     /// A link of these settings, which says in `status` how much of it is up. Must be called inside the runtime that will run it.
     pub(crate) fn open(settings: Settings, status: Arc<Status>) -> Result<Self, OpenError> {
-        let endpoint = endpoint::client(tls::client_config(&settings.pki, &settings.edge)?)?;
+        let pki = Pki::load(&settings.pki, &Identity::edge(&settings.edge))?;
+        let endpoint = endpoint::client(pki.client_config(ALPN)?)?;
         let directory = Arc::new(Directory::new(&settings.brokers));
         Ok(Self { settings, endpoint, directory, status })
     }
@@ -265,8 +265,7 @@ impl Link {
             error = self.incarnations(granted, &uplink, &downlink) => Err(error),
             () = stop.cancelled() => Ok(()),
         };
-        self.endpoint.close(quinn::VarInt::from_u32(0), b"edge ends");
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        trunkline_quic::endpoint::close(&self.endpoint, "edge ends").await;
         ended
     }
 

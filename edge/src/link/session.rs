@@ -5,11 +5,11 @@ use std::{io, pin::pin, time::Duration};
 use quinn::VarInt;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use trunkline_proto::{PartitionCount, link::Frame, v1::link as pb};
+use trunkline_quic::Identity;
 
 use super::{
     endpoint::KEEP_ALIVE,
     frames::{FrameReader, FrameWriter, ReadFrameError},
-    tls,
 };
 use crate::config::BrokerAddress;
 
@@ -83,7 +83,7 @@ async fn greet(
     let addresses: Vec<_> = tokio::net::lookup_host(&broker.link).await.map_err(wrong)?.collect();
     let address = turn.checked_rem(addresses.len()).and_then(|turn| addresses.get(turn).copied());
     let address = address.ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))?;
-    let connecting = endpoint.connect(address, &tls::broker_name(broker.id))?;
+    let connecting = endpoint.connect(address, &Identity::broker(broker.id).dns_name())?;
     let connected = timeout(HANDSHAKE_TIMEOUT, connecting).await;
     let connection = connected.map_err(|_| SessionError::Slow(HANDSHAKE_TIMEOUT))??;
     let (send, receive) = connection.open_bi().await?;

@@ -448,12 +448,3 @@ async fn a_broker_that_does_not_grant_sends_to_the_others() {
     let (granted, _hello) = tokio::join!(soon("a grant", link.grant()), welcomed);
     assert_eq!(granted.unwrap().incarnation(), 3);
 }
-
-#[test]
-fn missing_certificates_are_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let error = tls::client_config(folder.path(), "e1").err().unwrap().to_string();
-    assert!(error.contains("ca.pem"), "{error}");
-    std::fs::write(folder.path().join("ca.pem"), "no pem").unwrap();
-    assert!(tls::client_config(folder.path(), "e1").err().unwrap().to_string().contains("holds no certificate"));
-}

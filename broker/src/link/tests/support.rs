@@ -22,7 +22,7 @@ use super::super::{
 use crate::{
     append::Appended,
     node::{Node, NodeConfig},
-    quic::{self, Handlers, endpoint, tls},
+    quic::{self, Handlers, Identity, Pki, endpoint, tls},
 };
 
 /// Longer than anything takes here; a test that waits so long has failed.
@@ -116,9 +116,9 @@ impl Broker {
         let node = Node::open(config).await.unwrap();
         node.wait_ready().await.unwrap();
         authority.write(folder.path());
-        let identity = tls::Identity { role: tls::Role::Broker, name: "1".to_owned() };
-        let tls = tls::server_config(&tls::Pki::load(folder.path(), &identity).unwrap()).unwrap();
-        let socket = endpoint::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let pki = Pki::load(folder.path(), &Identity::broker(1)).unwrap();
+        let tls = tls::server_config(&pki).unwrap();
+        let socket = quic::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
         let endpoint = endpoint::endpoint(socket, tls, count).unwrap();
         let settings = Settings {
@@ -142,7 +142,7 @@ impl Broker {
         let shutdown = link.shutdown.clone();
         let serving = async move {
             quic::serve(endpoint.clone(), handlers, shutdown).await;
-            endpoint::close(&endpoint).await;
+            quic::close(&endpoint, "shutdown").await;
         };
         let tasks = vec![tokio::spawn(serving), tokio::spawn(watch(link.clone()))];
         Self { node, link, address, authority, folder, tasks }

@@ -1,0 +1,9 @@
+//! QUIC with mutual TLS, as edges and brokers both use it: who a node is by its certificate, the PKI folder, and endpoints with
+//! every limit set. What is said on a connection stands in `trunkline-proto`; which protocols a node speaks is its own affair.
+
+pub mod endpoint;
+mod identity;
+mod pki;
+
+pub use identity::{Identity, IdentityError, Role};
+pub use pki::{AUTHORITY_FILE, Pki, TlsError};
