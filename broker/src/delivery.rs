@@ -227,27 +227,12 @@ fn last_done(after: Offset) -> LogIndex {
 
 #[cfg(test)]
 mod tests {
-    use trunkline_proto::PartitionId;
-
     use super::*;
-    use crate::{
-        node::NodeConfig,
-        raft::AppliedSink,
-        testing::{attach, connection, count, edge, message, opened},
-    };
+    use crate::{raft::AppliedSink, testing::reopened};
 
-    /// A partition whose log ends with an entry without records, as a term's first one is, and its edge's cursor at the start.
+    /// A partition whose log ends with an entry without records, and its edge's cursor at the start.
     async fn cursor(dir: &tempfile::TempDir) -> (Node, PartitionHandle, Cursor) {
-        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
-        node.wait_ready().await.unwrap();
-        let append = node.partition(PartitionId(0)).unwrap().append.clone();
-        append.append(attach(0)).await.unwrap();
-        append.append(edge(1, &[opened(connection(0, 1)), message(connection(0, 1), b"x")])).await.unwrap();
-        drop(append);
-        node.shutdown().await;
-        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
-        node.wait_ready().await.unwrap();
-        let partition = node.partition(PartitionId(0)).unwrap().clone();
+        let (node, partition) = reopened(dir).await;
         let edge = partition.state.read().edge_index("e1").unwrap();
         let cursor = Cursor::new(node.clone(), partition.clone(), edge, "e1", Offset::ZERO);
         (node, partition, cursor)

@@ -1,6 +1,8 @@
-//! Batches for tests of the log.
+//! Batches for tests of the log, and a node that holds some.
 
-use trunkline_proto::{Batch, ConnectionId, PartitionCount, Record, RecordKind, Source, v1};
+use trunkline_proto::{Batch, ConnectionId, PartitionCount, PartitionId, Record, RecordKind, Source, v1};
+
+use crate::node::{Node, NodeConfig, PartitionHandle};
 
 pub(crate) fn count(partitions: u16) -> PartitionCount {
     PartitionCount::new(partitions).unwrap()
@@ -35,4 +37,25 @@ pub(crate) fn message(id: ConnectionId, payload: &[u8]) -> Record {
     let body =
         v1::MessageReceived { kind: v1::MessageKind::Text.into(), payload: bytes::Bytes::copy_from_slice(payload) };
     Record::new(RecordKind::MessageReceived, id, "chat", &body)
+}
+
+/// A node of one partition in `dir`, ready.
+pub(crate) async fn node(dir: &tempfile::TempDir) -> Node {
+    let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
+    node.wait_ready().await.unwrap();
+    node
+}
+
+/// A node of one partition whose log holds an edge, two events of a connection of its, and at the end an entry without records: it
+/// was opened twice, and a term's first entry has none.
+pub(crate) async fn reopened(dir: &tempfile::TempDir) -> (Node, PartitionHandle) {
+    let first = node(dir).await;
+    let append = first.partition(PartitionId(0)).unwrap().append.clone();
+    append.append(attach(0)).await.unwrap();
+    append.append(edge(1, &[opened(connection(0, 1)), message(connection(0, 1), b"x")])).await.unwrap();
+    drop(append);
+    first.shutdown().await;
+    let node = node(dir).await;
+    let partition = node.partition(PartitionId(0)).unwrap().clone();
+    (node, partition)
 }

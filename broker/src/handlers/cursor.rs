@@ -274,29 +274,13 @@ fn find(entry: &LoggedEntry, time: Timestamp, offset: Offset) -> Option<Scanned>
 mod tests {
     use std::time::Duration;
 
-    use trunkline_proto::PartitionId;
-
     use super::*;
-    use crate::{
-        node::NodeConfig,
-        raft::AppliedSink,
-        testing::{attach, connection, count, edge, message, opened},
-    };
+    use crate::{raft::AppliedSink, testing::reopened};
 
     #[tokio::test]
     async fn a_cursor_gets_past_entries_without_records_that_a_snapshot_has_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
-        node.wait_ready().await.unwrap();
-        let append = node.partition(PartitionId(0)).unwrap().append.clone();
-        append.append(attach(0)).await.unwrap();
-        append.append(edge(1, &[opened(connection(0, 1)), message(connection(0, 1), b"x")])).await.unwrap();
-        drop(append);
-        node.shutdown().await;
-        // a term's first entry has no records
-        let node = Node::open(NodeConfig::new(dir.path(), "test", count(1))).await.unwrap();
-        node.wait_ready().await.unwrap();
-        let partition = node.partition(PartitionId(0)).unwrap().clone();
+        let (node, partition) = reopened(&dir).await;
         let applied = partition.tail.applied();
         partition.tail.installed(applied);
         let mut cursor =
