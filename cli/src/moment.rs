@@ -2,7 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use trunkline_proto::{Offset, Timestamp};
+use trunkline_proto::{Offset, Timestamp, json};
 use trunkline_sdk::StartAt;
 
 /// A moment in the log.
@@ -32,9 +32,8 @@ impl FromStr for From {
         if let Ok(offset) = text.parse() {
             return Ok(Self::Offset(offset));
         }
-        if let Ok(time) = text.parse::<jiff::Timestamp>() {
-            let micros = u64::try_from(time.as_microsecond()).map_err(|_| MomentError)?;
-            return Ok(Self::Time(Timestamp(micros)));
+        if let Some(time) = json::parse_time(text) {
+            return Ok(Self::Time(time));
         }
         let ago: trunkline_proto::units::HumanDuration = text.parse().map_err(|_| MomentError)?;
         Ok(Self::Ago(ago.0))

@@ -1,4 +1,4 @@
-//! Records as JSON, as `tail --json` and `GET /v1/log` show them (SURFACE: the binary): the only place that knows the keys. Their
+//! Records and connections as JSON, as the binary's `--json` and the HTTP API show them: the only place that knows the keys. Their
 //! order is fixed, so that lines can be compared.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -6,7 +6,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
 use crate::{
-    ConnectionId, Offset, RecordError, RecordKind,
+    ConnectionId, Offset, RecordError, RecordKind, Timestamp,
     close::cause_name,
     v1::{self, LoggedRecord, MessageKind},
 };
@@ -75,6 +75,29 @@ pub fn time(micros: u64) -> String {
         // RFC 3339 ends with the year 9999
         None => format!("{micros}us"),
     }
+}
+
+/// The time an RFC 3339 text says.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    let instant: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(instant.as_microsecond()).ok().map(Timestamp)
+}
+
+/// One open connection.
+pub fn connection(connection: &v1::Connection) -> Object {
+    let mut object = Object::default();
+    object.put("connection", id(&connection.connection)).put("api", connection.api.as_str());
+    object.put("edge", connection.edge.as_str()).put("opened_at", time(connection.opened_at));
+    object.put("subprotocol", connection.subprotocol.as_str()).put("attributes", json!(connection.attributes));
+    object.put("channels", connection.channels.clone());
+    object.put("phase", phase(connection)).put("offset", offset(connection.opened_offset));
+    object.put("peer", connection.peer.as_str()).put("principal", connection.principal.as_str());
+    object
+}
+
+/// The name of a connection's phase.
+pub fn phase(connection: &v1::Connection) -> String {
+    connection.phase().as_str_name().trim_start_matches("CONNECTION_PHASE_").to_ascii_lowercase()
 }
 
 /// One record. With `raw` also where it comes from and why it was refused. A body that does not decode shows as `error`.
@@ -409,5 +432,32 @@ mod tests {
         assert_eq!(time(0), "1970-01-01T00:00:00.000000Z");
         assert_eq!(time(1_764_000_000_000_001), "2025-11-24T16:00:00.000001Z");
         assert_eq!(time(u64::MAX), format!("{}us", u64::MAX));
+    }
+    #[test]
+    fn times_round_trip() {
+        let stamp = Timestamp(1_700_000_000_123_456);
+        assert_eq!(parse_time(&time(stamp.0)), Some(stamp));
+        assert_eq!(parse_time("2023-11-14T23:13:20+01:00"), Some(Timestamp(1_700_000_000_000_000)));
+        assert_eq!(parse_time("yesterday"), None);
+        assert_eq!(parse_time("1960-01-01T00:00:00Z"), None, "before the epoch there is no log");
+    }
+
+    #[test]
+    fn a_connection() {
+        let found = v1::Connection {
+            connection: vec![0xff; 16].into(),
+            api: "chat".into(),
+            edge: "e1".into(),
+            opened_at: 0,
+            attributes: [("nickname".to_owned(), "ada".to_owned())].into(),
+            channels: vec!["chat".into()],
+            phase: 2,
+            peer: "127.0.0.1:5".into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            serde_json::to_string(&connection(&found)).unwrap(),
+            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","offset":"0.0","peer":"127.0.0.1:5","principal":""}"#
+        );
     }
 }

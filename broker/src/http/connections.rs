@@ -7,18 +7,18 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use trunkline_proto::{
-    CloseCode, ConnectionId,
+    CloseCode, ConnectionId, json,
     v1::{self, command::Command as Body},
 };
 
 use super::{
     App,
     extract::{InPath, InQuery},
-    json,
     messages::{check_channel, to_connection},
     problem::Problem,
     query, request,
 };
+use crate::grpc::connections;
 
 /// Most connections of one page.
 const LIMIT_MAX: usize = 1000;
@@ -48,16 +48,15 @@ impl PageQuery {
 }
 
 /// The connection if it is open, as this broker's replica has it.
-fn find(app: &App, id: ConnectionId) -> Option<Value> {
-    let state = app.0.node.partition(id.partition(app.0.node.partition_count()))?.state.read();
-    state.connection(&id).map(|connection| json::connection(&connection))
+fn find(app: &App, id: ConnectionId) -> Option<v1::Connection> {
+    connections::get(&app.0.node, &id)
 }
 
 /// `GET /v1/connections/{id}`
-pub(super) async fn get(State(app): State<App>, InPath(id): InPath<String>) -> Result<Json<Value>, Problem> {
+pub(super) async fn get(State(app): State<App>, InPath(id): InPath<String>) -> Result<Json<json::Object>, Problem> {
     let id = request::connection_id(&id)?;
     query::current(&app.0.node, id.partition(app.0.node.partition_count())).await?;
-    find(&app, id).map(Json).ok_or_else(Problem::gone)
+    find(&app, id).map(|found| Json(json::connection(&found))).ok_or_else(Problem::gone)
 }
 
 /// `GET /v1/connections`
@@ -75,8 +74,8 @@ pub(super) async fn list(State(app): State<App>, InQuery(page): InQuery<PageQuer
     let mut connections = Vec::with_capacity(ids.len());
     for id in &ids {
         // closed since, or of another API than asked for
-        let wanted = |value: &Value| page.api.is_empty() || value["api"] == page.api.as_str();
-        connections.extend(find(&app, *id).filter(wanted));
+        let wanted = |found: &v1::Connection| page.api.is_empty() || found.api == page.api;
+        connections.extend(find(&app, *id).filter(wanted).map(|found| json::connection(&found)));
     }
     Ok(Json(json!({ "connections": connections, "next": next(&ids, limit) })))
 }

@@ -2,9 +2,9 @@
 
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
-use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp, json as shown};
+use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp, json};
 
-use super::{App, extract::InQuery, json, problem::Problem};
+use super::{App, extract::InQuery, problem::Problem};
 use crate::{grpc, node::ReadError};
 
 /// Most records of one answer.
@@ -62,7 +62,7 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
                 bytes += record.bytes().len();
                 next = Offset(offset.0 + 1);
                 let logged = grpc::log::logged((partition, count), &entry, offset, &record, batch);
-                records.push(shown::record(partition.0, &logged, false));
+                records.push(json::record(partition.0, &logged, false));
             }
             next = next.max(Offset::new(LogIndex(entry.index.0 + 1), 0));
         }
@@ -74,12 +74,12 @@ pub(super) async fn read(State(app): State<App>, InQuery(query): InQuery<LogQuer
 /// Records, where the next page begins, and where the log ends.
 #[derive(Serialize)]
 pub(super) struct Page {
-    records: Vec<shown::Object>,
+    records: Vec<json::Object>,
     next: String,
     end: String,
 }
 
-fn answer(records: Vec<shown::Object>, next: Offset, end: LogIndex) -> Json<Page> {
+fn answer(records: Vec<json::Object>, next: Offset, end: LogIndex) -> Json<Page> {
     Json(Page { records, next: next.to_string(), end: Offset::end_of(end).to_string() })
 }
 

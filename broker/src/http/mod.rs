@@ -5,7 +5,6 @@
 mod connections;
 mod extract;
 mod guard;
-pub mod json;
 mod log;
 mod messages;
 mod operator;
