@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::{
     PartitionCount, PartitionId,
-    peer::{PEER_VERSION, Stream},
+    peer::{MEMBERS_MAX, PEER_VERSION, Stream},
     v1::peer as pb,
 };
 
@@ -34,6 +34,9 @@ use crate::{
 
 /// From the first packet to the peer's hello.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most brokers that a connection is kept to: the members, those being replaced, and founders.
+pub(super) const PEERS_MAX: usize = 16;
+const _: () = assert!(PEERS_MAX >= 3 * MEMBERS_MAX);
 /// Addresses of one broker that are tried in turn.
 const LINKS_MAX: usize = 4;
 /// After a connection has ended or did not come about; doubled up to the second.
@@ -525,7 +528,7 @@ async fn dial(own: &Own, dialer: &Dialer, id: u64, link: &str) -> Result<Connect
         sender.finish();
         let answer = receiver.answer().await?.ok_or(WireError::Cut)?;
         if answer.len() > HELLO_BYTES_MAX {
-            return Err(WireError::Limit { bytes: answer.len(), limit: HELLO_BYTES_MAX });
+            return Err(frames::too_long("a hello", answer.len(), HELLO_BYTES_MAX));
         }
         let hello: pb::Hello = frames::decode(answer)?;
         let disk = check_hello(own, &hello, id)?;
