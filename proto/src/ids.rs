@@ -102,6 +102,11 @@ impl fmt::Display for PartitionId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct LogIndex(pub u64);
 
+impl LogIndex {
+    /// The last index there can be: an [`Offset`] has 48 bits for it.
+    pub const MAX: Self = Self((1 << 48) - 1);
+}
+
 impl fmt::Display for LogIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -124,7 +129,7 @@ impl Offset {
     /// After every record.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The record at `position` of entry `index`; indexes stay below 2^48.
+    /// The record at `position` of entry `index`, which is at most [`LogIndex::MAX`].
     pub fn new(index: LogIndex, position: u16) -> Self {
         Self(index.0 << 16 | u64::from(position))
     }
@@ -164,10 +169,10 @@ impl FromStr for Offset {
         let (index, position) = text.split_once('.').ok_or(OffsetError)?;
         let index: u64 = index.parse().map_err(|_| OffsetError)?;
         let position: u16 = position.parse().map_err(|_| OffsetError)?;
-        if index >> 48 != 0 {
-            return Err(OffsetError);
+        match LogIndex(index) {
+            index if index <= LogIndex::MAX => Ok(Self::new(index, position)),
+            _ => Err(OffsetError),
         }
-        Ok(Self::new(LogIndex(index), position))
     }
 }
 

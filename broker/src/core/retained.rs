@@ -61,7 +61,8 @@ impl Retained {
         let is_due = self.milestones.back().is_none_or(|last| {
             self.bytes - last.bytes >= SPACING_BYTES || time.0.saturating_sub(last.time.0) >= SPACING_MICROSECONDS
         });
-        if is_due {
+        // before the log has a time everything in it looks as old as can be
+        if is_due && time != Timestamp(0) {
             self.milestones.push_back(Milestone { index, time, bytes: self.bytes });
         }
         if self.milestones.len() > MILESTONES_MAX {
@@ -138,9 +139,10 @@ mod tests {
     fn milestones_stand_a_megabyte_or_a_minute_apart() {
         let mut retained = Retained::default();
         let half = entry((SPACING_BYTES / 2 - ENTRY_OVERHEAD) as usize);
-        (1..=5).for_each(|index| retained.push(LogIndex(index), Timestamp(0), &half));
-        retained.push(LogIndex(6), Timestamp(SPACING_MICROSECONDS - 1), &entry(1));
-        retained.push(LogIndex(7), Timestamp(SPACING_MICROSECONDS), &entry(1));
+        let begun = Timestamp(9);
+        (1..=5).for_each(|index| retained.push(LogIndex(index), begun, &half));
+        retained.push(LogIndex(6), Timestamp(begun.0 + SPACING_MICROSECONDS - 1), &entry(1));
+        retained.push(LogIndex(7), Timestamp(begun.0 + SPACING_MICROSECONDS), &entry(1));
         let indexes: Vec<u64> = retained.milestones().map(|milestone| milestone.index.0).collect();
         assert_eq!(indexes, [1, 3, 5, 7]);
         assert_eq!(retained.bytes(), 5 * SPACING_BYTES / 2 + 2 * (ENTRY_OVERHEAD + 1));
@@ -154,6 +156,16 @@ mod tests {
         assert_eq!(retained.check(LogIndex(7)), Ok(()));
         retained.trim(LogIndex(4));
         assert_eq!(retained.milestones().count(), 2, "trimming again changes nothing");
+    }
+
+    #[test]
+    fn a_log_without_a_time_has_no_milestones() {
+        let mut retained = Retained::default();
+        retained.push(LogIndex(1), Timestamp(0), &entry(2 * SPACING_BYTES as usize));
+        assert_eq!(retained.milestones().next(), None);
+        retained.push(LogIndex(2), Timestamp(5), &entry(1));
+        assert_eq!(retained.milestones().map(|first| first.index).collect::<Vec<_>>(), [LogIndex(2)]);
+        assert_eq!(retained.check(LogIndex(2)), Ok(()));
     }
 
     #[test]

@@ -188,10 +188,10 @@ impl Partition {
         self.retained.bytes()
     }
 
-    /// Where the log may be trimmed, ascending, and in the end where it stands.
+    /// Where the log may be trimmed, ascending, and in the end where it stands. None while it holds nothing that has a time.
     pub fn milestones(&self) -> impl Iterator<Item = Milestone> {
         let end = Milestone { index: self.applied, time: self.time, bytes: self.retained.written() };
-        self.retained.milestones().chain(std::iter::once(end))
+        self.retained.milestones().chain((self.time != Timestamp(0)).then_some(end))
     }
 
     /// Semantics of apply in force.

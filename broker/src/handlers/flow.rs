@@ -327,12 +327,13 @@ impl Flow {
         Some(self.propose(outcomes))
     }
 
-    /// A commit without outcomes that moves the settled prefix over records that are no events of this group, once they
-    /// span `entries` log entries: retention may not pass the prefix.
-    pub fn advance(&mut self, entries: u64) -> Option<Proposal> {
+    /// A commit without outcomes that moves the settled prefix over records that are no events of this group: retention may not
+    /// pass the prefix. Due once they span `entries` log entries; or any, while retention would take everything up to `wanted`.
+    pub fn advance(&mut self, entries: u64, wanted: Offset) -> Option<Proposal> {
         let through = self.extended(self.projected);
         let span = through.index().0.saturating_sub(self.projected.index().0);
-        (span >= entries && self.pending.is_empty()).then(|| self.propose(Vec::new()))
+        let is_wanted = span > 0 && self.projected < wanted;
+        ((span >= entries || is_wanted) && self.pending.is_empty()).then(|| self.propose(Vec::new()))
     }
 
     /// The oldest commit under way was applied. Gives the credits that are free again.

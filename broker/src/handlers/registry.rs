@@ -52,6 +52,8 @@ pub struct Registry {
     deadline: Duration,
     groups: Mutex<BTreeMap<String, Group>>,
     workers: Mutex<JoinSet<()>>,
+    /// For each partition how far retention would take its log: groups that have nothing open of it move their prefix past it.
+    wanted: BTreeMap<PartitionId, watch::Sender<Offset>>,
     shutdown: CancellationToken,
 }
 
@@ -59,7 +61,8 @@ impl Registry {
     /// A registry over the partitions of `node`. `deadline`: how long a member may work on an event. Ends with `shutdown`.
     pub fn new(node: Node, deadline: Duration, shutdown: CancellationToken) -> Arc<Self> {
         let (groups, workers) = (Mutex::new(BTreeMap::new()), Mutex::new(JoinSet::new()));
-        let registry = Arc::new(Self { node, deadline, groups, workers, shutdown });
+        let wanted = node.partition_count().iter().map(|id| (id, watch::Sender::new(Offset::ZERO))).collect();
+        let registry = Arc::new(Self { node, deadline, groups, workers, wanted, shutdown });
         let lags = report_lags(registry.node.clone(), registry.shutdown.clone());
         registry.workers.lock().spawn(lags);
         registry
@@ -80,6 +83,16 @@ impl Registry {
         let groups = self.groups.lock();
         let members = groups.get(group).map(|group| group.members.borrow().clone()).unwrap_or_default();
         members.iter().map(|member| member.terms.member.clone()).collect()
+    }
+
+    /// Retention would take a partition's log up to `through`, if groups did not hold it.
+    pub fn want(&self, partition: PartitionId, through: Offset) {
+        let Some(wanted) = self.wanted.get(&partition) else { return };
+        wanted.send_if_modified(|wanted| {
+            let moves = through > *wanted;
+            *wanted = through.max(*wanted);
+            moves
+        });
     }
 
     /// A member has come. One of the same name is replaced.
@@ -327,7 +340,9 @@ impl Worker {
         let flow = Flow::new(settings, now, through, start_holes.collect());
         let lease = Lease { group: self.group.clone(), member: terms.member.clone(), epoch };
         tracing::info!(group = self.group, member = terms.member, partition = %self.partition.id, epoch, %through, "assigned");
-        Ok(Stream::new(node, self.partition.clone(), member.clone(), lease, flow, cursor))
+        let wanted = self.registry.wanted.get(&self.partition.id).map(watch::Sender::subscribe);
+        let wanted = wanted.unwrap_or_else(|| watch::Sender::new(Offset::ZERO).subscribe());
+        Ok(Stream::new(node, self.partition.clone(), member.clone(), lease, flow, cursor, wanted))
     }
 
     /// Nobody is left: the log says so, and keeps what was given and not settled.

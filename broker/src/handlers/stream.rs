@@ -8,7 +8,10 @@ mod commits;
 
 use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use trunkline_proto::{Offset, v1, v1::subscribe_response::Response};
 
 use super::{
@@ -73,6 +76,8 @@ pub(super) struct Stream {
     /// Taken from the flow, and too large for the message before.
     carry: Option<(Scanned, u32)>,
     expiry: Expiry,
+    /// Retention would take everything up to here.
+    wanted: watch::Receiver<Offset>,
 }
 
 impl Stream {
@@ -83,6 +88,7 @@ impl Stream {
         lease: Lease,
         flow: Flow,
         cursor: Cursor,
+        wanted: watch::Receiver<Offset>,
     ) -> Self {
         let requests = member.open_route(partition.id, lease.epoch);
         let expiry = Expiry::new(member.terms.max_attempts > 0);
@@ -98,6 +104,7 @@ impl Stream {
             answers: VecDeque::new(),
             carry: None,
             expiry,
+            wanted,
         }
     }
 
@@ -158,6 +165,8 @@ impl Stream {
                 },
                 () = member.credit.freed(), if next == Next::Credit => {}
                 () = tail.wait_past(index), if next == Next::Tail => {}
+                // a registry outlives its streams
+                Ok(()) = self.wanted.changed() => {}
                 () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {}
             }
         }

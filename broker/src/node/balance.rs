@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_proto::PartitionId;
 
-use super::open::own_member;
+use super::{Founder, open::own_member};
 use crate::{
     raft::{Group, Member, Membership, Peers, Role},
     store::DiskId,
@@ -14,6 +14,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The preferred leader must have been there for so long, and this one have led.
 const SETTLED: Duration = Duration::from_secs(10);
+/// A broker that is a member of no group for so long is forgotten. One that is being added is a member within less.
+const UNWANTED: Duration = Duration::from_secs(60);
 /// Entries the preferred leader may lack: the rest it gets while the leadership moves.
 const LAG_MAX: u64 = 256;
 
@@ -23,11 +25,14 @@ pub(super) fn preferred(partition: PartitionId, membership: &Membership) -> Opti
     membership.voters.iter().nth(usize::from(partition.0) % voters).copied()
 }
 
-/// Runs until dropped.
-pub(super) async fn run(peers: Peers, groups: Vec<Group>) {
+/// Runs until dropped. Brokers that are members of no group are forgotten; `founders` only once each of the `partitions` is formed here.
+pub(super) async fn run(peers: Peers, groups: Vec<Group>, founders: Vec<Founder>, partitions: usize) {
     let mut led_since: Vec<Option<Instant>> = vec![None; groups.len()];
     loop {
         tokio::time::sleep(INTERVAL).await;
+        if groups.iter().filter(|group| group.is_formed()).count() < partitions {
+            founders.iter().for_each(|founder| peers.ensure(founder.id, &founder.link));
+        }
         for (group, led_since) in groups.iter().zip(&mut led_since) {
             let membership = group.membership();
             for (id, member) in &membership.members {
@@ -45,6 +50,7 @@ pub(super) async fn run(peers: Peers, groups: Vec<Group>) {
                 *led_since = None;
             }
         }
+        peers.forget(UNWANTED);
     }
 }
 

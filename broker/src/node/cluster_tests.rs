@@ -485,6 +485,15 @@ async fn members_come_and_go_and_leaders_move() {
     assert!(cluster.node(1).remove_member(4).await.unwrap_err().to_string().contains("no member"));
     eventually(|| cluster.node(4).readiness().err().filter(|reason| reason.contains("no leader"))).await;
     cluster.same_everywhere(&[1, 2, 3]).await;
+    // nobody wants a connection to it any more; the members are wanted each second
+    assert!(cluster.node(1).peers().member(4).is_some());
+    eventually(|| {
+        cluster.node(1).peers().forget(Duration::from_secs(3));
+        cluster.node(1).peers().member(4).is_none().then_some(())
+    })
+    .await;
+    let members = || cluster.node(1).peers().members();
+    eventually(|| (members().len() == 3 && members().iter().all(|member| member.reachable)).then_some(())).await;
     // without a majority that answers nobody is taken out
     cluster.stop(3).await;
     let gone = |node: &Node| node.peers().member(3).is_some_and(|member| !member.reachable).then_some(());

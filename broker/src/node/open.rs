@@ -122,7 +122,9 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         tasks.spawn(async move { stop.run_until_cancelled(forming).await });
     }
     if config.dialer.is_some() {
-        let (balancing, stop) = (balance::run(peers.clone(), started.groups.clone()), stop.clone());
+        let count = usize::from(config.partitions.get());
+        let balancing = balance::run(peers.clone(), started.groups.clone(), config.founders.clone(), count);
+        let stop = stop.clone();
         tasks.spawn(async move { stop.run_until_cancelled(balancing).await });
     }
     let (guarding, stopped) = (guard::run(health.clone(), peers.clone(), started.groups.clone()), stop.clone());

@@ -22,13 +22,15 @@ pub(super) enum WireError {
     /// The stream ended within a frame, or before one that was due.
     #[error("the stream ended within a frame")]
     Cut,
-    /// Longer than a frame may be.
-    #[error("frame of {bytes} bytes; at most {limit} are taken")]
+    /// Longer than it may be.
+    #[error("{what} of {bytes} bytes; at most {limit} are taken")]
     Limit {
+        /// What is.
+        what: &'static str,
         /// As declared.
-        bytes: usize,
+        bytes: u64,
         /// The bound.
-        limit: usize,
+        limit: u64,
     },
     /// Bytes that are not what they should be.
     #[error("{0}")]
@@ -51,6 +53,10 @@ impl From<quinn::ConnectionError> for WireError {
     fn from(error: quinn::ConnectionError) -> Self {
         Self::Stream(error.to_string())
     }
+}
+
+pub(super) fn too_long(what: &'static str, bytes: usize, limit: usize) -> WireError {
+    WireError::Limit { what, bytes: bytes as u64, limit: limit as u64 }
 }
 
 /// A message that does not decode.
@@ -175,7 +181,7 @@ impl Receiver {
         }
         let length = u32::from_le_bytes(length) as usize;
         if length > limit {
-            return Err(WireError::Limit { bytes: length, limit });
+            return Err(too_long("a frame", length, limit));
         }
         let mut frame = BytesMut::with_capacity(length.min(BUFFER_BYTES));
         while frame.len() < length {

@@ -7,9 +7,11 @@ use openraft::{
     errors::{ClientWriteError, InitializeError, RaftError},
     type_config::async_runtime::watch::WatchReceiver as _,
 };
+use trunkline_proto::peer::MEMBERS_MAX;
 
 use super::{
     Group,
+    peers::LINK_BYTES_MAX,
     types::{Member, Types},
 };
 
@@ -106,6 +108,13 @@ impl Group {
                 )));
             }
             None => {}
+        }
+        let members = self.membership().members.len();
+        if members >= MEMBERS_MAX {
+            return Err(ChangeError::Refused(format!("there are {members} members; at most {MEMBERS_MAX} may be")));
+        }
+        if member.link.is_empty() || member.link.len() > LINK_BYTES_MAX {
+            return Err(ChangeError::Refused(format!("an address has 1 to {LINK_BYTES_MAX} bytes")));
         }
         self.raft().add_learner(id, member, false).await.map(drop).map_err(change_error)
     }

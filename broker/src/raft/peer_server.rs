@@ -41,8 +41,6 @@ const APPENDS_AHEAD: usize = 4;
 const CALLS_MAX: u32 = 256;
 /// Snapshots received at once, by the whole broker: each is held in memory while it is installed.
 const SNAPSHOTS_MAX: usize = 1;
-/// Largest state of a partition that is taken from a peer.
-const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
 
 /// Answers calls of other brokers. Must answer in bounded time: a caller waits only so long.
 pub trait Calls: Send + Sync + 'static {
@@ -338,9 +336,6 @@ impl PeerServer {
         let head: pb::SnapshotHead = frames::decode(head)?;
         let (vote, manifest) = wire::from_snapshot_head(&head, caller.id)?;
         let bytes = manifest.bytes;
-        if bytes > SNAPSHOT_BYTES_MAX {
-            return Err(WireError::Limit { bytes: usize::MAX, limit: usize::MAX });
-        }
         let invalid = |error: std::io::Error| WireError::Invalid(error.to_string());
         let meta = state_machine::meta(&manifest).map_err(invalid)?;
         // others wait unread: flow control holds them back

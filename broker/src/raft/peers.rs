@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::{
     PartitionCount, PartitionId,
-    peer::{PEER_VERSION, Stream},
+    peer::{MEMBERS_MAX, PEER_VERSION, Stream},
     v1::peer as pb,
 };
 
@@ -34,8 +34,13 @@ use crate::{
 
 /// From the first packet to the peer's hello.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most brokers that a connection is kept to: the members, those being replaced, and founders.
+pub(super) const PEERS_MAX: usize = 16;
+const _: () = assert!(PEERS_MAX >= 3 * MEMBERS_MAX);
 /// Addresses of one broker that are tried in turn.
 const LINKS_MAX: usize = 4;
+/// Longest address: a host name has 253 bytes.
+pub(super) const LINK_BYTES_MAX: usize = 512;
 /// After a connection has ended or did not come about; doubled up to the second.
 const REDIAL: Duration = Duration::from_millis(100);
 const REDIAL_MAX: Duration = Duration::from_secs(1);
@@ -162,6 +167,10 @@ pub(super) struct Peer {
     elsewhere: Notify,
     /// Bounds what a peer far behind is sent.
     pub(super) pace: Pace,
+    /// When somebody wanted a connection to it last.
+    wanted: Mutex<Instant>,
+    /// Ends the task that keeps the connection.
+    stop: CancellationToken,
 }
 
 /// Where a broker may be: as configured, as a group's membership says, as it says itself. Whoever answers must show its certificate.
@@ -173,7 +182,7 @@ struct Links {
 
 impl Links {
     fn add(&mut self, link: &str) {
-        if self.known.iter().any(|known| known == link) {
+        if link.is_empty() || link.len() > LINK_BYTES_MAX || self.known.iter().any(|known| known == link) {
             return;
         }
         if self.known.len() >= LINKS_MAX {
@@ -228,16 +237,21 @@ impl Peers {
         &self.inner.own
     }
 
-    /// Keeps a connection to a broker from now on, and looks for it at this address too.
+    /// Keeps a connection to a broker, and looks for it at this address too, until it is [forgotten](Self::forget).
     pub fn ensure(&self, id: u64, link: &str) {
-        if id == self.inner.own.node || link.is_empty() {
+        if id == self.inner.own.node || link.is_empty() || link.len() > LINK_BYTES_MAX {
             return;
         }
         if let Some(peer) = self.inner.table.read().get(&id) {
+            *peer.wanted.lock() = Instant::now();
             return peer.links.lock().add(link);
         }
         let mut table = self.inner.table.write();
         if table.contains_key(&id) || self.inner.stop.is_cancelled() {
+            return;
+        }
+        if table.len() >= PEERS_MAX {
+            tracing::warn!(peer = id, "no connection is kept to this broker: there are {PEERS_MAX} others already");
             return;
         }
         let peer = Arc::new(Peer {
@@ -248,12 +262,31 @@ impl Peers {
             complained: Mutex::default(),
             elsewhere: Notify::new(),
             pace: Pace::new(self.inner.catchup_rate),
+            wanted: Mutex::new(Instant::now()),
+            stop: self.inner.stop.child_token(),
         });
         table.insert(id, Arc::clone(&peer));
         if let Some(dialer) = self.inner.dialer.clone() {
+            let stop = peer.stop.clone();
             let keep = keep(self.inner.own.clone(), dialer, peer);
-            let stop = self.inner.stop.clone();
             self.inner.tasks.spawn(async move { stop.run_until_cancelled(keep).await });
+        }
+    }
+
+    /// Ends the connections to brokers that nobody has wanted one to for so long: those that were removed, or never added.
+    pub fn forget(&self, unwanted: Duration) {
+        let mut forgotten = Vec::new();
+        self.inner.table.write().retain(|_, peer| {
+            let is_kept = peer.wanted.lock().elapsed() < unwanted;
+            if !is_kept {
+                forgotten.push(Arc::clone(peer));
+            }
+            is_kept
+        });
+        for peer in forgotten {
+            tracing::info!(peer = peer.id, "broker forgotten: it is no member");
+            peer.stop.cancel();
+            peer.disconnect("no member");
         }
     }
 
@@ -369,11 +402,7 @@ impl Peers {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         let peers: Vec<_> = self.inner.table.read().values().cloned().collect();
-        for peer in peers {
-            if let Some(connected) = peer.connected.send_replace(None) {
-                connected.connection.close(0u32.into(), b"shutdown");
-            }
-        }
+        peers.iter().for_each(|peer| peer.disconnect("shutdown"));
     }
 
     /// Ends with the peers: whoever serves their connections does too.
@@ -383,6 +412,12 @@ impl Peers {
 }
 
 impl Peer {
+    fn disconnect(&self, reason: &str) {
+        if let Some(connected) = self.connected.send_replace(None) {
+            connected.connection.close(0u32.into(), reason.as_bytes());
+        }
+    }
+
     fn view(&self) -> MemberView {
         let connected = self.connected.borrow();
         let seen = self.seen.lock().clone().unwrap_or_default();
@@ -525,7 +560,7 @@ async fn dial(own: &Own, dialer: &Dialer, id: u64, link: &str) -> Result<Connect
         sender.finish();
         let answer = receiver.answer().await?.ok_or(WireError::Cut)?;
         if answer.len() > HELLO_BYTES_MAX {
-            return Err(WireError::Limit { bytes: answer.len(), limit: HELLO_BYTES_MAX });
+            return Err(frames::too_long("a hello", answer.len(), HELLO_BYTES_MAX));
         }
         let hello: pb::Hello = frames::decode(answer)?;
         let disk = check_hello(own, &hello, id)?;
@@ -547,4 +582,51 @@ async fn resolve(link: &str, bound: Option<SocketAddr>) -> Result<SocketAddr, Wi
     let same = |address: &&SocketAddr| bound.is_none_or(|bound| bound.is_ipv4() == address.is_ipv4());
     let address = found.iter().find(same).or(found.first());
     address.copied().ok_or_else(|| WireError::Stream(format!("{link} has no address")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers() -> Peers {
+        let own = Own {
+            cluster: "test".to_owned(),
+            node: 1,
+            disk: DiskId::UNKNOWN,
+            partitions: PartitionCount::new(1).unwrap(),
+            advertised: Advertised::default(),
+            process: 0,
+        };
+        Peers::new(own, None, None)
+    }
+
+    #[test]
+    fn the_table_has_a_bound_and_what_is_forgotten_makes_room() {
+        let peers = peers();
+        (1..100).for_each(|id| peers.ensure(id, "somewhere:1"));
+        assert_eq!(peers.members().len(), 1 + PEERS_MAX, "itself and as many others as there may be");
+        assert_eq!(peers.member(99), None);
+        let kept = peers.peer(2).unwrap();
+        peers.forget(Duration::from_secs(3600));
+        assert_eq!(peers.members().len(), 1 + PEERS_MAX);
+        assert!(!kept.stop.is_cancelled());
+        peers.forget(Duration::ZERO);
+        assert_eq!(peers.members().len(), 1, "nobody wants the others");
+        assert!(kept.stop.is_cancelled(), "and nobody dials them");
+        peers.ensure(99, "somewhere:1");
+        assert!(peers.member(99).is_some());
+    }
+
+    #[test]
+    fn a_broker_is_looked_for_at_a_few_addresses_of_sound_length() {
+        let peers = peers();
+        peers.ensure(2, &"x".repeat(LINK_BYTES_MAX + 1));
+        assert_eq!(peers.member(2), None);
+        (0..100).for_each(|n| peers.ensure(2, &format!("somewhere:{n}")));
+        peers.ensure(2, &"x".repeat(LINK_BYTES_MAX + 1));
+        let peer = peers.peer(2).unwrap();
+        let known = peer.links.lock().known.clone();
+        assert_eq!(known.len(), LINKS_MAX);
+        assert!(known.contains(&"somewhere:0".to_owned()) && known.contains(&"somewhere:99".to_owned()), "{known:?}");
+    }
 }

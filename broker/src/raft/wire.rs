@@ -2,6 +2,7 @@
 //! requests at their word, and a group that panicked over one would be down.
 
 use openraft::{
+    EntryPayload, Membership,
     entry::RaftEntry,
     raft::{
         AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
@@ -13,9 +14,18 @@ use trunkline_proto::{LogIndex, PartitionId, v1::peer as pb};
 
 use super::{
     frames::WireError,
-    types::{self, CommittedLeader, Entry, LogId, Types, Vote},
+    peers::PEERS_MAX,
+    types::{self, CommittedLeader, Entry, LogId, Member, Types, Vote},
 };
 use crate::store::{DiskId, Manifest, record};
+
+/// Terms of a peer above this are refused: one is added at each election, and the last number would be the last election. At one a
+/// second it is reached after nine million years.
+const TERM_MAX: u64 = (1 << 48) - 1;
+
+/// Largest state of a partition that is taken from a peer: the receiver holds its bytes in memory, once, while it checks and installs
+/// it, and receives one at a time.
+pub(super) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
 
 fn invalid(what: impl Into<String>) -> WireError {
     WireError::Invalid(what.into())
@@ -25,8 +35,40 @@ pub(super) fn log_id(id: &LogId) -> pb::LogId {
     pb::LogId { term: id.committed_leader_id().term, index: id.index }
 }
 
-pub(super) fn from_log_id(id: pb::LogId) -> LogId {
-    LogId::new(CommittedLeader::new(id.term), id.index)
+fn check_term(term: u64) -> Result<(), WireError> {
+    match term <= TERM_MAX {
+        true => Ok(()),
+        false => Err(invalid(format!("term {term}; at most {TERM_MAX} is taken"))),
+    }
+}
+
+/// Whatever is computed from a log id that passes stays within its number, and within an offset.
+fn check_log_id(id: LogId) -> Result<LogId, WireError> {
+    check_term(id.committed_leader_id().term)?;
+    match LogIndex(id.index) <= LogIndex::MAX {
+        true => Ok(id),
+        false => Err(invalid(format!("log index {}; at most {} is taken", id.index, LogIndex::MAX))),
+    }
+}
+
+fn from_log_id(id: pb::LogId) -> Result<LogId, WireError> {
+    check_log_id(LogId::new(CommittedLeader::new(id.term), id.index))
+}
+
+/// Somebody votes, and everybody in it can be kept a connection to.
+fn check_membership(membership: &Membership<u64, Member>) -> Result<(), WireError> {
+    let (configs, nodes) = (membership.get_joint_config(), membership.nodes().count());
+    match !configs.is_empty() && nodes <= PEERS_MAX {
+        true => Ok(()),
+        false => Err(invalid(format!(
+            "a membership of {nodes} brokers in {} configurations; at most {PEERS_MAX} in at least one are taken",
+            configs.len()
+        ))),
+    }
+}
+
+fn from_optional(id: Option<pb::LogId>) -> Result<Option<LogId>, WireError> {
+    id.map(from_log_id).transpose()
 }
 
 pub(super) fn vote(vote: &Vote) -> pb::Vote {
@@ -35,6 +77,7 @@ pub(super) fn vote(vote: &Vote) -> pb::Vote {
 
 pub(super) fn from_vote(vote: Option<pb::Vote>) -> Result<Vote, WireError> {
     let vote = vote.ok_or_else(|| invalid("a vote is missing"))?;
+    check_term(vote.term)?;
     Ok(Vote {
         leader_id: openraft::impls::leader_id_std::LeaderId::new(vote.term, vote.node),
         committed: vote.committed,
@@ -70,7 +113,7 @@ pub(super) fn from_append(
     request: pb::Append,
 ) -> Result<AppendEntriesRequest<Types>, WireError> {
     let vote = leader_vote(request.vote, from)?;
-    let prev_log_id = request.previous.map(from_log_id);
+    let (prev_log_id, leader_commit) = (from_optional(request.previous)?, from_optional(request.commit)?);
     let mut last = prev_log_id;
     let mut entries: Vec<Entry> = Vec::with_capacity(request.entries.len());
     for entry in request.entries {
@@ -79,7 +122,10 @@ pub(super) fn from_append(
         let stored =
             record::decode_entry(partition, index, &entry.stored).map_err(|error| damaged(error.to_string()))?;
         let entry = types::from_stored_entry(&stored).map_err(|error| damaged(error.to_string()))?;
-        let id = entry.log_id();
+        let id = check_log_id(entry.log_id())?;
+        if let EntryPayload::Membership(membership) = &entry.payload {
+            check_membership(membership)?;
+        }
         let follows = last.map_or(id.index == 0, |last| id.index == last.index + 1 && id > last);
         if !follows || id.committed_leader_id().term > vote.leader_id.term {
             return Err(damaged(format!("entry {id} does not follow {last:?} under vote {vote}")));
@@ -87,7 +133,7 @@ pub(super) fn from_append(
         last = Some(id);
         entries.push(entry);
     }
-    Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit: request.commit.map(from_log_id) })
+    Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
 }
 
 pub(super) fn appended(result: &StreamAppendResult<Types>) -> pb::Appended {
@@ -108,11 +154,12 @@ pub(super) fn from_appended(
 ) -> Result<StreamAppendResult<Types>, WireError> {
     use pb::appended::Result as Wire;
     match answer.result.ok_or_else(|| invalid("an append's answer is empty"))? {
-        Wire::Matched(matched) => match matched.last.map(from_log_id) {
-            last if last <= sent => Ok(Ok(last)),
+        Wire::Matched(matched) => match from_optional(matched.last)? {
+            // of a lower term and yet further would be another log
+            last if last <= sent && last.map(|last| last.index) <= sent.map(|sent| sent.index) => Ok(Ok(last)),
             last => Err(invalid(format!("matched {last:?}, but only {sent:?} was sent"))),
         },
-        Wire::Conflict(at) => match from_log_id(at) {
+        Wire::Conflict(at) => match from_log_id(at)? {
             at if followed == Some(at) => Ok(Err(StreamAppendError::Conflict(at))),
             at => Err(invalid(format!("conflict at {at}, but what was sent follows {followed:?}"))),
         },
@@ -133,7 +180,7 @@ pub(super) fn from_vote_request(request: pb::VoteRequest, from: u64) -> Result<V
     if vote.leader_id.voted_for != from {
         return Err(invalid(format!("broker {from} asks for a vote for broker {}", vote.leader_id.voted_for)));
     }
-    let mut decoded = VoteRequest::new(vote, request.last.map(from_log_id));
+    let mut decoded = VoteRequest::new(vote, from_optional(request.last)?);
     decoded.leadership_transfer = request.leadership_transfer;
     Ok(decoded)
 }
@@ -147,7 +194,7 @@ pub(super) fn vote_response(response: &VoteResponse<Types>) -> pb::VoteResponse 
 }
 
 pub(super) fn from_vote_response(response: pb::VoteResponse) -> Result<VoteResponse<Types>, WireError> {
-    Ok(VoteResponse::new(from_vote(response.vote)?, response.last.map(from_log_id), response.granted))
+    Ok(VoteResponse::new(from_vote(response.vote)?, from_optional(response.last)?, response.granted))
 }
 
 pub(super) fn transfer(request: &TransferLeaderRequest<Types>) -> pb::TransferLeader {
@@ -159,7 +206,7 @@ pub(super) fn transfer(request: &TransferLeaderRequest<Types>) -> pb::TransferLe
 }
 
 pub(super) fn from_transfer(request: pb::TransferLeader, from: u64) -> Result<TransferLeaderRequest<Types>, WireError> {
-    Ok(TransferLeaderRequest::new(leader_vote(request.from, from)?, request.to, request.last.map(from_log_id)))
+    Ok(TransferLeaderRequest::new(leader_vote(request.from, from)?, request.to, from_optional(request.last)?))
 }
 
 pub(super) fn transferred(response: &TransferLeaderResponse<Types>) -> pb::TransferLeaderResponse {
@@ -186,8 +233,8 @@ pub(super) fn from_transferred(
         (true, _) => Ok(()),
         (false, actual @ Some(_)) => Err(TransferLeaderError::VoteChanged { expected, actual: from_vote(actual)? }),
         (false, None) => Err(TransferLeaderError::LogNotFlushed {
-            expected: response.expected_log.map(from_log_id),
-            actual: response.actual_log.map(from_log_id),
+            expected: from_optional(response.expected_log)?,
+            actual: from_optional(response.actual_log)?,
         }),
     })
 }
@@ -199,6 +246,14 @@ pub(super) fn snapshot_head(sender: &Vote, manifest: &Manifest) -> pb::SnapshotH
 pub(super) fn from_snapshot_head(head: &pb::SnapshotHead, from: u64) -> Result<(Vote, Manifest), WireError> {
     let manifest =
         Manifest::decode(&head.manifest).map_err(|error| invalid(format!("a snapshot's manifest: {error}")))?;
+    check_log_id(types::from_stored(&manifest.last))?;
+    let members = types::from_stored_members(&manifest.membership);
+    let members = members.map_err(|error| invalid(format!("a snapshot's manifest: {error}")))?;
+    members.log_id().map(check_log_id).transpose()?;
+    check_membership(members.membership())?;
+    if manifest.bytes > SNAPSHOT_BYTES_MAX {
+        return Err(WireError::Limit { what: "a snapshot", bytes: manifest.bytes, limit: SNAPSHOT_BYTES_MAX });
+    }
     Ok((leader_vote(head.vote, from)?, manifest))
 }
 
@@ -206,3 +261,7 @@ pub(super) fn from_snapshot_head(head: &pb::SnapshotHead, from: u64) -> Result<(
 pub(super) fn disk(bytes: &[u8]) -> Result<DiskId, WireError> {
     bytes.try_into().map(DiskId).map_err(|_| invalid(format!("a disk id of {} bytes", bytes.len())))
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;

@@ -70,9 +70,14 @@ pub struct Trim {
 pub struct Retention(pub Limits);
 
 impl Retention {
+    /// How far to trim, if nothing were in the way.
+    pub fn wanted(&self, now: Timestamp, facts: &Facts) -> Option<LogIndex> {
+        self.too_old(now, facts).max(self.too_much(facts))
+    }
+
     /// How far to trim, if at all.
     pub fn decide(&self, now: Timestamp, facts: &Facts) -> Option<Trim> {
-        let wanted = self.too_old(now, facts).max(self.too_much(facts))?;
+        let wanted = self.wanted(now, facts)?;
         let is_full = self.0.bytes_max != 0 && facts.retained >= self.0.bytes_max;
         // a receiver that is so slow that the disk fills up begins anew
         if facts.is_sending && !is_full {

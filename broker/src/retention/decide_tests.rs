@@ -1,6 +1,7 @@
 //! Every rule of the decision alone, then all together against what must never be.
 
 use proptest::prelude::*;
+use trunkline_proto::{Entry, PartitionCount, PartitionId};
 
 use super::*;
 
@@ -44,6 +45,18 @@ fn bytes(bytes: u64) -> Limits {
 fn without_limits_nothing_goes() {
     assert_eq!(through(limits(), at(1_000_000), &facts()), None);
     assert_eq!(through(bytes(1), at(0), &Facts::default()), None, "nor does what is not there");
+}
+
+#[test]
+fn a_log_that_holds_nothing_with_a_time_is_not_old() {
+    let mut state = Partition::new(PartitionId(0), PartitionCount::new(1).unwrap());
+    (1..=3).for_each(|index| state.skip(LogIndex(index)));
+    assert_eq!(through(hours(7 * 24), at(500_000), &Facts::of(&state, false)), None, "blank entries have no time");
+    let entry = Entry { time: at(499_999), batches: Vec::new() };
+    state.apply(LogIndex(4), &entry);
+    state.skip(LogIndex(5));
+    assert_eq!(through(hours(7 * 24), at(500_000), &Facts::of(&state, false)), None);
+    assert_eq!(through(hours(7 * 24), at(501_000), &Facts::of(&state, false)), Some(5));
 }
 
 #[test]

@@ -79,6 +79,9 @@ impl Keeper {
             let state = self.partition.state.read();
             (Facts::of(&state, self.partition.transfers.is_running()), now(&state))
         };
+        if let Some(wanted) = self.retention.wanted(now, &facts) {
+            self.registry.want(self.partition.id, Offset::end_of(wanted));
+        }
         match self.retention.decide(now, &facts) {
             Some(trim) => self.trim(trim).await,
             None => Ok(()),

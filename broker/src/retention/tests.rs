@@ -7,6 +7,7 @@ use trunkline_proto::{LogIndex, PartitionId};
 use super::*;
 use crate::{
     append::{AppendError, Full},
+    handlers::member::{Member, OUTGOING_MAX, Terms},
     node::{Moment, NodeConfig, ReadError},
     store,
     testing::{attach, connection, count, edge, message, opened},
@@ -222,6 +223,39 @@ async fn a_full_log_takes_only_what_makes_room() {
     assert_eq!(append.append(commit).await.unwrap().verdict(0), Verdict::Applied);
     until("room again", async || append.append(say(sent)).await.is_ok()).await;
     assert!(node.earliest(P) > Offset::ZERO);
+    keeping.stop().await;
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_group_that_sees_no_matching_event_holds_nothing_while_its_member_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(config(dir.path())).await;
+    let keeping = keep(&node, limits());
+    let join = v1::Join {
+        group: "other".into(),
+        member: "m".into(),
+        apis: vec!["nowhere".into()],
+        start: Some(v1::Start { at: Some(v1::start::At::Earliest(true)) }),
+        credit: 1,
+        ..Default::default()
+    };
+    let (outgoing, _responses) = tokio::sync::mpsc::channel(OUTGOING_MAX);
+    let member = Arc::new(Member::new(Terms::check(join).unwrap(), outgoing));
+    keeping.1.join(&member);
+    until("assigned", async || partition(&node).state.read().group("other").is_some()).await;
+    let begun = partition(&node).state.read().group("other").unwrap().through;
+    talk(&node, 60).await;
+    until("trimmed", async || node.earliest(P) > begun).await;
+    // what retention does not ask for it does not say: a log that nobody writes to does not grow by itself
+    until("settled", async || is_trimmed_on_disk(&node)).await;
+    until("quiet", async || {
+        let end = partition(&node).tail.applied();
+        // several looks of the keeper
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        partition(&node).tail.applied() == end
+    })
+    .await;
     keeping.stop().await;
     node.shutdown().await;
 }

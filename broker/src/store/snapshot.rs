@@ -185,6 +185,8 @@ pub fn oldest(reader: &Reader, from: LogIndex) -> Result<Option<Manifest>, Store
 pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError> {
     let (db, partition, index) = (reader.db(), reader.partition(), manifest.last.index);
     let mut state = Vec::new();
+    // exactly that many: a vector that grows holds up to three times as much at once. If there is no room it fails further down
+    let _ = state.try_reserve_exact(usize::try_from(manifest.bytes).unwrap_or_default());
     let mut iterator = db.rocks().raw_iterator_cf(db.snapshots()?);
     iterator.seek(keys::snapshot_key(partition, index, 0));
     for chunk in 0.. {

@@ -200,7 +200,7 @@ impl Active {
         while let Some(proposal) = self.flow.expire(now, 100) {
             appends.push(self.propose(view, &proposal, &[]));
         }
-        if let Some(proposal) = self.flow.advance(ADVANCE_ENTRIES) {
+        if let Some(proposal) = self.flow.advance(ADVANCE_ENTRIES, Offset::ZERO) {
             appends.push(self.propose(view, &proposal, &[]));
         }
         self.read(view);

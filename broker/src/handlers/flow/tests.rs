@@ -58,6 +58,27 @@ fn commit_ahead_leaves_holes_and_prefix_passes_other_records() {
 }
 
 #[test]
+fn prefix_moves_by_itself_over_records_of_others_when_there_are_many_or_retention_asks() {
+    let mut flow = flow(0);
+    flow.progress(at(8));
+    assert_eq!(flow.advance(9, Offset::ZERO), None, "too few");
+    let wanted = flow.advance(9, at(3)).unwrap();
+    assert_eq!((wanted.base, wanted.through), (Offset::ZERO, at(8)));
+    assert_eq!(flow.advance(9, at(20)), None, "one is on its way");
+    flow.applied(later(0));
+    assert_eq!(flow.advance(9, at(20)), None, "there is nothing more to pass");
+    flow.offer(later(0), at(9), connection(1));
+    flow.progress(at(40));
+    assert_eq!(flow.advance(9, at(20)), None, "an open event holds it");
+    flow.commit(vec![ack(9)]).unwrap();
+    flow.applied(later(0));
+    flow.progress(at(48));
+    assert_eq!(flow.advance(9, at(20)), None, "what is wanted is passed");
+    flow.progress(at(49));
+    assert_eq!(flow.advance(9, Offset::ZERO).map(|proposal| proposal.through), Some(at(49)));
+}
+
+#[test]
 fn later_events_of_a_connection_wait_behind_a_refused_one() {
     let mut flow = flow(0);
     flow.offer(later(0), at(1), connection(1));
