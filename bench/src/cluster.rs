@@ -123,7 +123,7 @@ impl Cluster {
     /// Every partition's position, as a broker says it of itself; `None` if it does not answer.
     pub(crate) async fn positions(&self, id: u64) -> anyhow::Result<Option<Vec<Position>>> {
         let Ok(mut http) = Http::connect(self.http(id)?).await else { return Ok(None) };
-        let Ok((200, body)) = http.request("GET", "/v1/cluster", &[]).await else { return Ok(None) };
+        let Ok((200, body)) = http.request("GET", "/v1/cluster?local=true", &[]).await else { return Ok(None) };
         let cluster: Value = serde_json::from_slice(&body)?;
         let rows = cluster["partitions"].as_array().context("no partitions")?;
         let position = |row: &Value| {

@@ -332,6 +332,11 @@ impl Node {
         self.inner.space.check()
     }
 
+    /// Bytes left where the data folder is, once that was measured.
+    pub fn disk_free(&self) -> Option<u64> {
+        self.inner.space.free()
+    }
+
     /// Whether the store takes writes; otherwise why not.
     pub fn health(&self) -> Result<(), String> {
         self.inner.health.check()

@@ -294,18 +294,21 @@ impl Broker {
         }));
         let registry = Registry::new(node.clone(), config.limits.handler_deadline.get(), stop.clone());
         let streams = config.limits.handler_streams;
-        let services =
-            grpc::Services::new(node.clone(), registry.clone(), submitter.clone(), about, streams, stop.clone());
+        let services = grpc::Services::new(
+            node.clone(),
+            registry.clone(),
+            submitter.clone(),
+            about.clone(),
+            streams,
+            stop.clone(),
+        );
         let settings = http::Settings {
-            broker: config.node_id,
-            cluster: config.cluster.clone(),
-            grpc: advertised.grpc,
-            link: advertised.link,
             submit_timeout: config.limits.submit_timeout.get(),
             body_limit: config.limits.http_body.get(),
             concurrency: config.limits.http_concurrency,
         };
-        let app = App::new(link.clone(), registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
+        let app =
+            App::new(node.clone(), about, registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
         let keeping = retention_settings(&config.retention);
         self.spawn("retention", retention::run(node.clone(), registry.clone(), keeping, stop.clone()));
         self.registry = Some(registry);

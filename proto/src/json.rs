@@ -1,6 +1,8 @@
 //! Records and connections as JSON, as the binary's `--json` and the HTTP API show them: the only place that knows the keys. Their
 //! order is fixed, so that lines can be compared.
 
+mod cluster;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
@@ -10,6 +12,8 @@ use crate::{
     close::cause_name,
     v1::{self, LoggedRecord, MessageKind},
 };
+
+pub use cluster::{Standing, cluster, digest};
 
 /// An object whose keys keep their order.
 #[derive(Debug, Default)]

@@ -421,7 +421,7 @@ class EdgePause(Fault):
 
     def _incarnation(self) -> int:
         for broker in self.cluster.alive():
-            answer = broker.get("/v1/cluster")
+            answer = broker.get("/v1/cluster", local="true")
             if answer is not None and answer.status_code == 200:
                 found = [row["incarnation"] for row in answer.json()["edges"] if row["edge"] == self.name]
                 if found:

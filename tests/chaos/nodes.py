@@ -117,7 +117,7 @@ class Broker(Node):
 
     def partitions(self) -> list[dict]:
         """What its replicas say of themselves: leader, term, applied, digest."""
-        answer = self.get("/v1/cluster")
+        answer = self.get("/v1/cluster", local="true")
         return answer.json()["partitions"] if answer is not None and answer.status_code == 200 else []
 
 

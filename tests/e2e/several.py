@@ -46,7 +46,7 @@ class Broker(Node):
 
     def leaders(self) -> dict[int, int | None]:
         """Who leads each partition, as it knows."""
-        answer = self.get("/v1/cluster", timeout=2)
+        answer = self.get("/v1/cluster", timeout=2, local="true")
         return {row["partition"]: row["leader"] for row in answer.json()["partitions"]} if answer else {}
 
 

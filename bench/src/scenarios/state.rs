@@ -173,7 +173,7 @@ async fn restarted(setup: &Setup, folder: &Path, contents: Contents) -> anyhow::
     let ready = started.elapsed().as_secs_f64();
     let mut http = Http::connect(broker.address("http")?).await?;
     loop {
-        let (status, body) = http.request("GET", "/v1/cluster", &[]).await?;
+        let (status, body) = http.request("GET", "/v1/cluster?local=true", &[]).await?;
         ensure!(status == 200, "/v1/cluster answered {status}");
         let cluster: serde_json::Value = serde_json::from_slice(&body)?;
         let rows = cluster["partitions"].as_array().into_iter().flatten();

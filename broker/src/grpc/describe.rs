@@ -1,29 +1,41 @@
 //! What the cluster looks like: what each broker says of itself, put together by whoever is asked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message as _;
 use trunkline_proto::{LogIndex, Offset, PartitionId, v1};
 
 use super::About;
-use crate::node::{MemberView, Membership, Node, Role};
+use crate::node::{MemberView, Node, Role};
 
-/// Brokers, partitions and edges. Of a broker that does not answer in time only what others know is told.
+/// How long a disk may take to tell of snapshots: a sick one may never, and its broker is to be described then most of all.
+const SNAPSHOTS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Brokers, partitions and edges, as the leaders and each broker say. Of one that does not answer in time only what others know is told.
 pub async fn cluster(node: &Node, about: &About) -> v1::DescribeResponse {
-    let mut description = own(node, about).await;
-    let others = node.describe_others().await;
+    let (mut description, others) = tokio::join!(own(node, about), node.describe_others());
     let others: Vec<_> = others.into_iter().filter_map(|(_, bytes)| v1::DescribeResponse::decode(bytes).ok()).collect();
     merge(&mut description, &others, &node.peers().members());
+    description
+}
+
+/// The same as this broker alone knows it.
+pub async fn local(node: &Node, about: &About) -> v1::DescribeResponse {
+    let mut description = own(node, about).await;
+    merge(&mut description, &[], &node.peers().members());
     description
 }
 
 /// This broker, its partitions and what they know of edges.
 pub async fn own(node: &Node, about: &About) -> v1::DescribeResponse {
     let mut snapshots = BTreeMap::new();
-    for id in node.partition_count().iter() {
-        // one that cannot be read is as good as none
-        snapshots.insert(id, node.newest_snapshot(id).await.unwrap_or_default());
-    }
+    let read = async {
+        for id in node.partition_count().iter() {
+            // one that cannot be read is as good as none
+            snapshots.insert(id, node.newest_snapshot(id).await.unwrap_or_default());
+        }
+    };
+    let _ = tokio::time::timeout(SNAPSHOTS_TIMEOUT, read).await;
     describe(node, about, &snapshots)
 }
 
@@ -35,6 +47,10 @@ fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogInd
         healthy: node.health().is_ok(),
         reachable: true,
         http: node.peers().own().advertised.http.clone(),
+        answered: true,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        problem: node.readiness().err().unwrap_or_default(),
+        disk_free_bytes: node.disk_free().unwrap_or_default(),
     };
     let mut edges: BTreeMap<String, v1::Edge> = BTreeMap::new();
     let mut partitions = Vec::new();
@@ -48,6 +64,8 @@ fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogInd
         let snapshot =
             snapshots.get(&id).filter(|index| index.0 > 0).map_or(Offset::ZERO, |index| Offset::end_of(*index));
         let members = node.membership(id);
+        let is_closed = *partition.role.borrow() == Role::Closed;
+        let problem = if is_closed { node.why_closed(id) } else { String::new() };
         let state = partition.state.read();
         for (_, view) in state.edges() {
             let edge = edges.entry(view.name.to_owned()).or_insert_with(|| v1::Edge {
@@ -68,7 +86,16 @@ fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogInd
             leader,
             voters: members.voters.iter().copied().collect(),
             learners: members.learners().collect(),
-            replicas: vec![replica(about.broker, &members, state.applied(), snapshot, state.digest())],
+            replicas: vec![v1::Replica {
+                broker: about.broker,
+                voter: members.voters.contains(&about.broker),
+                reachable: true,
+                applied: Offset::end_of(state.applied()).0,
+                lag: 0,
+                snapshot: snapshot.0,
+                digest: state.digest(),
+                problem,
+            }],
             term,
             applied: Offset::end_of(state.applied()).0,
             earliest: node.earliest(id).0,
@@ -88,18 +115,6 @@ fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogInd
     }
 }
 
-fn replica(broker: u64, members: &Membership, applied: LogIndex, snapshot: Offset, digest: u64) -> v1::Replica {
-    v1::Replica {
-        broker,
-        voter: members.voters.contains(&broker),
-        reachable: true,
-        applied: Offset::end_of(applied).0,
-        lag: 0,
-        snapshot: snapshot.0,
-        digest,
-    }
-}
-
 /// Adds what the others say. Of a partition its leader knows best.
 fn merge(description: &mut v1::DescribeResponse, others: &[v1::DescribeResponse], members: &[MemberView]) {
     for other in others {
@@ -109,7 +124,14 @@ fn merge(description: &mut v1::DescribeResponse, others: &[v1::DescribeResponse]
         }
         for edge in &other.edges {
             match description.edges.iter_mut().find(|known| known.edge == edge.edge) {
-                Some(known) => known.lag = known.lag.max(edge.lag),
+                Some(known) => {
+                    let lag = known.lag.max(edge.lag);
+                    // a replica that is behind knows an older one
+                    if edge.incarnation > known.incarnation {
+                        *known = edge.clone();
+                    }
+                    known.lag = lag;
+                }
                 None => description.edges.push(edge.clone()),
             }
         }
@@ -121,9 +143,9 @@ fn merge(description: &mut v1::DescribeResponse, others: &[v1::DescribeResponse]
                 id: member.id,
                 grpc: member.grpc.clone(),
                 link: member.link.clone(),
-                healthy: false,
-                reachable: member.reachable,
                 http: member.http.clone(),
+                reachable: member.reachable,
+                ..Default::default()
             }),
         }
     }
@@ -133,9 +155,11 @@ fn merge(description: &mut v1::DescribeResponse, others: &[v1::DescribeResponse]
         let mut replicas = std::mem::take(&mut own.replicas);
         replicas.extend(rows.clone().flat_map(|row| row.replicas.iter().cloned()));
         let leads = |row: &&v1::Partition| row.replicas.iter().any(|replica| replica.broker == row.leader);
-        // of two that say so the one of the later term
-        if let Some(leader) = rows.filter(leads).max_by_key(|row| row.term).filter(|row| row.term > own.term) {
-            *own = leader.clone();
+        // of two that say so the one of the later term; of none the one that has heard most
+        let leader = rows.clone().filter(leads).max_by_key(|row| row.term).filter(|row| row.term > own.term);
+        let furthest = || rows.max_by_key(|row| row.applied).filter(|row| own.term == 0 && row.applied > own.applied);
+        if let Some(known) = leader.or_else(furthest) {
+            *own = known.clone();
         }
         complete(own, replicas);
     }
@@ -177,8 +201,32 @@ mod tests {
             replicas: vec![replica],
             ..Default::default()
         };
-        let broker = v1::Broker { id: broker, healthy: true, reachable: true, ..Default::default() };
+        let broker = v1::Broker { id: broker, healthy: true, reachable: true, answered: true, ..Default::default() };
         v1::DescribeResponse { brokers: vec![broker], partitions: vec![partition], ..Default::default() }
+    }
+
+    #[test]
+    fn where_nobody_leads_the_one_that_has_heard_most_knows_who_the_members_are() {
+        let mut stale = said(1, 0, 0, 90);
+        let mut later = said(2, 0, 0, 100);
+        later.partitions[0].voters = vec![2, 3];
+        merge(&mut stale, &[later.clone()], &[]);
+        assert_eq!(stale.partitions[0].voters, [2, 3]);
+        merge(&mut later, &[said(1, 0, 0, 90)], &[]);
+        assert_eq!(later.partitions[0].voters, [2, 3]);
+        // a leader's word stands, whatever others have
+        let mut leader = said(1, 1, 3, 90);
+        merge(&mut leader, &[said(2, 0, 0, 100)], &[]);
+        assert_eq!(leader.partitions[0].leader, 1);
+    }
+
+    #[test]
+    fn an_edge_is_as_the_replica_that_knows_its_last_incarnation_says() {
+        let edge = |incarnation, lag| v1::Edge { edge: "e".into(), incarnation, lag, ..Default::default() };
+        let with = |edge| v1::DescribeResponse { edges: vec![edge], ..Default::default() };
+        let mut description = with(edge(1, 7));
+        merge(&mut description, &[with(edge(3, 2)), with(edge(2, 9))], &[]);
+        assert_eq!((description.edges[0].incarnation, description.edges[0].lag), (3, 9));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use pages::{Page, Pages};
 pub use problem::Problem;
 pub use serve::serve;
 
-use crate::{handlers::Registry, link::Link, metrics::PrometheusHandle, node::Node, submit::Submitter};
+use crate::{grpc::About, handlers::Registry, metrics::PrometheusHandle, node::Node, submit::Submitter};
 
 /// What a command came to, or why the request as a whole was refused.
 pub type Submitted<'a> = Pin<Box<dyn Future<Output = Result<v1::CommandResult, Problem>> + Send + 'a>>;
@@ -51,17 +51,9 @@ impl Commands for Submitter {
     }
 }
 
-/// Addresses and bounds.
+/// Bounds.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// This broker.
-    pub broker: u64,
-    /// The cluster's name.
-    pub cluster: String,
-    /// Where gRPC listens.
-    pub grpc: String,
-    /// Where edges link.
-    pub link: String,
     /// Longest wait for a command to be applied.
     pub submit_timeout: Duration,
     /// Largest payload, bytes.
@@ -76,7 +68,7 @@ pub struct App(Arc<Inner>);
 
 struct Inner {
     node: Node,
-    link: Arc<Link>,
+    about: About,
     registry: Arc<Registry>,
     commands: Arc<dyn Commands>,
     metrics: PrometheusHandle,
@@ -94,15 +86,16 @@ impl std::fmt::Debug for App {
 impl App {
     /// Puts the surface together.
     pub fn new(
-        link: Arc<Link>,
+        node: Node,
+        about: About,
         registry: Arc<Registry>,
         commands: Arc<dyn Commands>,
         metrics: PrometheusHandle,
         pages: Pages,
         settings: Settings,
     ) -> Self {
-        let (permits, node) = (Semaphore::new(settings.concurrency), link.node.clone());
-        Self(Arc::new(Inner { node, link, registry, commands, metrics, pages, settings, permits }))
+        let permits = Semaphore::new(settings.concurrency);
+        Self(Arc::new(Inner { node, about, registry, commands, metrics, pages, settings, permits }))
     }
 
     /// The whole surface.

@@ -13,6 +13,7 @@ use trunkline_proto::{ConnectionId, v1};
 
 use super::{App, Commands, Page, Pages, Problem, Settings, Submitted, operator, routes};
 use crate::{
+    grpc::About,
     handlers::Registry,
     link::tests::support::{Broker, Edge, Options, Stream, batch, connection, message},
     submit::Submitter,
@@ -49,19 +50,20 @@ impl Commands for Arc<Keeps> {
 }
 
 fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Router {
-    let settings = Settings {
+    let settings = Settings { submit_timeout: Duration::from_millis(200), body_limit: 1024, concurrency };
+    let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
+    let page = Page { content_type: "text/html; charset=utf-8".into(), body: Bytes::from_static(b"<p>chat") };
+    let pages = Pages([("/demo/chat".to_owned(), page)].into());
+    let link = broker.link.clone();
+    let about = About {
         broker: 1,
         cluster: "test".to_owned(),
         grpc: "127.0.0.1:7070".to_owned(),
         link: "127.0.0.1:7443".to_owned(),
-        submit_timeout: Duration::from_millis(200),
-        body_limit: 1024,
-        concurrency,
+        edge_lag: Arc::new(move |edge| link.lags().get(edge).copied().unwrap_or_default()),
     };
-    let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
-    let page = Page { content_type: "text/html; charset=utf-8".into(), body: Bytes::from_static(b"<p>chat") };
-    let pages = Pages([("/demo/chat".to_owned(), page)].into());
-    App::new(broker.link.clone(), registry, commands, crate::metrics::install().unwrap(), pages, settings).router()
+    App::new(broker.node.clone(), about, registry, commands, crate::metrics::install().unwrap(), pages, settings)
+        .router()
 }
 
 fn real(broker: &Broker) -> Router {
@@ -123,6 +125,57 @@ fn the_document_lists_every_route_and_nothing_else() {
         .flat_map(|route| route.methods.iter().map(|method| (route.path.to_owned(), (*method).to_owned())))
         .collect();
     assert_eq!(listed, routed);
+}
+
+/// Holds a value against a schema of objects with all their keys, lists and plain types.
+fn described(document: &Value, schema: &Value, value: &Value, place: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let schema = document.pointer(name.trim_start_matches('#')).unwrap_or_else(|| panic!("{name}"));
+        return described(document, schema, value, place);
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let kinds = &schema["type"];
+    let is_listed = kinds.as_array().is_some_and(|kinds| kinds.contains(&kind.into()));
+    assert!(is_listed || kinds == kind, "{place}: {value} is no {kinds}");
+    for (n, item) in value.as_array().into_iter().flatten().enumerate() {
+        described(document, &schema["items"], item, &format!("{place}/{n}"));
+    }
+    if let (Some(object), Some(properties)) = (value.as_object(), schema["properties"].as_object()) {
+        let (found, listed): (BTreeSet<_>, BTreeSet<_>) = (object.keys().collect(), properties.keys().collect());
+        assert_eq!(found, listed, "{place}");
+        for (key, value) in object {
+            described(document, &properties[key], value, &format!("{place}/{key}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_cluster_is_described_as_the_document_says() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let router = real(&broker);
+    let document: Value = serde_json::from_str(operator::OPENAPI).unwrap();
+    let schema = document.pointer("/paths/~1v1~1cluster/get/responses/200/content/application~1json/schema").unwrap();
+    for path in ["/v1/cluster", "/v1/cluster?local=true"] {
+        let cluster = call(&router, "GET", path, "").await.json();
+        described(&document, schema, &cluster, path);
+        for list in ["brokers", "partitions", "edges"] {
+            assert_eq!(cluster[list].as_array().unwrap().len(), 1, "{path} {list}");
+        }
+        let broker = &cluster["brokers"][0];
+        assert_eq!(
+            (&broker["standing"], &broker["answered"], &broker["problem"]),
+            (&"voter".into(), &true.into(), &"".into())
+        );
+        assert_eq!(cluster["partitions"][0]["replicas"][0]["lag"], 0);
+    }
+    broker.stop().await;
 }
 
 #[tokio::test]
@@ -276,6 +329,7 @@ async fn what_is_malformed_is_refused_before_the_log() {
         ("GET", "/v1/log?partition=5".to_owned()),
         ("GET", "/v1/log?partition=99999".to_owned()),
         ("GET", "/v1/log?limit=5000".to_owned()),
+        ("GET", "/v1/cluster?local=maybe".to_owned()),
     ] {
         let answer = call(&router, method, &path, "x").await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid"), "{method} {path}");

@@ -64,6 +64,11 @@ impl Space {
         }
     }
 
+    /// Bytes left, as measured last; `None` before it was.
+    pub fn free(&self) -> Option<u64> {
+        Some(self.0.free.load(Ordering::Acquire)).filter(|free| *free < u64::MAX)
+    }
+
     /// Measures until `stop`.
     pub async fn watch(self, stop: CancellationToken) {
         loop {

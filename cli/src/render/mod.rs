@@ -1,5 +1,6 @@
 //! What comes out: JSON for machines, tables and lines for people.
 
+pub(crate) mod cluster;
 pub(crate) mod escape;
 pub(crate) mod json;
 pub(crate) mod line;

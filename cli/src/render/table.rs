@@ -1,6 +1,6 @@
 //! Tables for people: as wide as the terminal, text from outside escaped.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::{escape::escape, out::Out};
 use crate::exit::Failure;
@@ -8,10 +8,13 @@ use crate::exit::Failure;
 /// Characters of one cell.
 const CELL_MAX: usize = 512;
 
+/// A line under the header and none between rows: every row that is a line is one less to see.
+const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─'));
+
 /// A table with these columns.
 pub(crate) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(columns.iter().map(|column| column.to_string()));
     table
 }
