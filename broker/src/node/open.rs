@@ -114,6 +114,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         started.groups.clone(),
         started.damaged.keys().copied().collect(),
         founders.collect(),
+        space.clone(),
     ));
     let (stop, tasks, forming) = (CancellationToken::new(), TaskTracker::new(), Arc::default());
     if !is_alone(&config) {
@@ -122,7 +123,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         tasks.spawn(async move { stop.run_until_cancelled(forming).await });
     }
     if config.dialer.is_some() {
-        let (balancing, stop) = (balance::run(peers.clone(), started.groups.clone()), stop.clone());
+        let (balancing, stop) = (balance::run(peers.clone(), started.groups.clone(), space.clone()), stop.clone());
         tasks.spawn(async move { stop.run_until_cancelled(balancing).await });
     }
     let (guarding, stopped) = (guard::run(health.clone(), peers.clone(), started.groups.clone()), stop.clone());
