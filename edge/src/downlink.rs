@@ -6,6 +6,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use smallvec::SmallVec;
+use tokio::sync::mpsc;
 use trunkline_proto::{
     Offset, PartitionId, Record, RecordKind,
     link::{Deliveries, Delivery},
@@ -31,9 +32,13 @@ impl Downlink {
         self.tell_all(ShardInput::StopAccepting).await;
     }
 
-    /// Tells every shard to close all its sockets.
+    /// Tells every shard to close all its sockets, and waits until each has decided that for every socket it has: without
+    /// `record` nothing is appended for any of them from then on. Close handshakes go on after it.
     pub async fn close_all(&self, cause: CloseCause, spread: Duration, record: bool) {
-        self.tell_all(ShardInput::CloseAll { cause, spread, record }).await;
+        let (decided, mut undecided) = mpsc::channel(1);
+        self.tell_all(ShardInput::CloseAll { cause, spread, record, decided: Some(decided) }).await;
+        // nothing is ever sent: this ends with the last shard's sender
+        let _ = undecided.recv().await;
     }
 
     /// Lets go of the shards: each ends with its last connection. What is delivered later goes nowhere.

@@ -1,6 +1,6 @@
 //! What other threads tell a shard, and the bounded queue they tell it through.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use trunkline_proto::{ConnectionId, PartitionId, Record, link::Deliveries, v1::CloseCause};
@@ -25,6 +25,9 @@ pub enum ShardInput {
         spread: Duration,
         /// Whether to append ConnectionClosed records.
         record: bool,
+        /// Dropped by the shard once that is decided for every socket it has: without `record`, none of them appends anything from
+        /// then on, even if it lives on for its close handshake.
+        decided: Option<mpsc::Sender<Infallible>>,
     },
     /// Take no new sockets.
     StopAccepting,

@@ -224,7 +224,7 @@ impl<S: RecordSink> Shard<S> {
                 }
             }
             ShardInput::Unlogged(record) => self.deliver(state, &around, record),
-            ShardInput::CloseAll { cause, spread, record } => {
+            ShardInput::CloseAll { cause, spread, record, decided: _ } => {
                 for slot in state.slots() {
                     let Some(socket) = state.sockets.get(slot) else { continue };
                     let at = around.now + rand::random_range(Duration::ZERO..=*spread).into();

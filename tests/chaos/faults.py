@@ -420,13 +420,13 @@ class EdgePause(Fault):
         return now if now > self.before else 0
 
     def _incarnation(self) -> int:
+        """The newest that any broker knows: one that is cut off knows an old one."""
+        newest = 0
         for broker in self.cluster.alive():
             answer = broker.get("/v1/cluster", local="true")
             if answer is not None and answer.status_code == 200:
-                found = [row["incarnation"] for row in answer.json()["edges"] if row["edge"] == self.name]
-                if found:
-                    return found[0]
-        return 0
+                newest = max([newest, *(row["incarnation"] for row in answer.json()["edges"] if row["edge"] == self.name)])
+        return newest
 
 
 class EdgeCut(Fault):

@@ -1,14 +1,18 @@
 //! Keeps leaders spread over the brokers, and the group's idea of this broker true. The preferred leader of partition p is the (p mod
-//! n)-th voter by number; a leader that is not preferred hands over to it once it has caught up and has been there for a while.
+//! n)-th voter by number; a leader that is not preferred hands over to it once it has caught up and has been there for a while. One
+//! whose disk is full takes no appends: it hands over at once to whoever has room, and is not preferred until it has room itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use trunkline_proto::PartitionId;
 
 use super::{Founder, open::own_member};
 use crate::{
     raft::{Group, Member, Membership, Peers, Role},
-    store::DiskId,
+    store::{DiskId, Space},
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -18,6 +22,8 @@ const SETTLED: Duration = Duration::from_secs(10);
 const UNWANTED: Duration = Duration::from_secs(60);
 /// Entries the preferred leader may lack: the rest it gets while the leadership moves.
 const LAG_MAX: u64 = 256;
+/// How long another broker may take to say whether it has room.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who should lead a partition.
 pub(super) fn preferred(partition: PartitionId, membership: &Membership) -> Option<u64> {
@@ -26,13 +32,15 @@ pub(super) fn preferred(partition: PartitionId, membership: &Membership) -> Opti
 }
 
 /// Runs until dropped. Brokers that are members of no group are forgotten; `founders` only once each of the `partitions` is formed here.
-pub(super) async fn run(peers: Peers, groups: Vec<Group>, founders: Vec<Founder>, partitions: usize) {
+pub(super) async fn run(peers: Peers, groups: Vec<Group>, founders: Vec<Founder>, partitions: usize, space: Space) {
     let mut led_since: Vec<Option<Instant>> = vec![None; groups.len()];
     loop {
         tokio::time::sleep(INTERVAL).await;
         if groups.iter().filter(|group| group.is_formed()).count() < partitions {
             founders.iter().for_each(|founder| peers.ensure(founder.id, &founder.link));
         }
+        let is_full = space.check().is_err();
+        let mut room = Room { peers: &peers, known: BTreeMap::new() };
         for (group, led_since) in groups.iter().zip(&mut led_since) {
             let membership = group.membership();
             for (id, member) in &membership.members {
@@ -44,8 +52,12 @@ pub(super) async fn run(peers: Peers, groups: Vec<Group>, founders: Vec<Founder>
                 continue;
             }
             *led_since = Some(since);
+            if is_full {
+                make_way(&mut room, group, &membership).await;
+                continue;
+            }
             correct_own(&peers, group, &membership).await;
-            if since.elapsed() >= SETTLED && hand_over(&peers, group, &membership).await {
+            if since.elapsed() >= SETTLED && hand_over(&mut room, group, &membership).await {
                 // once is enough; if it came to nothing, not before it has settled again
                 *led_since = None;
             }
@@ -69,11 +81,42 @@ async fn correct_own(peers: &Peers, group: &Group, membership: &Membership) {
     }
 }
 
-async fn hand_over(peers: &Peers, group: &Group, membership: &Membership) -> bool {
-    let Some(to) = preferred(group.partition(), membership).filter(|to| *to != peers.own().node) else { return false };
+/// Who has room on its disk: asked once a round.
+struct Room<'a> {
+    peers: &'a Peers,
+    known: BTreeMap<u64, bool>,
+}
+
+impl Room<'_> {
+    async fn is_at(&mut self, id: u64) -> bool {
+        if let Some(known) = self.known.get(&id) {
+            return *known;
+        }
+        let has_room = self.peers.status(id, PATIENCE).await.is_ok_and(|status| !status.no_space);
+        self.known.insert(id, has_room);
+        has_room
+    }
+}
+
+/// This broker takes no appends: whoever has room and all there is leads in its place.
+async fn make_way(room: &mut Room<'_>, group: &Group, membership: &Membership) {
+    let own = room.peers.own().node;
+    for to in membership.voters.iter().copied().filter(|to| *to != own) {
+        if group.lag(to).is_some_and(|lag| lag <= LAG_MAX) && room.is_at(to).await {
+            tracing::warn!(partition = %group.partition(), to, "no room on the disk: leadership goes to a broker that has some");
+            // a group that has stopped leads nothing
+            let _ = group.transfer(to).await;
+            return;
+        }
+    }
+}
+
+async fn hand_over(room: &mut Room<'_>, group: &Group, membership: &Membership) -> bool {
+    let own = room.peers.own().node;
+    let Some(to) = preferred(group.partition(), membership).filter(|to| *to != own) else { return false };
     let settled = |since: Instant| since.elapsed() >= SETTLED;
-    let is_there = peers.member(to).and_then(|member| member.since).is_some_and(settled);
-    if !is_there || group.lag(to).is_none_or(|lag| lag > LAG_MAX) {
+    let is_there = room.peers.member(to).and_then(|member| member.since).is_some_and(settled);
+    if !is_there || group.lag(to).is_none_or(|lag| lag > LAG_MAX) || !room.is_at(to).await {
         return false;
     }
     tracing::info!(partition = %group.partition(), to, "leadership goes to its preferred broker");

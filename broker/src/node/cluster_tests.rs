@@ -94,6 +94,8 @@ impl Cluster {
                 http: format!("http-{id}"),
             },
             dialer: Some(Dialer { endpoint: endpoint.clone(), config }),
+            // a byte: what a test pretends decides
+            disk_reserve: 1,
             ..NodeConfig::new(self.data(id), "test", count(PARTITIONS))
         });
         let node = node.await.unwrap();
@@ -500,6 +502,28 @@ async fn members_come_and_go_and_leaders_move() {
     eventually(|| gone(cluster.node(1)).and(gone(cluster.node(2)))).await;
     let refused = cluster.node(1).remove_member(2).await.unwrap_err();
     assert!(refused.to_string().contains("no majority would be left"), "{refused}");
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_leader_whose_disk_is_full_makes_way_for_one_with_room() {
+    let cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    let full = cluster.leader(0).unwrap();
+    let (other, left) = (full % 3 + 1, (full + 1) % 3 + 1);
+    // the last one has no room either
+    for id in [full, other] {
+        cluster.node(id).inner.space.pretend(0);
+    }
+    let begun = Instant::now();
+    cluster.say(0, 2).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    for partition in 0..PARTITIONS {
+        eventually(|| (cluster.leader(partition) == Some(left)).then_some(())).await;
+    }
+    assert!(cluster.node(full).readiness().unwrap_err().contains("broker.disk_reserve"));
+    cluster.same_everywhere(&[1, 2, 3]).await;
     cluster.stop_all().await;
 }
 

@@ -144,7 +144,12 @@ mod tests {
 
     fn status(formed: &[u32], other_disk: &[u32]) -> Result<pb::Status, String> {
         let founders = founders().into_iter().map(|founder| pb::Founder { id: founder.id, link: founder.link });
-        Ok(pb::Status { founders: founders.collect(), formed: formed.to_vec(), other_disk: other_disk.to_vec() })
+        Ok(pb::Status {
+            founders: founders.collect(),
+            formed: formed.to_vec(),
+            other_disk: other_disk.to_vec(),
+            ..Default::default()
+        })
     }
 
     const UNFORMED: [PartitionId; 2] = [PartitionId(0), PartitionId(2)];

@@ -114,6 +114,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         started.groups.clone(),
         started.damaged.keys().copied().collect(),
         founders.collect(),
+        space.clone(),
     ));
     let (stop, tasks, forming) = (CancellationToken::new(), TaskTracker::new(), Arc::default());
     if !is_alone(&config) {
@@ -123,7 +124,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     }
     if config.dialer.is_some() {
         let count = usize::from(config.partitions.get());
-        let balancing = balance::run(peers.clone(), started.groups.clone(), config.founders.clone(), count);
+        let founders = config.founders.clone();
+        let balancing = balance::run(peers.clone(), started.groups.clone(), founders, count, space.clone());
         let stop = stop.clone();
         tasks.spawn(async move { stop.run_until_cancelled(balancing).await });
     }

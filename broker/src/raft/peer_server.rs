@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     quic::{Accepted, Role},
-    store::DiskId,
+    store::{DiskId, Space},
 };
 
 /// Hello, and the request of any stream that has one, must come within this.
@@ -54,6 +54,7 @@ pub struct PeerServer {
     groups: Vec<Group>,
     damaged: Vec<PartitionId>,
     founders: Vec<pb::Founder>,
+    space: Space,
     calls: RwLock<Option<Arc<dyn Calls>>>,
     snapshots: Semaphore,
     connections: TaskTracker,
@@ -74,12 +75,19 @@ struct Caller {
 
 impl PeerServer {
     /// Serves these groups, one for each partition that is not damaged here; `founders` as configured.
-    pub fn new(peers: Peers, groups: Vec<Group>, damaged: Vec<PartitionId>, founders: Vec<pb::Founder>) -> Self {
+    pub fn new(
+        peers: Peers,
+        groups: Vec<Group>,
+        damaged: Vec<PartitionId>,
+        founders: Vec<pb::Founder>,
+        space: Space,
+    ) -> Self {
         Self {
             peers,
             groups,
             damaged,
             founders,
+            space,
             calls: RwLock::default(),
             snapshots: Semaphore::new(SNAPSHOTS_MAX),
             connections: TaskTracker::new(),
@@ -274,7 +282,8 @@ impl PeerServer {
     fn status(&self, caller: Caller) -> pb::Status {
         // what is damaged here was formed once: nobody may form it anew
         let formed = self.damaged.iter().map(|partition| u32::from(partition.0)).collect();
-        let mut status = pb::Status { founders: self.founders.clone(), formed, ..Default::default() };
+        let (founders, no_space) = (self.founders.clone(), self.space.check().is_err());
+        let mut status = pb::Status { founders, formed, no_space, ..Default::default() };
         for group in self.groups.iter().filter(|group| group.is_formed()) {
             let partition = u32::from(group.partition().0);
             status.formed.push(partition);

@@ -15,6 +15,7 @@ mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
 mod frames;
+mod grant;
 mod partition;
 mod session;
 #[cfg(test)]
@@ -31,17 +32,17 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{
-    PartitionCount, PartitionId,
-    link::{ALPN, LINK_VERSION},
+    PartitionId,
+    link::ALPN,
     v1::{CloseCause, link as pb},
 };
 use trunkline_quic::{Identity, Pki, TlsError};
 
+pub use self::grant::Granted;
 use self::{
     backoff::Backoff,
     directory::Directory,
@@ -56,7 +57,7 @@ use crate::{
     uplink,
 };
 
-/// How long the sockets of a lost incarnation may take to close before a new one begins.
+/// How long the shards may take to begin closing the sockets of a lost incarnation before a new one begins. They usually do it at once.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the link is told.
@@ -188,26 +189,6 @@ pub struct Link {
     status: Arc<Status>,
 }
 
-/// An incarnation that partition 0 has granted, and the session it was granted in.
-pub struct Granted {
-    nonce: Bytes,
-    welcome: Welcome,
-    broker: u64,
-    session: Session,
-}
-
-impl Granted {
-    /// How many partitions the cluster has.
-    pub fn partition_count(&self) -> PartitionCount {
-        self.welcome.count
-    }
-
-    /// Its number.
-    pub fn incarnation(&self) -> u64 {
-        self.welcome.incarnation
-    }
-}
-
 impl Link {
     /// A link of these settings, which says in `status` how much of it is up. Must be called inside the runtime that will run it.
     pub(crate) fn open(settings: Settings, status: Arc<Status>) -> Result<Self, OpenError> {
@@ -217,39 +198,11 @@ impl Link {
         Ok(Self { settings, endpoint, directory, status })
     }
 
-    /// Asks the brokers in turn, forever, until one grants an incarnation. Cancel safe: asking anew with another nonce only
-    /// skips a number.
+    /// Asks the brokers, forever, until one grants an incarnation. Cancel safe: asking anew with another nonce only skips a number.
     pub async fn grant(&self) -> Result<Granted, LinkError> {
-        let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
-        let (mut backoff, mut rounds) = (Backoff::new(), 0);
-        loop {
-            for broker in self.directory.brokers() {
-                let Some((broker, turn)) = self.directory.address(broker, rounds) else { continue };
-                match session::open(&self.endpoint, &broker, turn, self.hello(&nonce, 0)).await {
-                    Ok(session) if session.welcome.incarnation > 0 => {
-                        let welcome = session.welcome.clone();
-                        self.status.partitions.store(welcome.count.get().into(), Ordering::Relaxed);
-                        tracing::info!(broker = broker.id, incarnation = welcome.incarnation, "incarnation granted");
-                        return Ok(Granted { nonce, welcome, broker: broker.id, session });
-                    }
-                    Ok(session) => learn(&self.directory, broker.id, &session.welcome),
-                    Err(SessionError::Goodbye(goodbye)) if goodbye.reason() == pb::Reason::Replaced => {
-                        return Err(LinkError::Replaced);
-                    }
-                    Err(SessionError::Goodbye(goodbye)) if goodbye.reason() == pb::Reason::NotLeader => {
-                        self.directory.learn(goodbye.leader, &goodbye.address);
-                    }
-                    Err(error) if rounds > 0 => tracing::debug!(%broker, %error, "broker is not reached"),
-                    Err(error) => tracing::warn!(%broker, %error, "broker is not reached; trying again"),
-                }
-            }
-            rounds = rounds.wrapping_add(1);
-            backoff.wait().await;
-        }
-    }
-
-    fn hello(&self, nonce: &Bytes, incarnation: u64) -> pb::Hello {
-        pb::Hello { version: LINK_VERSION, edge: self.settings.edge.clone(), nonce: nonce.clone(), incarnation }
+        let granted = grant::ask(&self.endpoint, &self.directory, &self.settings.edge).await?;
+        self.status.partitions.store(granted.partition_count().get().into(), Ordering::Relaxed);
+        Ok(granted)
     }
 
     /// Runs the link, one incarnation after the other, until `stop`. `Err`: this process must end; its sockets have been told to
@@ -277,13 +230,22 @@ impl Link {
             tracing::warn!(incarnation = uplink.incarnation(), %fate, "closing every socket");
             // what these connections said and is not in the log never will be: their records end where the log ends
             uplink.fence();
-            self.close_sockets(downlink).await;
+            let closing = close_sockets(downlink);
             match fate {
                 Fate::Lost(_) => self.status.metrics.incarnations_lost.increment(1),
-                Fate::Replaced => return LinkError::Replaced,
-                Fate::Cluster { found } => return LinkError::Cluster { known, found },
+                Fate::Replaced => {
+                    closing.await;
+                    return LinkError::Replaced;
+                }
+                Fate::Cluster { found } => {
+                    closing.await;
+                    return LinkError::Cluster { known, found };
+                }
             }
-            granted = match self.grant().await {
+            // asked for beside that: until it is open nothing is appended
+            let next;
+            (next, ()) = tokio::join!(self.grant(), closing);
+            granted = match next {
                 Ok(granted) => granted,
                 Err(error) => return error,
             };
@@ -292,20 +254,6 @@ impl Link {
                 return LinkError::Cluster { known, found };
             }
             uplink.restart(granted.incarnation());
-        }
-    }
-
-    /// The brokers write the close records of a lost incarnation. The next one begins when its sockets are gone, so that no late
-    /// record of theirs is taken for one of the next.
-    async fn close_sockets(&self, downlink: &Downlink) {
-        let closed = async {
-            downlink.close_all(CloseCause::EdgeLost, Duration::ZERO, false).await;
-            while self.settings.apis.iter().any(|api| api.connections() > 0) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            tracing::warn!("sockets of a lost incarnation are slow to close");
         }
     }
 
@@ -334,7 +282,7 @@ impl Link {
                     endpoint: self.endpoint.clone(),
                     directory: Arc::clone(&self.directory),
                     status: Arc::clone(&self.status),
-                    hello: self.hello(&nonce, welcome.incarnation),
+                    hello: grant::hello(&self.settings.edge, &nonce, welcome.incarnation),
                     cluster: cluster_name(&welcome),
                     broker: id,
                 };
@@ -350,6 +298,15 @@ impl Link {
                 },
             }
         }
+    }
+}
+
+/// Closes every socket without a record: the brokers write those of a lost incarnation. This is over when no shard lets one of them
+/// append any more, so that no late record of theirs is taken for one of the next incarnation; their close handshakes may take longer.
+async fn close_sockets(downlink: &Downlink) {
+    let closed = downlink.close_all(CloseCause::EdgeLost, Duration::ZERO, false);
+    if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+        tracing::warn!("a shard is slow to close the sockets of a lost incarnation");
     }
 }
 

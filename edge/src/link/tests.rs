@@ -1,6 +1,9 @@
 //! The link against a broker of these tests that speaks the frames over real QUIC.
 
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use trunkline_proto::{
     ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp,
     link::{Deliveries, Delivery, Frame, UplinkBatch},
@@ -19,6 +22,7 @@ use crate::{
 
 /// An edge's link with one shard that this test plays.
 struct Edge {
+    apis: Arc<[Arc<Api>]>,
     uplink: uplink::Handle,
     inbox: ShardInbox,
     status: Arc<Status>,
@@ -39,7 +43,9 @@ fn settings(pki: &Pki, brokers: &[&Broker]) -> Settings {
 /// Starts the edge; its first incarnation is 7.
 async fn start(pki: &Pki, brokers: &[&Broker]) -> (Edge, Hello) {
     let status = Arc::new(Status::new());
-    let link = Link::open(settings(pki, brokers), Arc::clone(&status)).unwrap();
+    let settings = settings(pki, brokers);
+    let apis = Arc::clone(&settings.apis);
+    let link = Link::open(settings, Arc::clone(&status)).unwrap();
     let welcomed = async {
         let mut hello = brokers[0].hello().await;
         hello.welcome(7, 1).await;
@@ -52,7 +58,7 @@ async fn start(pki: &Pki, brokers: &[&Broker]) -> (Edge, Hello) {
     let uplink = uplink::Handle::new(granted.partition_count(), granted.incarnation(), 1 << 20);
     let stop = CancellationToken::new();
     let running = link.run(granted, uplink.clone(), Downlink::new(vec![handle]), stop.clone());
-    (Edge { uplink, inbox, status, stop, running: tokio::spawn(running) }, hello)
+    (Edge { apis, uplink, inbox, status, stop, running: tokio::spawn(running) }, hello)
 }
 
 impl Edge {
@@ -197,7 +203,7 @@ async fn a_lost_incarnation_closes_all_and_the_next_begins() {
     stream.batch().await;
     stream.goodbye(pb::Reason::Lost, 0, "").await;
     match edge.input().await {
-        ShardInput::CloseAll { cause: CloseCause::EdgeLost, spread: Duration::ZERO, record: false } => {}
+        ShardInput::CloseAll { cause: CloseCause::EdgeLost, spread: Duration::ZERO, record: false, .. } => {}
         other => panic!("{other:?}"),
     }
     assert_eq!(soon("an answer", never).await.unwrap(), Err(uplink::UplinkError::Fenced));
@@ -215,6 +221,27 @@ async fn a_lost_incarnation_closes_all_and_the_next_begins() {
     let batch = stream.batch().await;
     assert_eq!((batch.sequence, texts(&batch)), (1, vec!["first of the next".to_owned()]));
     assert_eq!(edge.uplink.incarnation(), 8);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn the_next_incarnation_waits_for_every_shard_and_for_no_client() {
+    let pki = Pki::new();
+    let broker = Broker::start(&pki, 1);
+    let (mut edge, hello) = start(&pki, &[&broker]).await;
+    assert!(edge.apis[0].take_place(), "a client that does not answer its close frame");
+    let mut stream = hello.stream().await;
+    stream.attached(0, at(10)).await;
+    let began = std::time::Instant::now();
+    stream.goodbye(pb::Reason::Lost, 0, "").await;
+    // asked for before the shard has closed anything
+    let mut again = broker.hello().await;
+    again.welcome(8, 1).await;
+    assert!(timeout(Duration::from_millis(300), again.stream()).await.is_err(), "a socket may still append");
+    assert_eq!(edge.uplink.incarnation(), 7);
+    assert!(matches!(edge.input().await, ShardInput::CloseAll { record: false, .. }));
+    assert_eq!(again.stream().await.attach.incarnation, 8);
+    assert!(began.elapsed() < CLOSE_TIMEOUT, "{:?}", began.elapsed());
     edge.stop().await;
 }
 
@@ -447,4 +474,23 @@ async fn a_broker_that_does_not_grant_sends_to_the_others() {
     };
     let (granted, _hello) = tokio::join!(soon("a grant", link.grant()), welcomed);
     assert_eq!(granted.unwrap().incarnation(), 3);
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_keeps_nobody_from_a_grant() {
+    let pki = Pki::new();
+    let (first, second) = (Broker::start(&pki, 1), Broker::start(&pki, 2));
+    let link = Link::open(settings(&pki, &[&first, &second]), Arc::new(Status::new())).unwrap();
+    let began = std::time::Instant::now();
+    let welcomed = async {
+        let hangs = first.hello().await;
+        let mut hello = second.hello().await;
+        assert_eq!(hello.hello.nonce, hangs.hello.nonce, "both grant the same one, should both grant");
+        hello.welcome(3, 1).await;
+        (hangs, hello)
+    };
+    let (granted, _hellos) = tokio::join!(soon("a grant", link.grant()), welcomed);
+    assert_eq!(granted.unwrap().incarnation(), 3);
+    // a broker waits for 5 s for a leader
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }

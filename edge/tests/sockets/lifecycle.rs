@@ -17,7 +17,7 @@ async fn drain_closes_all_spread_over_its_time_and_the_shard_ends() {
     }
     edge.send(ShardInput::StopAccepting).await;
     let spread = Duration::from_secs(1);
-    edge.send(ShardInput::CloseAll { cause: CloseCause::EdgeDrained, spread, record: true }).await;
+    edge.send(ShardInput::CloseAll { cause: CloseCause::EdgeDrained, spread, record: true, decided: None }).await;
     let (mut times, began) = (Vec::new(), Instant::now());
     for client in &mut clients {
         let (first, payload) = client.frame().await.unwrap();
@@ -38,7 +38,8 @@ async fn drain_closes_all_spread_over_its_time_and_the_shard_ends() {
 async fn lost_incarnation_closes_all_and_records_nothing() {
     let edge = Edge::echo();
     let (mut client, _) = edge.connect_raw("/echo").await;
-    let close = ShardInput::CloseAll { cause: CloseCause::EdgeLost, spread: Duration::ZERO, record: false };
+    let (cause, spread) = (CloseCause::EdgeLost, Duration::ZERO);
+    let close = ShardInput::CloseAll { cause, spread, record: false, decided: None };
     edge.send(close).await;
     let (first, payload) = client.frame().await.unwrap();
     assert_eq!((first, code(&payload)), (0x88, 1012));
