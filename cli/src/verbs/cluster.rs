@@ -9,6 +9,7 @@ use crate::{
 
 pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
     match args.verb {
+        ClusterVerb::Init(args) => super::init::run(&args),
         ClusterVerb::Status { remote } => status(&Remote::new(&remote)?).await,
         ClusterVerb::Add { id, link, patience, remote } => {
             let remote = Remote::new(&remote)?;
