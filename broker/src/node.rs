@@ -254,13 +254,24 @@ impl Node {
             match *partition.role.borrow() {
                 Role::Leader { .. } | Role::Follower { leader: Some(_) } => {}
                 Role::Follower { leader: None } if forming.is_empty() => {
-                    return Err(format!("partition {} has no leader", partition.id));
+                    return Err(format!("partition {} has no leader{}", partition.id, self.maybe_removed()));
                 }
                 Role::Follower { leader: None } => return Err(forming),
                 Role::Closed => return Err(self.closed(partition.id)),
             }
         }
         Ok(())
+    }
+
+    /// A member that was removed while it was away may never hear of it: nobody speaks to it any more.
+    fn maybe_removed(&self) -> &'static str {
+        match self.inner.peers.members().len() {
+            1 => "",
+            _ => {
+                " that this broker hears: one is being elected, no majority is up, or this broker was removed (`trunkline cluster status` \
+                  of another one tells)"
+            }
+        }
     }
 
     /// Why a partition is closed.

@@ -113,7 +113,7 @@ pub enum ServeError {
 pub struct Extras {
     /// Static pages of the HTTP listener.
     pub pages: Pages,
-    /// Called once, when every partition has a leader. Listeners accept before that.
+    /// Called once, when every partition that is not closed has a leader. Listeners accept before that.
     pub ready: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -240,12 +240,15 @@ impl Broker {
         self.start(&config, bound, recorder, extras.pages)?;
         let node = self.node.clone();
         let ready = async {
-            match (node.wait_ready().await, extras.ready) {
-                (Ok(()), Some(ready)) => ready(),
-                (Ok(()), None) => {}
-                // the others are served, and readiness says what is not
-                (Err(reason), _) if node.serves_any() => tracing::error!("not ready: {reason}"),
-                (Err(reason), _) => return Err(ServeError::NotReady(reason)),
+            if let Err(reason) = node.wait_ready().await {
+                if !node.serves_any() {
+                    return Err(ServeError::NotReady(reason));
+                }
+                // the others are served, and readiness goes on saying what is not
+                tracing::error!("{reason}");
+            }
+            if let Some(ready) = extras.ready {
+                ready();
             }
             std::future::pending::<Result<Infallible, ServeError>>().await
         };
@@ -468,6 +471,23 @@ mod tests {
             broker.stop().await;
             assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         }
+    }
+
+    #[tokio::test]
+    async fn a_broker_with_a_damaged_partition_is_ready_for_the_others_and_readiness_names_it() {
+        use crate::store::marks::{self, Mark};
+        let folder = tempfile::tempdir().unwrap();
+        Authority::new().write(folder.path());
+        start(config(folder.path())).await.stop().await;
+        let (data, count) = (folder.path().join("data"), config(folder.path()).partition_count().unwrap());
+        let mut marked = marks::read(&data, count).unwrap();
+        marked[1] = Mark { end: marked[1].end + 1, ..marked[1] };
+        marks::write(&data, &marked, true).unwrap();
+        let broker = start(config(folder.path())).await;
+        let answer = broker.get("/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("partition 1: "), "{answer}");
+        assert!(broker.get("/v1/cluster").await.contains("acknowledged data is lost"));
+        broker.stop().await;
     }
 
     #[tokio::test]

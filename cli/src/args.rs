@@ -307,6 +307,9 @@ pub(crate) struct ClusterArgs {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ClusterVerb {
+    /// Write what a new cluster starts with: certificates, and a folder with a configuration for each broker and edge. Nothing
+    /// is overwritten, and nothing is started.
+    Init(InitArgs),
     /// Brokers, partitions and their replicas, edges.
     Status {
         #[command(flatten)]
@@ -344,6 +347,31 @@ pub(crate) enum ClusterVerb {
         #[command(flatten)]
         remote: RemoteArgs,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InitArgs {
+    /// The brokers' addresses, 1, 3 or 5: HOST or HOST:PORT of each link, as the others reach it. The first is broker 1.
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',', required = true)]
+    pub(crate) members: Vec<crate::verbs::init::Host>,
+    /// Where to put the folders.
+    #[arg(long, value_name = "DIR", default_value = "./trunkline-cluster")]
+    pub(crate) out: PathBuf,
+    /// An edge's name. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) edge: Vec<String>,
+    /// The cluster's name.
+    #[arg(long, value_name = "NAME", default_value = "trunkline")]
+    pub(crate) name: String,
+    /// Partitions, fixed for good.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) partitions: u16,
+    /// Have gRPC, HTTP and WebSockets listen beyond loopback, without TLS: in a network of your own.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// For machines: JSON, one object a node.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -409,6 +437,7 @@ mod tests {
             "trunkline groups chat --json",
             "trunkline groups reset chat --to earliest",
             "trunkline cluster status --broker 127.0.0.1:1",
+            "trunkline cluster init --members 10.0.0.1,b2:7444,[::1]:7445 --out d --edge e1 --name main --partitions 4",
             "trunkline verify ./data",
             "trunkline certs --dir pki --broker 1 --broker 2 --edge e1",
         ] {

@@ -210,6 +210,13 @@ impl Document {
     }
 }
 
+/// Whether a broker would start with this text as its file.
+pub(crate) fn check_broker(text: &str) -> Result<(), Failure> {
+    let mut document = Document::empty()?;
+    document.table = toml::from_str(text).map_err(Failure::usage)?;
+    document.broker().map(drop)
+}
+
 /// Only for error messages with lines.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

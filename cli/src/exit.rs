@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use trunkline_proto::v1;
 use trunkline_sdk::ClientError;
 
 /// The command line or the configuration is wrong (sysexits `EX_USAGE`).
@@ -41,6 +42,10 @@ impl Failure {
             ClientError::Address { .. } | ClientError::Malformed(_) => Self::usage(error),
             error if error.may_have_happened() => {
                 Self::Other(anyhow::anyhow!("{error}; it may have happened all the same"))
+            }
+            // its reason is a sentence of its own
+            ClientError::Refused { code: v1::Code::Refused, message, .. } if !message.is_empty() => {
+                Self::Other(anyhow::anyhow!(message))
             }
             error => Self::Other(error.into()),
         }

@@ -122,7 +122,7 @@ fn valid_from_today(params: &mut CertificateParams) {
 }
 
 /// Writes a file that does not exist yet: whole, or not at all.
-fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+pub(crate) fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let context = || path.display().to_string();
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

@@ -9,7 +9,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -18,12 +18,12 @@ use tonic::transport::{
     server::{Router, TcpIncoming},
 };
 use tonic_health::server::HealthReporter;
-use trunkline_proto::{DESCRIPTORS, limits, v1};
+use trunkline_proto::{DESCRIPTORS, PartitionId, limits, v1};
 
 pub use cluster::About;
 pub use services::{Principal, Services};
 
-use crate::node::Node;
+use crate::node::{Node, Role};
 
 /// Streams of one HTTP/2 connection. tonic's default is none, which takes hyper's own limit away.
 const STREAMS_MAX: u32 = 200;
@@ -97,17 +97,40 @@ pub async fn serve(
     served
 }
 
-/// Tells `grpc.health.v1` whether the broker can commit.
+/// Services whose health is the broker's: it serves while any partition is served here.
+const SERVICES: [&str; 5] =
+    ["", "trunkline.v1.Handlers", "trunkline.v1.Log", "trunkline.v1.Connections", "trunkline.v1.Cluster"];
+
+/// The name that a partition's health is asked by.
+fn partition_service(partition: PartitionId) -> String {
+    format!("trunkline.v1.partition.{partition}")
+}
+
+/// What `grpc.health.v1` says of each name. One damaged partition takes nothing from the others: a client that was sent elsewhere for
+/// it would lose what this broker leads.
+fn health(node: &Node) -> Vec<(String, tonic_health::ServingStatus)> {
+    let status = |serves| match serves {
+        true => tonic_health::ServingStatus::Serving,
+        false => tonic_health::ServingStatus::NotServing,
+    };
+    let broker = SERVICES.iter().map(|service| ((*service).to_owned(), status(node.serves_any())));
+    let partitions = node.partition_count().iter().map(|id| {
+        let role = node.partition(id).map(|partition| *partition.role.borrow());
+        let is_led = matches!(role, Some(Role::Leader { .. } | Role::Follower { leader: Some(_) }));
+        (partition_service(id), status(is_led))
+    });
+    broker.chain(partitions).collect()
+}
+
+/// Tells `grpc.health.v1` what this broker serves.
 async fn watch_health(node: Node, reporter: HealthReporter, shutdown: CancellationToken) {
+    let mut told = BTreeMap::new();
     loop {
-        let serving = match node.health() {
-            Ok(()) => tonic_health::ServingStatus::Serving,
-            Err(_) => tonic_health::ServingStatus::NotServing,
-        };
-        for service in
-            ["", "trunkline.v1.Handlers", "trunkline.v1.Log", "trunkline.v1.Connections", "trunkline.v1.Cluster"]
-        {
-            reporter.set_service_status(service, serving).await;
+        for (service, status) in health(&node) {
+            // whoever watches is told of changes alone
+            if told.insert(service.clone(), status) != Some(status) {
+                reporter.set_service_status(service, status).await;
+            }
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(HEALTH_INTERVAL)).await.is_none() {
             return;

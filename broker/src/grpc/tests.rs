@@ -12,7 +12,7 @@ use tonic::{
     transport::Channel,
 };
 use trunkline_proto::{
-    Offset, limits,
+    LogIndex, Offset, PartitionId, limits,
     v1::{
         self, cluster_client::ClusterClient, connections_client::ConnectionsClient, handlers_client::HandlersClient,
         log_client::LogClient, subscribe_request::Request as Asked, subscribe_response::Response as Told,
@@ -328,6 +328,35 @@ async fn subscription_over_the_wire_answers_at_once_and_ends_with_the_broker() {
     served.stop().await;
     let end = tokio::time::timeout(PATIENCE, responses.next()).await.unwrap();
     assert_eq!(end.unwrap().unwrap_err().metadata().get(status::CODE).unwrap(), "shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn health_is_of_the_whole_while_anything_is_served_and_of_each_partition() {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+    let served = Served::start(2).await;
+    let asked = async |service: &str| {
+        let mut client = HealthClient::new(served.channel.clone());
+        let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
+        answer.map(|answer| answer.into_inner().status())
+    };
+    let until = async |service: &str, status: ServingStatus| {
+        let told = async {
+            while asked(service).await.ok() != Some(status) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{service:?} is not {status:?}"));
+    };
+    until("trunkline.v1.partition.0", ServingStatus::Serving).await;
+    let node = &served.broker.node;
+    node.spoil(PartitionId(0), LogIndex(1));
+    assert!(node.read_log(PartitionId(0), LogIndex(0), 1 << 20).await.is_err());
+    until("trunkline.v1.partition.0", ServingStatus::NotServing).await;
+    for service in ["", "trunkline.v1.Handlers", "trunkline.v1.partition.1"] {
+        assert_eq!(asked(service).await.unwrap(), ServingStatus::Serving, "{service:?}");
+    }
+    assert_eq!(asked("trunkline.v1.partition.2").await.unwrap_err().code(), Code::NotFound);
+    served.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

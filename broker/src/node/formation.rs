@@ -78,13 +78,19 @@ fn decide(
             ));
         }
         if let Some(partition) = status.formed.iter().find(|partition| is_unformed(partition)) {
-            formed_elsewhere.get_or_insert((*id, *partition));
+            formed_elsewhere.get_or_insert((*id, *partition, status.absent.contains(partition)));
         }
     }
     if !founders.iter().any(|founder| founder.id == own) {
         return Step::Wait(format!("waiting to be added: `trunkline cluster add {own} --link ADDRESS`"));
     }
-    if let Some((id, partition)) = formed_elsewhere {
+    if let Some((id, partition, true)) = formed_elsewhere {
+        return Step::Wait(format!(
+            "broker {id} does not count this one among the members of partition {partition}: it was removed, or is not added yet. \
+             `trunkline cluster add {own} --link ADDRESS`"
+        ));
+    }
+    if let Some((id, partition, false)) = formed_elsewhere {
         return Step::Wait(format!("partition {partition} is formed at broker {id}; waiting for its leader"));
     }
     for founder in founders.iter().filter(|founder| founder.id != own) {
@@ -192,6 +198,14 @@ mod tests {
         }
         // a partition that this broker has is no reason
         assert!(matches!(step(1, &[(2, status(&[1], &[1]))]), Step::Wait(_)));
+    }
+
+    #[test]
+    fn a_founder_that_was_removed_is_told_to_be_added() {
+        let mut removed = status(&[0, 1, 2], &[]).unwrap();
+        removed.absent = vec![0, 1, 2];
+        let answers = [(1, Ok(removed)), (2, status(&[0, 1, 2], &[]))];
+        assert!(matches!(step(3, &answers), Step::Wait(reason) if reason.contains("cluster add 3")));
     }
 
     #[test]

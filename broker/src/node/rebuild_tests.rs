@@ -1,7 +1,7 @@
 //! Brokers that lose what they had, and come back.
 
 use super::{
-    cluster_tests::{Cluster, PARTITIONS, handle, records},
+    cluster_tests::{Cluster, PARTITIONS, eventually, handle, records},
     *,
 };
 use crate::link::tests::support::PATIENCE;
@@ -97,5 +97,23 @@ async fn a_broker_that_is_added_hears_a_leader_that_was_added_before_it() {
         }
     }
     cluster.same_everywhere(&[1, 2, 3]).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn nobody_is_told_to_remove_a_broker_for_a_connection_to_its_process_from_before() {
+    let cluster = Cluster::formed().await;
+    let (peers, link) = (cluster.node(1).peers(), cluster.address(3).to_string());
+    eventually(|| peers.disk(3)).await;
+    // as if it had been wiped and added again while this connection stood
+    let member = Member { link: link.clone(), disk: DiskId([7; 16]) };
+    let first = peers.objection(3, &member).unwrap();
+    assert!(first.contains("connected anew") && !first.contains("cluster remove"), "{first}");
+    // it leads there still: then it is true
+    let objection = || peers.objection(3, &member).filter(|reason| reason.contains("cluster remove 3"));
+    eventually(objection).await;
+    // and the one that is there is spoken to
+    let there = Member { link, disk: eventually(|| peers.disk(3)).await };
+    eventually(|| peers.objection(3, &there).is_none().then_some(())).await;
     cluster.stop_all().await;
 }

@@ -287,8 +287,10 @@ impl PeerServer {
         for group in self.groups.iter().filter(|group| group.is_formed()) {
             let partition = u32::from(group.partition().0);
             status.formed.push(partition);
-            if group.member(caller.id).is_some_and(|member| member.disk != caller.disk) {
-                status.other_disk.push(partition);
+            match group.member(caller.id) {
+                Some(member) if member.disk != caller.disk => status.other_disk.push(partition),
+                Some(_) => {}
+                None => status.absent.push(partition),
             }
         }
         status

@@ -161,9 +161,9 @@ pub(super) struct Peer {
     connected: watch::Sender<Option<Connected>>,
     /// What it said last, for who asks while it is away.
     seen: Mutex<Option<Arc<pb::Hello>>>,
-    /// The disk id that was complained about: once is enough.
-    complained: Mutex<Option<DiskId>>,
-    /// The connection leads to another disk than a member's: it may be at another of its addresses.
+    /// The disk that was found in place of a member's, when, and whether that was said aloud: once is enough.
+    doubt: Mutex<Option<Doubt>>,
+    /// The connection leads to another disk than a member's: it may be to the process before, or at another of its addresses.
     elsewhere: Notify,
     /// Bounds what a peer far behind is sent.
     pub(super) pace: Pace,
@@ -171,6 +171,14 @@ pub(super) struct Peer {
     wanted: Mutex<Instant>,
     /// Ends the task that keeps the connection.
     stop: CancellationToken,
+}
+
+/// A connection led to a disk that a group does not know.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    disk: DiskId,
+    since: Instant,
+    is_said: bool,
 }
 
 /// Where a broker may be: as configured, as a group's membership says, as it says itself. Whoever answers must show its certificate.
@@ -259,7 +267,7 @@ impl Peers {
             links: Mutex::new(Links { known: vec![link.to_owned()], current: 0 }),
             connected: watch::Sender::new(None),
             seen: Mutex::default(),
-            complained: Mutex::default(),
+            doubt: Mutex::default(),
             elsewhere: Notify::new(),
             pace: Pace::new(self.inner.catchup_rate),
             wanted: Mutex::new(Instant::now()),
@@ -330,7 +338,11 @@ impl Peers {
         let dialer = self.inner.dialer.as_ref().ok_or("this broker has no way to others")?;
         let dialed = timeout(DIAL_TIMEOUT, dial(&self.inner.own, dialer, id, link)).await;
         let connected = dialed.map_err(|_| WireError::Slow).flatten();
-        let connected = connected.map_err(|error| format!("broker {id} is not reached at {link}: {error}"))?;
+        let connected = connected.map_err(|error| {
+            format!(
+                "broker {id} is not reached at {link} (does it run, is that its link, and its number {id}?): {error}"
+            )
+        })?;
         connected.connection.close(0u32.into(), b"only asked");
         Ok(connected.disk)
     }
@@ -342,18 +354,15 @@ impl Peers {
         let connected =
             connected.ok_or_else(|| format!("broker {id} is not reached at {}", peer.links.lock().current()))?;
         if member.disk != DiskId::UNKNOWN && member.disk != connected.disk {
-            let reason = format!(
-                "broker {id} has another disk ({}) than the one that is a member ({}): it may have lost what it acknowledged, and \
-                 neither votes nor acknowledges. Run `trunkline cluster remove {id}`, then `trunkline cluster add {id} --link {}`",
-                connected.disk, member.disk, member.link,
-            );
-            if peer.complained.lock().replace(connected.disk) != Some(connected.disk) {
-                tracing::error!("{reason}");
-            }
-            peer.elsewhere.notify_one();
-            return Err(reason);
+            return Err(peer.doubts(&connected, member));
         }
         Ok((connected, peer))
+    }
+
+    /// Why a member is not spoken to.
+    #[cfg(test)]
+    pub(crate) fn objection(&self, id: u64, member: &Member) -> Option<String> {
+        self.connected(id, member).err()
     }
 
     /// Asks another broker's upper layers.
@@ -415,6 +424,40 @@ impl Peer {
     fn disconnect(&self, reason: &str) {
         if let Some(connected) = self.connected.send_replace(None) {
             connected.connection.close(0u32.into(), reason.as_bytes());
+        }
+    }
+
+    /// The connection leads to another disk than the member's. It may be to a process that is gone, which shows only when it has been
+    /// silent for long enough: a broker that was wiped and added again since is no stranger. So it is connected anew, once, before anybody
+    /// is told to do something.
+    fn doubts(&self, connected: &Connected, member: &Member) -> String {
+        let id = self.id;
+        let mut doubt = self.doubt.lock();
+        match doubt.as_mut().filter(|doubt| doubt.disk == connected.disk) {
+            Some(doubt) if connected.since > doubt.since => {
+                let reason = format!(
+                    "broker {id} has another disk ({}) than the one that is a member ({}): it may have lost what it acknowledged, and \
+                     neither votes nor acknowledges. Run `trunkline cluster remove {id}`, then `trunkline cluster add {id} --link {}`",
+                    connected.disk, member.disk, member.link,
+                );
+                if !std::mem::replace(&mut doubt.is_said, true) {
+                    tracing::error!("{reason}");
+                }
+                // it may be at another of its addresses
+                self.elsewhere.notify_one();
+                reason
+            }
+            known => {
+                if known.is_none() {
+                    *doubt = Some(Doubt { disk: connected.disk, since: Instant::now(), is_said: false });
+                    connected.connection.close(0u32.into(), b"another disk");
+                }
+                format!(
+                    "the connection to broker {id} leads to another disk ({}) than the member's ({}): if it was wiped and added again, \
+                     that is its process from before. It is connected anew, which takes a few seconds at most",
+                    connected.disk, member.disk,
+                )
+            }
         }
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod connections;
 pub(crate) mod groups;
+pub(crate) mod init;
 pub(crate) mod state;
 pub(crate) mod submit;
 pub(crate) mod tail;
