@@ -277,7 +277,10 @@ async fn at_the_cap_groups_skip_where_the_operator_wants_that() {
         .await;
     }
     let state = partition(&node).state.read().clone();
-    assert!(state.group("slow").unwrap().through >= state.trimmed() && state.trimmed() > Offset::ZERO);
+    let slow = state.group("slow").unwrap();
+    assert!(slow.through >= state.trimmed() && state.trimmed() > Offset::ZERO);
+    let skipped = slow.skipped().unwrap();
+    assert!(skipped.after < skipped.through && skipped.through >= state.trimmed(), "its next member is told");
     keeping.stop().await;
     node.shutdown().await;
 }
