@@ -49,7 +49,9 @@ mod tests {
     use std::time::Duration;
 
     use tokio_util::sync::CancellationToken;
-    use trunkline_proto::{Batch, ConnectionId, Offset, PartitionId, Record, RecordKind, Source, v1, v1::peer as pb};
+    use trunkline_proto::{
+        Batch, ConnectionId, LogIndex, Offset, PartitionId, Record, RecordKind, Source, v1, v1::peer as pb,
+    };
 
     use super::*;
     use crate::{
@@ -134,8 +136,8 @@ mod tests {
         for upper in &uppers {
             let again = upper.submitter.submit("me", "key", &commands).await.unwrap();
             assert_eq!(codes(&again), codes(&first));
-            for applied in 0..2 {
-                assert_eq!(again[applied].offset, first[applied].offset, "the first one's result");
+            for (again, first) in again.iter().zip(&first) {
+                assert_eq!((again.offset, again.partition), (first.offset, first.partition), "the first one's result");
             }
         }
         cluster.same_everywhere(&[1, 2, 3]).await;
@@ -148,6 +150,36 @@ mod tests {
         let arrived = tokio::time::timeout(Duration::from_secs(10), uppers[1].unlogged.recv()).await.unwrap();
         assert!(arrived.is_some());
         assert!(uppers[0].unlogged.try_recv().is_err());
+        stop(cluster, uppers).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_for_a_partition_whose_replica_here_is_damaged_goes_to_its_leader() {
+        let (cluster, mut uppers) = cluster().await;
+        let (node, damaged) = (cluster.node(1), PartitionId(1));
+        let mut role = handle(node, 1).role.clone();
+        node.spoil(damaged, LogIndex(3));
+        node.read_log(damaged, LogIndex(0), 1 << 20).await.unwrap_err();
+        role.wait_for(|role| *role == Role::Closed).await.unwrap();
+        let results = uppers[0].submitter.submit("me", "key", &[push(connection(1, 1)), push(connection(1, 7))]).await;
+        let results = results.unwrap();
+        assert_eq!(codes(&results), [v1::Code::Applied, v1::Code::Gone]);
+        assert_eq!(node.other_leader(damaged), Some(2));
+        // and so does what its own log forwards there
+        let channel = (0..).map(|n| format!("c{n}")).find(|name| count(2).of_name(name) == damaged).unwrap();
+        uppers[0].submitter.submit("", "", &[join(connection(0, 1), &channel)]).await.unwrap();
+        let joined = || handle(cluster.node(2), 1).state.read().channel_members(&channel).count();
+        eventually(|| (joined() == 1).then_some(())).await;
+        let publish = v1::Published { channel: channel.clone(), kind: 1, payload: "now".into(), ..Default::default() };
+        let publish = v1::command::Command::Publish(publish);
+        let publish = v1::Command { connection: Bytes::new(), command: Some(publish), unlogged: true };
+        uppers[0].submitter.submit("", "", &[publish]).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), uppers[1].unlogged.recv()).await.unwrap().unwrap();
+        // another leads it
+        cluster.node(2).transfer_leader(damaged, 3).await.unwrap();
+        eventually(|| (node.other_leader(damaged) == Some(3)).then_some(())).await;
+        let results = uppers[0].submitter.submit("me", "other", &[push(connection(1, 1))]).await.unwrap();
+        assert_eq!(codes(&results), [v1::Code::Applied]);
         stop(cluster, uppers).await;
     }
 

@@ -183,7 +183,7 @@ impl Forwarder {
         let waiting: Vec<PartitionId> = self.source.state.read().outbox_targets().collect();
         let mut progress = false;
         for id in waiting {
-            let broker = self.other_leader(id);
+            let broker = self.node.other_leader(id);
             // one call at a time keeps the order
             if broker.is_some() && self.targets.get(&id).is_some_and(|target| !target.pending.is_empty()) {
                 continue;
@@ -223,14 +223,6 @@ impl Forwarder {
             }
         }
         progress
-    }
-
-    /// The other broker that leads a target, if one does.
-    fn other_leader(&self, id: PartitionId) -> Option<u64> {
-        match *self.node.partition(id)?.role.borrow() {
-            Role::Follower { leader } => leader,
-            Role::Leader { .. } | Role::Closed => None,
-        }
     }
 
     /// What is next for a target.

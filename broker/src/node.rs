@@ -6,6 +6,7 @@ pub(crate) mod cluster_tests;
 mod current;
 #[cfg(test)]
 mod damage_tests;
+mod elsewhere;
 mod formation;
 mod guard;
 mod history;
@@ -164,6 +165,8 @@ struct Inner {
     peers: Peers,
     /// Why a group is not formed; empty: there is nothing to say.
     forming: Arc<Mutex<String>>,
+    /// Who leads what is closed here.
+    elsewhere: watch::Sender<elsewhere::Leaders>,
     open: RwLock<Option<Arc<Open>>>,
     running: Mutex<Option<Running>>,
 }

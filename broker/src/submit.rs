@@ -130,9 +130,9 @@ impl Submitter {
 impl Submitter {
     /// To whoever leads the partition: only there edges are attached. At most once.
     fn publish_unlogged(&self, target: PartitionId, record: Record) {
-        match leader(&self.node, target) {
-            Err(AppendError::NotLeader { leader: Some(id) }) => self.relay.publish(&self.node, id, target, &record),
-            _ => self.unlogged.publish(record),
+        match self.node.other_leader(target) {
+            Some(id) => self.relay.publish(&self.node, id, target, &record),
+            None => self.unlogged.publish(record),
         }
     }
 
@@ -180,6 +180,14 @@ async fn apply_runs(
 ) -> Vec<(usize, v1::CommandResult)> {
     let leader = match leader {
         Err(AppendError::NotLeader { leader: None }) => wait_for_leader(&node, partition).await,
+        leader => leader,
+    };
+    let leader = match leader {
+        // this broker's replica is; others may serve the partition
+        Err(closed @ AppendError::Closed { .. }) => match node.find_leader(partition, LEADER_TIMEOUT).await {
+            Some(id) => Err(AppendError::NotLeader { leader: Some(id) }),
+            None => Err(closed),
+        },
         leader => leader,
     };
     match leader {
@@ -268,7 +276,10 @@ pub fn result(partition: PartitionId, appended: &Appended, n: u16) -> v1::Comman
         Verdict::Applied => here(status(v1::Code::Applied, ""), appended.offset(n)),
         Verdict::Forwarded(_) => here(status(v1::Code::Forwarded, ""), appended.offset(n)),
         Verdict::Refused(Refusal::Repeated { original, code }) => {
-            here(status(code, "submitted before under this key"), original)
+            let took_effect = matches!(code, v1::Code::Applied | v1::Code::Forwarded);
+            // what was refused the first time had no offset to show then either
+            let offset = if took_effect { original } else { Offset::ZERO };
+            here(status(code, "submitted before under this key"), offset)
         }
         Verdict::Refused(refusal) => here(refusal_status(&refusal), Offset::ZERO),
     }

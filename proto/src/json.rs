@@ -232,7 +232,7 @@ fn bookkeeping(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> 
         }
         RecordKind::GroupReset => {
             let reset: v1::GroupReset = decode(kind, record)?;
-            object.put("group", reset.group).put("through", offset(reset.through));
+            object.put("group", reset.group).put("through", offset(reset.through)).put("skips", reset.skips);
         }
         RecordKind::GroupDropped => {
             let dropped: v1::GroupDropped = decode(kind, record)?;

@@ -46,6 +46,17 @@ impl ParkedEvent {
     }
 }
 
+/// What retention took before the group had it. Its members are told until one of them has settled something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Skipped {
+    /// What comes after this...
+    pub after: Offset,
+    /// ... up to and with this.
+    pub through: Offset,
+    /// The group's when it happened: members of a later one are told.
+    pub epoch: u64,
+}
+
 /// One handler group.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Group {
@@ -63,6 +74,7 @@ pub(super) struct Group {
     pub settled: u64,
     /// Of its last commit or assignment, in log time.
     pub active: Timestamp,
+    pub skipped: Option<Skipped>,
 }
 
 /// What a commit or an assignment brings, checked against the group and not yet put in force.
@@ -85,6 +97,26 @@ impl Group {
     pub(super) fn new(member: &str, filter: Filter, through: Offset, now: Timestamp, apis: &Apis) -> Self {
         let passed = apis.total_at(&filter, through);
         Self { epoch: 1, member: member.into(), filter, through, passed, active: now, ..Self::default() }
+    }
+
+    /// Retention takes everything up to `through`: nothing of it is open any more. What is settled stays settled.
+    pub(super) fn skip(&mut self, through: Offset, apis: &Apis) {
+        let after = self.retention_limit();
+        if after >= through {
+            return;
+        }
+        self.note_skipped(after, through, self.epoch);
+        self.holes.retain(|hole, _| *hole > through);
+        if through > self.through {
+            self.through = through;
+            self.passed = apis.total_at(&self.filter, through);
+        }
+    }
+
+    /// Members of an epoch after this one are told.
+    pub(super) fn note_skipped(&mut self, after: Offset, through: Offset, epoch: u64) {
+        let known = self.skipped.unwrap_or(Skipped { after, through, epoch });
+        self.skipped = Some(Skipped { after: known.after.min(after), through: known.through.max(through), epoch });
     }
 
     /// Everything up to `through` counts as settled, everything after it as open.
@@ -133,6 +165,10 @@ impl Group {
         let change = Change { through, named: fresh + listed.len() as u64, listed, outcomes };
         self.check_room(&change)?;
         self.active = now;
+        // whoever answers has read what it was told before
+        if !change.outcomes.is_empty() {
+            self.skipped.take_if(|skipped| skipped.epoch < self.epoch);
+        }
         self.make(change, now, apis);
         Ok(())
     }
@@ -305,6 +341,9 @@ impl Group {
     }
 
     pub(super) fn check(&self, end: Offset) -> Result<(), &'static str> {
+        if self.skipped.is_some_and(|skipped| skipped.after >= skipped.through || skipped.epoch > self.epoch) {
+            return Err("has skipped nothing, or later");
+        }
         if self.epoch == 0 {
             return Err("has no epoch");
         }

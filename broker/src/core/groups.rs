@@ -8,7 +8,7 @@ use super::{
     apis::Apis,
     effects::{Refusal, Reply},
     filter::Filter,
-    group::Group,
+    group::{Group, Skipped},
     snapshot::{Reader, SnapshotError, Writer},
 };
 
@@ -80,8 +80,13 @@ impl Groups {
         if self.groups.len() >= GROUPS_MAX {
             return Err(Refusal::Limit);
         }
-        let through = start(body.start.as_ref(), index)?.max(trimmed);
-        let group = Group::new(&body.member, filter, through, now, apis);
+        let start = start(body.start.as_ref(), index)?;
+        let mut group = Group::new(&body.member, filter, start.max(trimmed), now, apis);
+        // whoever asks for the earliest gets what there is
+        let is_earliest = matches!(body.start.and_then(|start| start.at), Some(v1::start::At::Earliest(_)));
+        if start < trimmed && !is_earliest {
+            group.note_skipped(start, trimmed, 0);
+        }
         let reply = group.reply();
         self.groups.insert(body.group.as_str().into(), group);
         Ok(reply)
@@ -99,7 +104,10 @@ impl Groups {
         if Offset(body.through) > before(index) {
             return (group.reply(), Err(Refusal::Malformed));
         }
-        group.reset(Offset(body.through).max(trimmed), apis);
+        match body.skips {
+            true => group.skip(Offset(body.through), apis),
+            false => group.reset(Offset(body.through).max(trimmed), apis),
+        }
         (group.reply(), Ok(()))
     }
 
@@ -130,6 +138,34 @@ impl Groups {
             groups.groups.insert(input.text()?.into(), Group::decode(input)?);
         }
         Ok(groups)
+    }
+
+    /// What was skipped, if anything was: at the end of the state, where older versions have nothing.
+    pub(super) fn encode_skipped(&self, out: &mut Writer) {
+        let skipped = || self.groups.iter().filter_map(|(name, group)| Some((name, group.skipped?)));
+        if skipped().next().is_none() {
+            return;
+        }
+        out.length(skipped().count());
+        for (name, skipped) in skipped() {
+            out.text(name);
+            out.u64(skipped.after.0);
+            out.u64(skipped.through.0);
+            out.u64(skipped.epoch);
+        }
+    }
+
+    pub(super) fn decode_skipped(&mut self, input: &mut Reader<'_>) -> Result<(), SnapshotError> {
+        let count = input.length()?;
+        if count == 0 {
+            return Err(SnapshotError::Invalid("skipped"));
+        }
+        for _ in 0..count {
+            let group = self.groups.get_mut(input.text()?).ok_or(SnapshotError::Invalid("group"))?;
+            let (after, through) = (input.offset()?, input.offset()?);
+            group.skipped = Some(Skipped { after, through, epoch: input.u64()? });
+        }
+        Ok(())
     }
 }
 

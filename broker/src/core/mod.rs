@@ -30,7 +30,7 @@ pub use dedup::{DEDUP_MAX, DEDUP_WINDOW};
 pub use effects::{
     Applied, AppliedEntry, BatchOutcome, EdgeDelivery, EdgeIndex, LoggedEntry, Refusal, Reply, Targets, Verdict,
 };
-pub use group::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent};
+pub use group::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent, Skipped};
 pub use outbox::{OUTBOX_MAX, OutboxEntry, OutboxItem};
 pub use partition::{APPLY_VERSION, Partition};
 pub use retained::Milestone;

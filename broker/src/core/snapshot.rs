@@ -72,6 +72,7 @@ impl Partition {
             out.u64(offset.0);
         }
         self.dedup.encode(out);
+        self.groups.encode_skipped(out);
     }
 
     /// The state that gave these bytes.
@@ -121,6 +122,9 @@ impl Partition {
             self.watermarks.insert(PartitionId(input.u16()?), input.offset()?);
         }
         self.dedup = Dedup::decode(input)?;
+        if !input.0.is_empty() {
+            self.groups.decode_skipped(input)?;
+        }
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::{
     connections::{Attribute, Connection, Phase},
     edges::Edge,
     effects::EdgeIndex,
-    group::{Group, Hole, ParkedEvent},
+    group::{Group, Hole, ParkedEvent, Skipped},
     outbox::OutboxEntry,
     partition::{self, Partition},
     retained::Milestone,
@@ -114,6 +114,11 @@ impl<'a> GroupView<'a> {
     /// How many.
     pub fn parked_count(&self) -> usize {
         self.group.parked.len()
+    }
+
+    /// What retention took before the group had it, if its members are to be told.
+    pub fn skipped(&self) -> Option<Skipped> {
+        self.group.skipped
     }
 
     /// Everything up to here may be trimmed without the group missing it.

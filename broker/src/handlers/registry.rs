@@ -19,7 +19,7 @@ use super::{
     cursor::{self, Cursor, Filter},
     flow::{Flow, Leftover, Settings, StartHole},
     member::{Member, SessionEnd},
-    stream::{End, Stream},
+    stream::{End, Stream, Trimming},
 };
 use crate::{
     append::AppendError,
@@ -315,11 +315,11 @@ impl Worker {
         let record = self.assignment(&terms.member, &terms.apis, &terms.kinds, Some(start));
         self.left.assigned = true; // before it is known: the wait may be given up
         let epoch = self.append(record).await?;
-        let (through, holes, known, log) = {
+        let (through, holes, skipped, known, log) = {
             let state = self.partition.state.read();
             let group = state.group(&self.group).filter(|group| group.epoch == epoch).ok_or(AssignError::Refused)?;
             let holes: Vec<_> = group.holes().collect();
-            (group.through, holes, state.applied(), state.time())
+            (group.through, holes, group.skipped(), state.applied(), state.time())
         };
         let offsets: Vec<_> = holes.iter().map(|(offset, _)| *offset).collect();
         let connections = cursor::read_connections(&self.registry.node, &self.partition, &offsets).await;
@@ -342,7 +342,8 @@ impl Worker {
         tracing::info!(group = self.group, member = terms.member, partition = %self.partition.id, epoch, %through, "assigned");
         let wanted = self.registry.wanted.get(&self.partition.id).map(watch::Sender::subscribe);
         let wanted = wanted.unwrap_or_else(|| watch::Sender::new(Offset::ZERO).subscribe());
-        Ok(Stream::new(node, self.partition.clone(), member.clone(), lease, flow, cursor, wanted))
+        let trimming = Trimming { wanted, skipped };
+        Ok(Stream::new(node, self.partition.clone(), member.clone(), lease, flow, cursor, trimming))
     }
 
     /// Nobody is left: the log says so, and keeps what was given and not settled.

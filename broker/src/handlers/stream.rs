@@ -20,7 +20,10 @@ use super::{
     flow::{Flow, Leftover, Offer},
     member::{Member, Request, SessionEnd},
 };
-use crate::node::{Node, PartitionHandle, ReadError, Role};
+use crate::{
+    core::Skipped,
+    node::{Node, PartitionHandle, ReadError, Role},
+};
 use commits::{Expiry, OnWire, resolve_front};
 
 /// Most events in one message.
@@ -61,6 +64,14 @@ enum Next {
     Tail,
 }
 
+/// What retention has to do with a group.
+pub(super) struct Trimming {
+    /// It would take everything up to here.
+    pub(super) wanted: watch::Receiver<Offset>,
+    /// It has taken this.
+    pub(super) skipped: Option<Skipped>,
+}
+
 /// See the module's head.
 pub(super) struct Stream {
     node: Node,
@@ -76,8 +87,7 @@ pub(super) struct Stream {
     /// Taken from the flow, and too large for the message before.
     carry: Option<(Scanned, u32)>,
     expiry: Expiry,
-    /// Retention would take everything up to here.
-    wanted: watch::Receiver<Offset>,
+    trimming: Trimming,
 }
 
 impl Stream {
@@ -88,7 +98,7 @@ impl Stream {
         lease: Lease,
         flow: Flow,
         cursor: Cursor,
-        wanted: watch::Receiver<Offset>,
+        trimming: Trimming,
     ) -> Self {
         let requests = member.open_route(partition.id, lease.epoch);
         let expiry = Expiry::new(member.terms.max_attempts > 0);
@@ -104,7 +114,7 @@ impl Stream {
             answers: VecDeque::new(),
             carry: None,
             expiry,
-            wanted,
+            trimming,
         }
     }
 
@@ -115,7 +125,11 @@ impl Stream {
 
     /// Serves the member until something ends it. `moved` resolves when another member is to have the partition.
     pub(super) async fn run(&mut self, moved: impl Future<Output = ()>) -> End {
-        let assigned = v1::Assigned { partition: u32::from(self.partition.id.0), epoch: self.lease.epoch };
+        let trimmed = self
+            .trimming
+            .skipped
+            .map(|skipped| v1::TrimmedRange { from: skipped.after.0.saturating_add(1), through: skipped.through.0 });
+        let assigned = v1::Assigned { partition: u32::from(self.partition.id.0), epoch: self.lease.epoch, trimmed };
         if !self.member.send(Response::Assigned(assigned)).await {
             return End::Gone;
         }
@@ -166,7 +180,7 @@ impl Stream {
                 () = member.credit.freed(), if next == Next::Credit => {}
                 () = tail.wait_past(index), if next == Next::Tail => {}
                 // a registry outlives its streams
-                Ok(()) = self.wanted.changed() => {}
+                Ok(()) = self.trimming.wanted.changed() => {}
                 () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {}
             }
         }

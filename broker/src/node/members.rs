@@ -197,9 +197,8 @@ impl Node {
     }
 
     async fn ask_once(&self, partition: PartitionId, ask: &Ask) -> Result<pb::AdminResponse, String> {
-        let role = self.partition(partition).map(|handle| *handle.role.borrow());
-        match role {
-            Some(Role::Follower { leader: Some(leader) }) => {
+        match self.other_leader(partition) {
+            Some(leader) => {
                 let request = pb::AdminRequest { partition: u32::from(partition.0), ask: Some(ask.clone()) };
                 let answer =
                     self.peers().call(leader, CallKind::Admin, request.encode_to_vec().into(), ASK_TIMEOUT).await;
@@ -207,7 +206,7 @@ impl Node {
                 let answer = answer.map_err(|error: CallError| error.to_string())?;
                 pb::AdminResponse::decode(answer).map_err(|error| error.to_string())
             }
-            _ => Ok(self.grant(partition, ask).await),
+            None => Ok(self.grant(partition, ask).await),
         }
     }
 

@@ -7,7 +7,9 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::{LogIndex, PartitionCount, PartitionId, v1::peer as pb};
 
-use super::{Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, formation, guard, stop_groups};
+use super::{
+    Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, elsewhere, formation, guard, stop_groups,
+};
 use crate::{
     append, core,
     raft::{
@@ -131,6 +133,12 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     }
     let (guarding, stopped) = (guard::run(health.clone(), peers.clone(), started.groups.clone()), stop.clone());
     tasks.spawn(async move { stopped.run_until_cancelled(guarding).await });
+    let found = watch::Sender::default();
+    if config.dialer.is_some() {
+        let asking = elsewhere::run(peers.clone(), started.partitions.clone(), found.clone());
+        let stopped = stop.clone();
+        tasks.spawn(async move { stopped.run_until_cancelled(asking).await });
+    }
     let running = Running {
         stop,
         tasks,
@@ -152,6 +160,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         space,
         peers,
         forming,
+        elsewhere: found,
         open: RwLock::new(Some(Arc::new(Open { db: opened.db, readers: started.readers }))),
         running: Mutex::new(Some(running)),
     })

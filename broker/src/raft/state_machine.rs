@@ -339,7 +339,7 @@ fn install(reader: &Reader, writer: &WriterHandle, last: LogId, snapshot: &Snaps
     }
     let bytes = snapshot.load()?;
     let state = Partition::decode(&bytes).map_err(|error| refused(&format!("does not decode: {error}")))?;
-    if state.digest() != manifest.digest || state.id() != partition {
+    if (state.digest(), state.id(), state.applied()) != (manifest.digest, partition, manifest.last.index) {
         return Err(refused("is not what its manifest says"));
     }
     if !snapshot.is_in(reader) {

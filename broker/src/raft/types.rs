@@ -134,8 +134,9 @@ pub fn encode_membership(members: &Membership<u64, Member>) -> Vec<u8> {
     bytes.extend_from_slice(&(members.nodes().count() as u16).to_le_bytes());
     for (id, node) in members.nodes() {
         bytes.extend_from_slice(&id.to_le_bytes());
-        let address = node.link.as_bytes();
-        let address = address.get(..usize::from(u16::MAX)).unwrap_or(address);
+        // far shorter (peers.rs); were it not, it would have to read back still
+        let length = node.link.floor_char_boundary(usize::from(u16::MAX));
+        let address = node.link.as_bytes().get(..length).unwrap_or_default();
         bytes.extend_from_slice(&(address.len() as u16).to_le_bytes());
         bytes.extend_from_slice(address);
         bytes.extend_from_slice(&node.disk.0);

@@ -65,7 +65,7 @@ fn entries_that_follow_each_other_are_taken_up_to_the_last_index() {
 fn an_index_that_no_offset_has_room_for_is_refused() {
     for index in [LogIndex::MAX.0 + 1, u64::MAX - 1, u64::MAX] {
         refused(from_append(PARTITION, PEER, an_append(Some((4, index)), &[(5, 0)])), "log index");
-        refused(from_append(PARTITION, PEER, an_append(Some((4, index - 1)), &[(5, index)])), "log index");
+        refused(from_append(PARTITION, PEER, an_append(Some((4, index - 1)), &[(5, index)])), "index");
         let commit = pb::Append { commit: Some(pb::LogId { term: 1, index }), ..an_append(None, &[]) };
         refused(from_append(PARTITION, PEER, commit), "log index");
         let matched = pb::Matched { last: Some(pb::LogId { term: 1, index }) };
@@ -82,7 +82,7 @@ fn an_index_that_no_offset_has_room_for_is_refused() {
             [a_manifest(1, index, None, &a_membership(3)), a_manifest(1, 9, Some((1, index)), &a_membership(3))]
         {
             let head = snapshot_head(&from_vote(Some(a_vote(5))).unwrap(), &manifest);
-            refused(from_snapshot_head(&head, PEER), "log index");
+            refused(from_snapshot_head(&head, PEER), "index");
         }
     }
 }

@@ -93,8 +93,9 @@ impl Keeper {
         for group in &trim.skipping {
             tracing::error!(%partition, group, through = %trim.through, "the log is full: a handler group skips what it has not settled");
         }
-        let reset = |group: String| record(RecordKind::GroupReset, &v1::GroupReset { group, start: None, through });
-        let mut records: Vec<Record> = trim.skipping.into_iter().map(reset).collect();
+        let skip = |group: String| v1::GroupReset { group, start: None, through, skips: true };
+        let skip = |group: String| record(RecordKind::GroupReset, &skip(group));
+        let mut records: Vec<Record> = trim.skipping.into_iter().map(skip).collect();
         records.push(record(RecordKind::Trimmed, &v1::Trimmed { through }));
         let last = records.len() as u16 - 1;
         let appended = self.partition.append.append(Batch::new(Source::Leader, &records)).await?;

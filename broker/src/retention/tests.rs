@@ -7,6 +7,7 @@ use trunkline_proto::{LogIndex, PartitionId};
 use super::*;
 use crate::{
     append::{AppendError, Full},
+    grpc::log::{Query, Reading},
     handlers::member::{Member, OUTGOING_MAX, Terms},
     node::{Moment, NodeConfig, ReadError},
     store,
@@ -119,6 +120,20 @@ async fn what_is_too_much_is_trimmed_told_and_deleted() {
     assert_eq!(node.read_log(P, LogIndex(0), 1).await.unwrap_err(), trimmed);
     assert_eq!(node.read_log(P, LogIndex(before.0 - 1), 1).await.unwrap_err(), trimmed);
     assert_eq!(node.read_log(P, before, 1).await.unwrap().entries[0].index, earliest.index());
+    // what tools read by
+    for at in [v1::start::At::Offset(1 << 16), v1::start::At::Time(1)] {
+        let query = Query {
+            partition: P,
+            from: Some(v1::Start { at: Some(at) }),
+            limit: 0,
+            follow: true,
+            raw: false,
+            api: String::new(),
+            connection: None,
+            until: Offset::MAX,
+        };
+        assert_eq!(Reading::open(&node, query).await.unwrap_err(), trimmed, "{at:?}");
+    }
     let at = |offset| node.state_at(P, Moment::Offset(offset));
     assert_eq!(at(Offset::new(before, 0)).await.unwrap_err(), trimmed, "of that entry only the whole is known");
     assert_eq!(node.state_at(P, Moment::Time(Timestamp(1))).await.unwrap_err(), trimmed);
@@ -277,7 +292,10 @@ async fn at_the_cap_groups_skip_where_the_operator_wants_that() {
         .await;
     }
     let state = partition(&node).state.read().clone();
-    assert!(state.group("slow").unwrap().through >= state.trimmed() && state.trimmed() > Offset::ZERO);
+    let slow = state.group("slow").unwrap();
+    assert!(slow.through >= state.trimmed() && state.trimmed() > Offset::ZERO);
+    let skipped = slow.skipped().unwrap();
+    assert!(skipped.after < skipped.through && skipped.through >= state.trimmed(), "its next member is told");
     keeping.stop().await;
     node.shutdown().await;
 }

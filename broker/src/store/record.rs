@@ -37,6 +37,8 @@ enum Kind {
 pub enum ValueError {
     #[error("value of {0} bytes is too short")]
     Short(usize),
+    #[error("index {0} is larger than any index can be")]
+    Index(u64),
     #[error("value has version {0}; this version reads {VALUE_VERSION}")]
     Version(u8),
     #[error("value has unexpected kind {0}")]
@@ -116,8 +118,14 @@ pub fn encode_entry(partition: PartitionId, entry: &StoredEntry) -> Vec<u8> {
     seal(kind, &context(partition, entry.id.index), &[&entry.id.term.to_le_bytes(), payload])
 }
 
+/// An index from outside: below what an offset has room for, so that the next one is an index too.
+pub(super) fn checked_index(index: u64) -> Result<LogIndex, ValueError> {
+    Some(LogIndex(index)).filter(|index| *index <= LogIndex::MAX).ok_or(ValueError::Index(index))
+}
+
 /// Decodes and checks a log entry; the payload shares the buffer.
 pub fn decode_entry(partition: PartitionId, index: LogIndex, value: &Bytes) -> Result<StoredEntry, ValueError> {
+    checked_index(index.0)?;
     let (kind, body) = open(&context(partition, index), value)?;
     let term = u64::from_le_bytes(*body.first_chunk::<8>().ok_or(ValueError::Short(value.len()))?);
     let payload = value.slice(ENTRY_OVERHEAD_BYTES..);
@@ -151,7 +159,7 @@ pub fn encode_log_id(partition: PartitionId, id: &StoredLogId) -> Vec<u8> {
 /// Decodes a log id.
 pub fn decode_log_id(partition: PartitionId, value: &[u8]) -> Result<StoredLogId, ValueError> {
     let mut body = Body(open_kind(Kind::LogId, &context(partition, LogIndex(0)), value)?);
-    Ok(StoredLogId { term: body.u64()?, index: LogIndex(body.u64()?) })
+    Ok(StoredLogId { term: body.u64()?, index: checked_index(body.u64()?)? })
 }
 
 /// Encodes the refused records of an entry.

@@ -61,8 +61,8 @@ impl Manifest {
         if version != MANIFEST_VERSION {
             return Err(ValueError::Version(version));
         }
-        let last = StoredLogId { term: body.u64()?, index: LogIndex(body.u64()?) };
-        let at = StoredLogId { term: body.u64()?, index: LogIndex(body.u64()?) };
+        let mut id = || Ok(StoredLogId { term: body.u64()?, index: record::checked_index(body.u64()?)? });
+        let (last, at) = (id()?, id()?);
         let at = (body.u8()? != 0).then_some(at);
         let (digest, state_digest, size, crc) = (body.u64()?, body.u64()?, body.u64()?, body.u32()?);
         let length = body.u32()? as usize;

@@ -246,6 +246,10 @@ pub fn decode_state(reader: &Reader, manifest: &Manifest) -> Result<core::Partit
     if state.digest() != manifest.digest {
         return Err(StoreError::Damaged { place: place(), reason: "its digest is not the one in its manifest".into() });
     }
+    if (state.id(), state.applied()) != (reader.partition(), manifest.last.index) {
+        let reason = format!("it holds partition {} up to {}", state.id(), state.applied());
+        return Err(StoreError::Damaged { place: place(), reason });
+    }
     Ok(state)
 }
 

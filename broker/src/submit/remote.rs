@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use tokio::sync::Semaphore;
-use trunkline_proto::{Batch, PartitionId, Record, Source, v1, v1::peer as pb};
+use trunkline_proto::{Batch, PartitionId, Record, Source, limits, v1, v1::peer as pb};
 
 use super::{Run, Submitter, append_runs, leader, status};
 use crate::{
@@ -133,9 +133,34 @@ fn read(call: Bytes) -> Result<(PartitionId, pb::SubmitCall, Vec<Batch>), String
     let call = pb::SubmitCall::decode(call).map_err(|error| error.to_string())?;
     let partition = u16::try_from(call.partition).map_err(|error| error.to_string())?;
     let batch = |run: &pb::SubmitRun| {
-        let count = u16::try_from(run.numbers.len()).map_err(|error| error.to_string())?;
+        let commands = run.numbers.len();
+        let count = u16::try_from(commands).ok().filter(|count| usize::from(*count) <= limits::COMMANDS_MAX);
+        let count = count.ok_or_else(|| format!("{commands} commands; at most {} are taken", limits::COMMANDS_MAX))?;
         Batch::checked(Source::Leader, count, run.records.clone()).map_err(|error| error.to_string())
     };
     let batches = call.runs.iter().map(batch).collect::<Result<_, _>>()?;
     Ok((PartitionId(partition), call, batches))
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::{ConnectionId, RecordKind};
+
+    use super::*;
+
+    fn call(commands: usize, numbers: usize) -> Bytes {
+        let record = Record::new(RecordKind::Pushed, ConnectionId::NONE, "", &v1::Pushed::default());
+        let records = record.bytes().repeat(commands).into();
+        let run = pb::SubmitRun { numbers: (0..numbers as u32).collect(), records };
+        pb::SubmitCall { partition: 1, runs: vec![run], ..Default::default() }.encode_to_vec().into()
+    }
+
+    #[test]
+    fn a_call_of_more_commands_than_a_request_has_is_refused() {
+        let max = limits::COMMANDS_MAX;
+        assert!(read(call(max, max)).is_ok());
+        for (commands, numbers) in [(max + 1, max + 1), (65_535, 65_535), (65_536, 65_536), (1, 2), (2, 1)] {
+            assert!(read(call(commands, numbers)).is_err(), "{commands} {numbers}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, error::Error, fmt, future::Future, time::Duration};
 
 use bytes::Bytes;
-use trunkline_proto::v1;
+use trunkline_proto::{Offset, PartitionId, v1};
 
 use crate::{
     context::Context,
@@ -32,11 +32,28 @@ pub trait Handler: Send + Sync + 'static {
         async { Ok(()) }
     }
 
+    /// Retention has taken events before this group was given them. Said at least once, and again at each assignment of the partition
+    /// until the group has settled an event there. Called between events: must return at once.
+    fn trimmed(&self, trimmed: Trimmed) {
+        let _ = trimmed;
+    }
+
     /// A connection was closed. Nothing can be sent to it any more.
     fn closed(&self, cx: &mut Context, closed: Closed) -> impl Future<Output = Result<(), HandlerError>> + Send {
         let _ = (cx, closed);
         async { Ok(()) }
     }
+}
+
+/// What a group misses of a partition: its start is not in the log any more, or an operator lets a full log go on without it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trimmed {
+    /// Whose log.
+    pub partition: PartitionId,
+    /// The first offset that is gone...
+    pub from: Offset,
+    /// ... and the last one. Not every offset between them was an event of the group.
+    pub through: Offset,
 }
 
 /// The decision about a new connection.

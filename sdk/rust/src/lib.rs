@@ -45,7 +45,7 @@ pub use command::{Command, CommandError, Publish};
 pub use context::Context;
 pub use error::{ClientError, CommandFailure, Retry};
 pub use event::{Closed, EventKind, Message, Opened};
-pub use handler::{Handler, HandlerError, Registration};
+pub use handler::{Handler, HandlerError, Registration, Trimmed};
 pub use subscription::{IntoEndpoints, StartAt, SubscribeError, Subscriber};
 /// The wire types, for what this crate does not wrap.
 pub use trunkline_proto as proto;

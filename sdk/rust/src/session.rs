@@ -26,7 +26,7 @@ use crate::{
     context::{Context, Origin},
     error::{ClientError, Retry},
     event::{Closed, Message, Opened},
-    handler::{Decision, Handler, HandlerError, Registration, Then},
+    handler::{Decision, Handler, HandlerError, Registration, Then, Trimmed},
     lane::WorkId,
     schedule::{Bounds, Schedule, Verdict, Work, refuse_delay},
     subscription::Settings,
@@ -219,6 +219,9 @@ impl<H: Handler> Session<H> {
             Response::Brokers(told) => self.brokers.learn(&told),
             Response::Assigned(assigned) => {
                 tracing::debug!(partition = assigned.partition, epoch = assigned.epoch, "assigned");
+                if let Some(trimmed) = assigned.trimmed {
+                    self.tell_trimmed(assigned.partition, trimmed);
+                }
                 self.schedule.handle_assigned(assigned.partition, assigned.epoch);
             }
             Response::Revoked(revoked) => {
@@ -233,6 +236,14 @@ impl<H: Handler> Session<H> {
             Response::Committed(result) => self.handle_committed(now, result),
         }
         None
+    }
+
+    fn tell_trimmed(&self, partition: u32, range: v1::TrimmedRange) {
+        let Ok(partition) = u16::try_from(partition) else { return };
+        let (partition, from, through) = (PartitionId(partition), Offset(range.from), Offset(range.through));
+        tracing::warn!(group = %self.settings.group, %partition, %from, %through,
+            "retention has taken offsets before the group was given the events there");
+        self.handler.trimmed(Trimmed { partition, from, through });
     }
 
     fn handle_committed(&mut self, now: std::time::Instant, result: v1::CommitResult) {

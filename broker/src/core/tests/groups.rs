@@ -3,7 +3,7 @@ use trunkline_proto::{
 };
 
 use super::{
-    super::{PARKED_MAX, Refusal, Reply, Verdict},
+    super::{PARKED_MAX, Partition, Refusal, Reply, Verdict},
     log::Log,
     *,
 };
@@ -280,7 +280,7 @@ fn a_reset_moves_a_group_and_clears_its_holes() {
     let (mut log, base, [a, b, ..]) = four_events();
     log.put(&[commit("g", 1, base, b, &[(b, ack())], &[(a, 1)], &[])]);
     let reset = |group: &str, through: u64| {
-        of_leader(RecordKind::GroupReset, &v1::GroupReset { group: group.into(), start: None, through })
+        of_leader(RecordKind::GroupReset, &v1::GroupReset { group: group.into(), through, ..Default::default() })
     };
     assert_eq!(log.leader(&[reset("none", 0)]).verdict(0), refused(Refusal::Gone));
     assert_eq!(log.leader(&[reset("g", u64::MAX)]).verdict(0), refused(Refusal::Malformed));
@@ -348,6 +348,65 @@ fn nothing_a_group_still_needs_is_trimmed() {
     assert_eq!(log.state.trimmed().0, a);
     log.leader(&[started("late", v1::start::At::Earliest(true))]);
     assert_eq!(log.state.group("late").unwrap().through.0, a);
+}
+
+#[test]
+fn what_retention_takes_of_a_group_is_skipped_and_what_is_settled_stays_so() {
+    let (mut log, base, [a, b, c, d]) = four_events();
+    let skip = |through: u64| v1::GroupReset { group: "g".into(), through, skips: true, ..Default::default() };
+    let skip = |through: u64| of_leader(RecordKind::GroupReset, &skip(through));
+    log.put(&[commit("g", 1, base, d, &[(a, ack()), (d, ack())], &[(b, 1), (c, 2)], &[])]);
+    // a hole goes; the prefix is beyond it and does not come back
+    assert_eq!(log.leader(&[skip(b)]).reply(), Reply::Group { epoch: 1, through: Offset(d) });
+    assert_eq!((holes(&log), log.state.group_lag("g")), (vec![(c, 2, 0)], 1));
+    let skipped = log.state.group("g").unwrap().skipped().unwrap();
+    assert_eq!((skipped.after.0, skipped.through.0, skipped.epoch), (b - 1, b, 1));
+    // whoever has the partition now was not told: what it settles proves nothing
+    log.put(&[commit("g", 1, d, d, &[(c, again(0))], &[], &[])]);
+    assert_eq!(log.state.group("g").unwrap().skipped(), Some(skipped));
+    // more goes than it has settled
+    log.edge(&[message(id(1))]);
+    let end = Offset::end_of(log.state.applied()).0;
+    log.leader(&[skip(end)]);
+    let view = log.state.group("g").unwrap();
+    assert_eq!((view.through.0, view.lag, view.hole_count()), (end, 0, 0));
+    assert_eq!(view.skipped().map(|all| (all.after.0, all.through.0)), Some((b - 1, end)));
+    assert_eq!(log.state.check(), Ok(()));
+    assert!(Partition::decode(&log.state.encode()).unwrap() == log.state);
+    // the next member is told, and has read it once it settles something
+    log.leader(&[assigned("g", 2, end, end)]);
+    log.edge(&[message(id(1))]);
+    let next = log.offset(0).0;
+    log.put(&[commit("g", 2, end, end, &[], &[], &[])]);
+    assert!(log.state.group("g").unwrap().skipped().is_some(), "the broker's own commit proves nothing");
+    log.put(&[commit("g", 2, end, next, &[(next, ack())], &[], &[])]);
+    assert_eq!(log.state.group("g").unwrap().skipped(), None);
+}
+
+#[test]
+fn a_group_whose_start_is_trimmed_is_told_unless_it_takes_what_there_is() {
+    use v1::start::At;
+    let mut log = Log::with_connection(&[]);
+    log.edge(&[message(id(1))]);
+    let through = Offset::end_of(log.state.applied());
+    log.leader(&[of_leader(RecordKind::Trimmed, &v1::Trimmed { through: through.0 })]);
+    let skipped = |log: &Log, group: &str| {
+        let view = log.state.group(group).unwrap();
+        assert!(view.through >= through);
+        view.skipped().map(|skipped| (skipped.after.0, skipped.through))
+    };
+    for (group, at, told) in [
+        ("earliest", At::Earliest(true), None),
+        ("latest", At::Latest(true), None),
+        ("next", At::Offset(through.0 + 1), None),
+        ("last", At::Offset(through.0), Some((through.0 - 1, through))),
+        ("first", At::Offset(0), Some((0, through))),
+    ] {
+        assert_eq!(log.leader(&[started(group, at)]).verdict(0), Verdict::Applied);
+        assert_eq!(skipped(&log, group), told, "{group}");
+    }
+    assert_eq!(log.state.check(), Ok(()));
+    assert!(Partition::decode(&log.state.encode()).unwrap() == log.state);
 }
 
 #[test]

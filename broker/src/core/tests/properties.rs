@@ -28,7 +28,7 @@ enum Attempt {
     Submit { key: Option<u8>, commands: Vec<Command> },
     Commit { group: u8, skew: i8, base: i8, settle: Vec<Fate>, holes: u8, commands: Vec<Command> },
     Assign { group: u8, skew: i8, give: u8, nobody: bool },
-    Reset { group: u8, back: u8 },
+    Reset { group: u8, back: u8, skips: bool },
     Forget { group: u8, skew: u8 },
     LeaderCloses { max: u8, also: u8 },
     Forward { skew: i8, commands: Vec<Command> },
@@ -120,7 +120,7 @@ fn attempt() -> impl Strategy<Value = Attempt> {
             }),
         3 => (0..2u8, skew(), 0..4u8, any::<bool>())
             .prop_map(|(group, skew, give, nobody)| Attempt::Assign { group, skew, give, nobody }),
-        1 => (0..2u8, 0..20u8).prop_map(|(group, back)| Attempt::Reset { group, back }),
+        1 => (0..2u8, 0..20u8, any::<bool>()).prop_map(|(group, back, skips)| Attempt::Reset { group, back, skips }),
         1 => (0..2u8, 0..4u8).prop_map(|(group, skew)| Attempt::Forget { group, skew: skew / 3 }),
         3 => (0..4u8, 0..6u8).prop_map(|(max, also)| Attempt::LeaderCloses { max, also }),
         3 => (skew(), commands()).prop_map(|(skew, commands)| Attempt::Forward { skew, commands }),
@@ -201,10 +201,10 @@ impl Writers<'_> {
                 let epoch = self.state.group(&group).map_or(0, |group| group.epoch) + u64::from(*skew);
                 self.leader(of_leader(RecordKind::GroupDropped, &v1::GroupDropped { group, epoch }))
             }
-            Attempt::Reset { group, back } => {
+            Attempt::Reset { group, back, skips } => {
                 let at = self.events.len().saturating_sub(usize::from(*back));
                 let through = self.events.get(at).map_or(0, |offset| offset.0);
-                let body = v1::GroupReset { group: group_name(*group), start: None, through };
+                let body = v1::GroupReset { group: group_name(*group), through, skips: *skips, ..Default::default() };
                 self.leader(of_leader(RecordKind::GroupReset, &body))
             }
             Attempt::LeaderCloses { max, also } => {
@@ -392,6 +392,10 @@ impl Model {
             }
             RecordKind::GroupReset => {
                 let body: v1::GroupReset = record.decode().unwrap();
+                if body.skips {
+                    // neither its prefix goes back nor what it has settled
+                    return;
+                }
                 self.through.insert(body.group.clone(), Offset::ZERO);
                 self.settled.entry(body.group).or_default().retain(|offset| *offset <= body.through);
             }

@@ -72,7 +72,7 @@ impl Stream {
         while self.wire.len() < WIRE_MAX {
             let proposal = match self.flow.expire(now(), self.expiry.most()) {
                 Some(proposal) => proposal,
-                None => match self.flow.advance(ADVANCE_ENTRIES, *self.wanted.borrow_and_update()) {
+                None => match self.flow.advance(ADVANCE_ENTRIES, *self.trimming.wanted.borrow_and_update()) {
                     Some(proposal) => proposal,
                     None => return Ok(()),
                 },

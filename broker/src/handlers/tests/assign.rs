@@ -1,6 +1,6 @@
 //! What an assignment reads, and that it ends with the member and the broker.
 
-use trunkline_proto::{ConnectionId, Offset, PartitionId};
+use trunkline_proto::{ConnectionId, Offset, PartitionId, RecordKind, v1};
 
 use super::broker::{Broker, PATIENCE, ack, connection, join};
 use crate::handlers::cursor::{read_connections, read_record};
@@ -72,5 +72,38 @@ async fn member_that_goes_while_the_log_stalls_leaves_the_partition_to_the_next(
     drop(paused);
     assert_eq!(next.event().await.offset, offset.0);
     next.commit(0, vec![ack(offset.0)], vec![]).await;
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_member_is_told_what_retention_took_of_its_start_until_it_has_settled_an_event() {
+    let broker = Broker::start(1).await;
+    broker.opened(connection(0, 1), "chat", "").await;
+    let last = broker.message(connection(0, 1), "chat", "gone").await;
+    let through = Offset::end_of(last.index());
+    broker.lead(P0, RecordKind::Trimmed, &v1::Trimmed { through: through.0 }).await;
+    let kept = broker.message(connection(0, 1), "chat", "kept").await;
+    let starting = |group: &str, at| v1::Join { start: Some(v1::Start { at: Some(at) }), ..join(group, "m") };
+    let told = Some(v1::TrimmedRange { from: last.0, through: through.0 });
+    for (group, at, told) in [
+        ("earliest", v1::start::At::Earliest(true), None),
+        ("offset", v1::start::At::Offset(last.0), told),
+        // nothing older is left: whether there was anything, nobody knows
+        ("time", v1::start::At::Time(1), Some(v1::TrimmedRange { from: 1 << 16, through: through.0 })),
+    ] {
+        let mut member = broker.join(starting(group, at));
+        member.assigned(1).await;
+        assert_eq!(member.trimmed[&0], told, "{group}");
+        assert_eq!(member.event().await.offset, kept.0, "{group}");
+    }
+    // nothing was settled: it is said again, and then no more
+    let mut member = broker.join(join("offset", "m"));
+    member.assigned(1).await;
+    assert_eq!(member.trimmed[&0], told);
+    let event = member.event().await;
+    member.commit(0, vec![ack(event.offset)], Vec::new()).await;
+    let mut member = broker.join(join("offset", "m"));
+    member.assigned(1).await;
+    assert_eq!(member.trimmed[&0], None);
     broker.stop().await;
 }

@@ -142,7 +142,15 @@ impl Broker {
         let inbound = tokio_stream::StreamExt::map(ReceiverStream::new(inbound), Ok::<_, std::convert::Infallible>);
         tokio::spawn(session::serve(self.registry.clone(), 1, inbound, outgoing));
         requests.try_send(v1::SubscribeRequest { request: Some(Asked::Join(join)) }).unwrap();
-        Member { requests, responses, epochs: BTreeMap::new(), results: Vec::new(), events: Default::default(), ids: 0 }
+        Member {
+            requests,
+            responses,
+            epochs: BTreeMap::new(),
+            trimmed: BTreeMap::new(),
+            results: Vec::new(),
+            events: Default::default(),
+            ids: 0,
+        }
     }
 
     /// Every record of a partition's log that was not refused.
@@ -180,6 +188,8 @@ pub(crate) struct Member {
     pub(crate) requests: mpsc::Sender<v1::SubscribeRequest>,
     responses: mpsc::Receiver<Outgoing>,
     pub(crate) epochs: BTreeMap<u32, u64>,
+    /// What it was told with its assignments.
+    pub(crate) trimmed: BTreeMap<u32, Option<v1::TrimmedRange>>,
     results: Vec<v1::CommitResult>,
     events: std::collections::VecDeque<(u32, v1::Event)>,
     ids: u64,
@@ -194,6 +204,7 @@ impl Member {
                 Response::Joined(_) | Response::Brokers(_) => {}
                 Response::Assigned(assigned) => {
                     self.epochs.insert(assigned.partition, assigned.epoch);
+                    self.trimmed.insert(assigned.partition, assigned.trimmed);
                 }
                 Response::Revoked(revoked) => {
                     self.epochs.remove(&revoked.partition);

@@ -1,8 +1,13 @@
 use std::time::Duration;
 
-use trunkline_proto::{Offset, PartitionId, RecordKind, link::Frame, v1::link as pb};
+use trunkline_proto::{
+    Batch, ConnectionId, Offset, PartitionId, Record, RecordKind, Source,
+    link::Frame,
+    v1::{self, link as pb},
+};
 
 use super::support::{Broker, Edge, Options, Stream, batch, connection, hello, message, until};
+use crate::core::Verdict;
 
 /// Kinds of all records that were not refused, in order.
 async fn kinds(broker: &Broker) -> Vec<RecordKind> {
@@ -153,6 +158,43 @@ async fn a_silent_edge_is_lost_and_its_connections_are_closed() {
     stream.send(edge.attach_frame(0, 0, Vec::new())).await;
     assert_eq!(stream.goodbye().await, pb::Reason::Lost);
     assert_eq!(Edge::connect(&broker, "a", 3, 0).await.welcome.incarnation, 2);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn an_edge_that_asks_for_what_is_trimmed_begins_anew_and_what_it_had_open_is_closed_once() {
+    let broker = Broker::start(Options { tail_bytes: 1, partitions: 2, ..Options::default() }).await;
+    let edge = Edge::connect(&broker, "a", 1, 0).await;
+    let (mut stream, attached) = edge.attach(0, 0).await;
+    let (other, _) = edge.attach(1, 0).await;
+    stream.send(batch(1, &[edge.opened(connection(2), &[]), edge.opened(connection(4), &[])])).await;
+    stream.applied(1).await;
+    stream.send(batch(2, &[message(connection(2), "x")])).await;
+    stream.applied(2).await;
+    drop(stream);
+    let partition = broker.node.partition(PartitionId(0)).unwrap();
+    let through = Offset::end_of(partition.tail.applied());
+    let trimmed = v1::Trimmed { through: through.0 };
+    let trimmed = Record::new(RecordKind::Trimmed, ConnectionId::NONE, "", &trimmed);
+    let appended = partition.append.append(Batch::new(Source::Leader, &[trimmed])).await.unwrap();
+    assert_eq!(appended.verdict(0), Verdict::Applied);
+    let (mut stream, _) = edge.attach(0, attached.start).await;
+    assert_eq!(stream.goodbye().await, pb::Reason::Lost);
+    // the log says nothing of that yet: the edge closes its sockets and comes back as another
+    assert!(!partition.state.read().edge("a").unwrap().lost);
+    assert_eq!(partition.state.read().connection_count(), 2);
+    drop((stream, other, edge));
+    let edge = Edge::connect(&broker, "a", 3, 0).await;
+    assert_eq!(edge.welcome.incarnation, 2);
+    let _attached = edge.attach(0, 0).await;
+    until("closed", || partition.state.read().connection_count() == 0).await;
+    let read = broker.node.read_log(PartitionId(0), through.index(), 1 << 20).await.unwrap();
+    let records: Vec<_> = read.entries.iter().flat_map(|entry| entry.records().collect::<Vec<_>>()).collect();
+    let closed = |n: u8| {
+        let is_it = |record: &Record| record.kind == RecordKind::ConnectionClosed && record.connection == connection(n);
+        records.iter().filter(|(_, record)| is_it(record)).count()
+    };
+    assert_eq!((closed(2), closed(4)), (1, 1));
     broker.stop().await;
 }
 

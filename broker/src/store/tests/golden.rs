@@ -4,7 +4,7 @@ use trunkline_proto::{LogIndex, Offset, PartitionId, v1};
 
 use crate::{
     core::Refusal,
-    store::{Payload, StoredEntry, StoredLogId, StoredVote, record},
+    store::{Payload, StoredEntry, StoredLogId, StoredVote, record, record::ValueError},
 };
 
 const P: PartitionId = PartitionId(3);
@@ -67,6 +67,20 @@ fn stored_values_round_trip_and_belong_to_their_place() {
     let vote = StoredVote { term: 5, node: 2, committed: false };
     assert_eq!(record::decode_vote(P, &record::encode_vote(P, &vote)).unwrap(), vote);
     assert!(record::decode_log_id(P, &record::encode_vote(P, &vote)).is_err(), "a vote is no log id");
+}
+
+#[test]
+fn an_index_that_no_offset_has_room_for_is_damage() {
+    let at = |index| StoredLogId { term: 5, index: LogIndex(index) };
+    for index in [LogIndex::MAX.0 + 1, u64::MAX] {
+        let entry = StoredEntry { id: at(index), payload: Payload::Blank };
+        let value = record::encode_entry(P, &entry).into();
+        assert_eq!(record::decode_entry(P, LogIndex(index), &value), Err(ValueError::Index(index)));
+        let value = record::encode_log_id(P, &at(index));
+        assert_eq!(record::decode_log_id(P, &value), Err(ValueError::Index(index)));
+    }
+    let last = record::encode_log_id(P, &at(LogIndex::MAX.0));
+    assert_eq!(record::decode_log_id(P, &last), Ok(at(LogIndex::MAX.0)));
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub(crate) struct State {
     /// Who this is, and where all are.
     pub(crate) brokers: v1::Brokers,
     epoch: u64,
+    /// Told with each assignment.
+    pub(crate) trimmed: Option<v1::TrimmedRange>,
     stream: Option<mpsc::Sender<Result<SubscribeResponse, Status>>>,
     /// What the next commits are answered in place of being applied.
     pub(crate) answers: VecDeque<Code>,
@@ -195,7 +197,7 @@ impl State {
 
     fn assign(&mut self) {
         self.epoch += 1;
-        self.send(Resp::Assigned(v1::Assigned { partition: 0, epoch: self.epoch }));
+        self.send(Resp::Assigned(v1::Assigned { partition: 0, epoch: self.epoch, trimmed: self.trimmed }));
     }
 
     fn apply(&mut self, commit: &v1::Commit) -> (Code, Vec<Duration>) {

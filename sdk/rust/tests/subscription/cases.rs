@@ -9,8 +9,8 @@ use std::{
 
 use tokio::{sync::oneshot, task::JoinHandle};
 use trunkline_sdk::{
-    Client, ClientError, Command, ConnectionId, Context, Handler, HandlerError, Message, Opened, Registration, Retry,
-    SubscribeError, Subscriber,
+    Client, ClientError, Command, ConnectionId, Context, Handler, HandlerError, Message, Offset, Opened, PartitionId,
+    Registration, Retry, SubscribeError, Subscriber, Trimmed,
     proto::v1::{self, Code, command::Command as C, outcome::Verdict},
 };
 
@@ -22,6 +22,7 @@ struct Obedient {
     seen: Mutex<Vec<(u8, String, u32)>>,
     at_once: AtomicUsize,
     at_once_max: AtomicUsize,
+    trimmed: Mutex<Vec<Trimmed>>,
 }
 
 struct Shared(Arc<Obedient>);
@@ -33,6 +34,10 @@ impl Handler for Shared {
             "/no" => Registration::reject(403, "no"),
             _ => Registration::accept().subprotocol("v1").channel("lobby").attribute("who", "me"),
         })
+    }
+
+    fn trimmed(&self, trimmed: Trimmed) {
+        self.0.trimmed.lock().unwrap().push(trimmed);
     }
 
     async fn message(&self, cx: &mut Context, message: Message) -> Result<(), HandlerError> {
@@ -430,4 +435,24 @@ async fn a_submit_goes_to_the_next_broker_where_one_is_away_or_has_no_leader() {
     let unknown = client.publish("c", "two").await.unwrap_err();
     assert!(unknown.may_have_happened(), "{unknown:?}");
     assert_eq!((first.with(|state| state.submitted.len()), second.with(|state| state.submitted.len())), (1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_is_told_what_retention_has_taken_before_the_events_after_it() {
+    let (from, through) = (Offset(3 << 16), Offset((9 << 16) - 1));
+    let prepare = |broker: &Broker| {
+        broker.with(|state| state.trimmed = Some(v1::TrimmedRange { from: from.0, through: through.0 }));
+    };
+    let running = Running::start_at(|address| vec![address.to_string()], prepare).await;
+    running.broker.message(9 << 16, 1, "after");
+    running.broker.until_all_settled().await;
+    let told = Trimmed { partition: PartitionId(0), from, through };
+    assert_eq!(*running.seen.trimmed.lock().unwrap(), [told]);
+    // nothing is missing any more
+    running.broker.with(|state| state.trimmed = None);
+    running.broker.reassign();
+    running.broker.message(10 << 16, 1, "later");
+    running.broker.until_all_settled().await;
+    assert_eq!(running.seen.trimmed.lock().unwrap().len(), 1);
+    running.stop().await;
 }
