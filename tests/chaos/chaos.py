@@ -4,6 +4,8 @@ down all they did and saw, and a verdict. A run counts only if every planned fau
 from __future__ import annotations
 
 import argparse
+import heapq
+import itertools
 import json
 import os
 import random
@@ -12,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,9 +133,7 @@ class Run:
         for fault in faults:
             fault.prepare()
         begun = time.monotonic()
-        for at, act in timeline(faults):
-            time.sleep(max(0.0, begun + at - time.monotonic()))
-            act()
+        play(faults)
         for fault in faults:
             self.outcome.found += fault.violations
             if fault.evidence:
@@ -195,13 +194,19 @@ class Run:
         return outcome.green
 
 
-def timeline(faults: list[Fault]) -> list[tuple[float, Callable[[], None]]]:
-    """(seconds from the start, what to do) in order. What takes long itself delays the rest."""
-    acts = []
-    for fault in faults:
-        acts.append((fault.planned.after, fault.apply))
-        acts.append((fault.planned.after + fault.planned.hold, fault.heal))
-    return sorted(acts, key=lambda act: act[0])
+def play(faults: list[Fault]) -> None:
+    """Begins and heals each in its time. What takes long itself delays the rest, and shortens nothing: each lasts as long as planned."""
+    begun = time.monotonic()
+    order = itertools.count()
+    acts = [(fault.planned.after, next(order), fault, fault.apply) for fault in faults]
+    heapq.heapify(acts)
+    while acts:
+        at, _, fault, act = heapq.heappop(acts)
+        time.sleep(max(0.0, begun + at - time.monotonic()))
+        now = time.monotonic() - begun
+        act()
+        if act == fault.apply:
+            heapq.heappush(acts, (now + fault.planned.hold, next(order), fault, fault.heal))
 
 
 def perform(plan: Plan, *, env: dict[str, str] | None = None, keep: bool = False, say=print) -> Outcome:

@@ -20,6 +20,7 @@ use crate::{
         snapshotter::Pace,
         state_machine::{Initial, Parts, PendingRefused},
         types,
+        witness::{self, Witness},
     },
     store::{
         Db, DiskId, Health, Identity, Reader, Space, StoreError, Writer, WriterHandle,
@@ -46,6 +47,7 @@ struct Opened {
     folder: Folder,
     db: Arc<Db>,
     writer: Writer,
+    witness: Arc<Witness>,
     found: Vec<(Reader, Result<Found, StoreError>)>,
 }
 
@@ -54,14 +56,14 @@ fn is_alone(config: &NodeConfig) -> bool {
     config.founders.iter().all(|founder| founder.id == config.node_id)
 }
 
-fn own(config: &NodeConfig, disk: DiskId) -> Own {
+fn own(config: &NodeConfig, disk: DiskId, witness: Arc<Witness>) -> Own {
     let mut advertised = config.advertised.clone();
     // what the others' configs say of it
     if let Some(founder) = config.founders.iter().find(|founder| founder.id == config.node_id) {
         advertised.link.clone_from(&founder.link);
     }
     let (cluster, node, partitions) = (config.cluster.clone(), config.node_id, config.partitions);
-    Own { cluster, node, disk, partitions, advertised, process: rand::random() }
+    Own { cluster, node, disk, partitions, advertised, process: rand::random(), witness }
 }
 
 /// This broker as a member.
@@ -85,7 +87,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     tokio::spawn(space.clone().watch(measuring.clone()));
     let bounds = append::Bounds { retained_max: config.retained_max, space: space.clone() };
     let measuring = measuring.drop_guard();
-    let peers = Peers::new(own(&config, opened.folder.disk), config.dialer.clone(), Some(config.catchup_rate));
+    let own = own(&config, opened.folder.disk, opened.witness);
+    let peers = Peers::new(own, config.dialer.clone(), Some(config.catchup_rate));
     for founder in &config.founders {
         peers.ensure(founder.id, &founder.link);
     }
@@ -125,6 +128,8 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         tasks.spawn(async move { stop.run_until_cancelled(forming).await });
     }
     if config.dialer.is_some() {
+        let (telling, stop_telling) = (witness::run(peers.clone()), stop.clone());
+        tasks.spawn(async move { stop_telling.run_until_cancelled(telling).await });
         let count = usize::from(config.partitions.get());
         let founders = config.founders.clone();
         let balancing = balance::run(peers.clone(), started.groups.clone(), founders, count, space.clone());
@@ -244,7 +249,10 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
         let first = found.into_iter().find_map(|(_, partition)| partition.err());
         return Err(first.map_or_else(|| io_error(config, "it has no partitions".to_owned()), OpenError::from));
     }
-    Ok(Opened { folder, db, writer, found })
+    let logs =
+        found.iter().filter_map(|(reader, found)| Some((reader.partition(), found.as_ref().ok()?.log.log().clone())));
+    let witness = Arc::new(Witness::open(&config.dir, config.partitions, logs, writer.handle(), health.clone()));
+    Ok(Opened { folder, db, writer, witness, found })
 }
 
 fn io_error(config: &NodeConfig, reason: String) -> OpenError {

@@ -17,12 +17,8 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
-#[tokio::test]
-async fn a_broker_that_has_lost_what_it_acknowledged_catches_up() {
-    let mut cluster = Cluster::formed().await;
-    cluster.open_connections().await;
-    let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
-    let others: Vec<u64> = (1..=3).filter(|id| *id != follower).collect();
+/// A follower whose folder is put back to what it was before it acknowledged entries of partition 0. It does not run.
+async fn put_back(cluster: &mut Cluster, follower: u64) {
     cluster.same_everywhere(&[1, 2, 3]).await;
     cluster.stop(follower).await;
     let older = cluster.folder.path().join("older");
@@ -32,19 +28,76 @@ async fn a_broker_that_has_lost_what_it_acknowledged_catches_up() {
         cluster.say(0, sequence).await;
     }
     cluster.same_everywhere(&[1, 2, 3]).await;
-    let terms = |cluster: &Cluster| -> Vec<Role> {
-        others.iter().map(|id| *handle(cluster.node(*id), 0).role.borrow()).collect()
-    };
-    let led = terms(&cluster);
+    let had = handle(cluster.node(follower), 0).tail.applied().0 + 1;
+    for other in (1..=3).filter(|id| *id != follower) {
+        let witness = &cluster.node(other).peers().own().witness;
+        eventually(|| (witness.end_of(follower, PartitionId(0)) >= had).then_some(())).await;
+    }
     cluster.stop(follower).await;
     std::fs::remove_dir_all(cluster.data(follower)).unwrap();
     std::fs::rename(&older, cluster.data(follower)).unwrap();
+}
+
+/// It knows that its folder is an older copy, and has closed every partition for good.
+async fn is_closed(cluster: &Cluster, id: u64) {
+    let remedy = format!("cluster remove {id}");
+    let is_told = |reason: &String| reason.contains("older copy") && reason.contains(&remedy);
+    eventually(|| cluster.node(id).readiness().err().filter(is_told)).await;
+    for partition in 0..PARTITIONS {
+        let mut role = handle(cluster.node(id), partition).role.clone();
+        tokio::time::timeout(PATIENCE, role.wait_for(|role| *role == Role::Closed)).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_broker_whose_folder_is_an_older_copy_closes_and_is_rebuilt() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
+    let other = follower % 3 + 1;
+    put_back(&mut cluster, follower).await;
     cluster.start(follower).await;
+    is_closed(&cluster, follower).await;
     cluster.say(0, 21).await;
+    cluster.stop(follower).await;
+    // whoever is there at its next start: its own marks tell now
+    let marks = crate::store::marks::read(&cluster.data(follower), crate::testing::count(PARTITIONS)).unwrap();
+    let report = crate::store::verify(&cluster.data(follower), |_| {}).unwrap();
+    assert!(report.partitions.iter().all(|partition| partition.damage.is_some()), "{marks:?}");
+    std::fs::remove_dir_all(cluster.data(follower)).unwrap();
+    cluster.start(follower).await;
+    let link = cluster.address(follower).to_string();
+    cluster.node(other).remove_member(follower).await.unwrap();
+    cluster.node(other).add_member(follower, &link, PATIENCE).await.unwrap();
+    cluster.ready(&[follower]).await;
     cluster.same_everywhere(&[1, 2, 3]).await;
-    // by the leader that had its acknowledgements
-    assert_eq!(terms(&cluster), led);
     assert_eq!(records(cluster.node(follower), 0).await, 22);
+    // what was known of the old folder does not count against the new one
+    cluster.stop(follower).await;
+    cluster.start(follower).await;
+    cluster.ready(&[follower]).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
+async fn an_older_copy_elects_nobody_though_the_leader_it_acknowledged_to_is_gone() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    let leader = cluster.leader(0).unwrap();
+    let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
+    let other = 6 - leader - follower;
+    put_back(&mut cluster, follower).await;
+    cluster.stop(leader).await;
+    // it knows by the follower's own word, and remembers it
+    cluster.stop(other).await;
+    cluster.start(other).await;
+    cluster.start(follower).await;
+    is_closed(&cluster, follower).await;
+    assert_eq!(cluster.leader(0), None);
+    cluster.start(leader).await;
+    cluster.ready(&[leader, other]).await;
+    cluster.same_everywhere(&[leader, other]).await;
+    assert_eq!(records(cluster.node(other), 0).await, 21);
     cluster.stop_all().await;
 }
 

@@ -8,7 +8,10 @@ use std::{
     io,
     ops::{Bound, RangeBounds},
     pin::Pin,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -76,6 +79,11 @@ impl Log {
     /// The last entry there is.
     pub fn last(&self) -> Option<LogId> {
         self.cache.last()
+    }
+
+    /// Whether everything before `end` is on disk.
+    pub(super) fn is_written(&self, end: u64) -> bool {
+        end <= self.cache.written().load(Ordering::Acquire)
     }
 
     /// Term of the vote.

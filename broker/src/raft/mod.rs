@@ -20,6 +20,7 @@ mod tests;
 pub mod transfer;
 pub mod types;
 mod wire;
+pub mod witness;
 
 pub use floor::Floor;
 pub use group::{Group, GroupConfig, Role};

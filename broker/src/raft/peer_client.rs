@@ -115,7 +115,11 @@ impl PeerClient {
     /// Takes note of an answer: nobody conflicts with what it has acknowledged, unless it has lost it.
     fn note(&self, answer: &StreamAppendResult<Types>) {
         match answer {
-            Ok(Some(last)) => drop(self.acknowledged.fetch_max(last.index + 1, Ordering::Relaxed)),
+            Ok(Some(last)) => {
+                self.acknowledged.fetch_max(last.index + 1, Ordering::Relaxed);
+                let witness = &self.network.peers.own().witness;
+                witness.acknowledged(self.target, self.member.disk, self.network.partition, *last);
+            }
             Err(StreamAppendError::Conflict(at)) if at.index < self.acknowledged.load(Ordering::Relaxed) => {
                 self.acknowledged.store(at.index, Ordering::Relaxed);
                 let (partition, peer) = (self.network.partition, self.target);

@@ -145,7 +145,7 @@ impl PeerServer {
                 (other, _) => return Err(WireError::Invalid(format!("{other:?} before hello"))),
             }
             let hello: pb::Hello = frames::decode(receiver.expect(HELLO_BYTES_MAX).await?)?;
-            let disk = peers::check_hello(self.peers.own(), &hello, id)?;
+            let disk = peers::check_hello(self.peers.own(), &hello, id).await?;
             if id == self.peers.own().node {
                 return Err(WireError::Refused("it has the number of this broker".to_owned()));
             }
@@ -154,7 +154,7 @@ impl PeerServer {
         };
         let greeted = greeted.await;
         let answer = match &greeted {
-            Ok(_) => Ok(frames::ok_answer(&peers::hello(self.peers.own()))),
+            Ok(_) => Ok(frames::ok_answer(&peers::hello(self.peers.own(), id))),
             Err(error) => Err(error.clone()),
         };
         sender.answer(answer).await;
@@ -272,7 +272,11 @@ impl PeerServer {
                 let answer = calls.call(caller.id, kind, frame.slice(1..)).await;
                 Ok(frames::encode_raw(&[ANSWER_OK], &[&answer]))
             }
-            Kind::Status => Ok(frames::ok_answer(&self.status(caller))),
+            Kind::Status => {
+                let request: pb::StatusRequest = frames::decode(frame)?;
+                self.peers.own().witness.told(caller.id, caller.disk, &request.progress);
+                Ok(frames::ok_answer(&self.status(caller)))
+            }
             Kind::Hello | Kind::Append | Kind::Snapshot => {
                 Err(WireError::Invalid(format!("{kind:?} has no place here")))
             }

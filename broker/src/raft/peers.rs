@@ -26,6 +26,7 @@ use super::{
     pace::Pace,
     types::Member,
     wire,
+    witness::Witness,
 };
 use crate::{
     quic::{Identity, Role},
@@ -134,6 +135,8 @@ pub struct Own {
     pub advertised: Advertised,
     /// Random, of this process.
     pub process: u64,
+    /// Of what brokers have acknowledged.
+    pub witness: Arc<Witness>,
 }
 
 /// What peers are dialed with.
@@ -385,8 +388,19 @@ impl Peers {
 
     /// What another broker knows of the cluster.
     pub async fn status(&self, node: u64, patience: Duration) -> Result<pb::Status, String> {
+        self.tell(node, Vec::new(), patience).await
+    }
+
+    /// As [`Peers::status`]; tells it how far this broker is.
+    pub(super) async fn tell(
+        &self,
+        node: u64,
+        progress: Vec<pb::Progress>,
+        patience: Duration,
+    ) -> Result<pb::Status, String> {
         let connection = self.connection(node)?;
-        let request = frames::encode(&frames::opening(Stream::Status, PartitionId(0)), &pb::StatusRequest {});
+        let request = pb::StatusRequest { progress };
+        let request = frames::encode(&frames::opening(Stream::Status, PartitionId(0)), &request);
         let answer = unary(&connection, request, patience).await.map_err(|error| error.to_string())?;
         frames::decode(answer).map_err(|error| error.to_string())
     }
@@ -396,6 +410,13 @@ impl Peers {
         let peer = self.peer(node)?;
         let connected = peer.connected.borrow();
         connected.as_ref().map(|connected| connected.disk)
+    }
+
+    /// The process behind the connection to a broker, if one is up.
+    pub(super) fn process(&self, node: u64) -> Option<u64> {
+        let peer = self.peer(node)?;
+        let connected = peer.connected.borrow();
+        connected.as_ref().map(|connected| connected.hello.process)
     }
 
     fn connection(&self, node: u64) -> Result<quinn::Connection, String> {
@@ -412,6 +433,7 @@ impl Peers {
         self.inner.tasks.wait().await;
         let peers: Vec<_> = self.inner.table.read().values().cloned().collect();
         peers.iter().for_each(|peer| peer.disconnect("shutdown"));
+        self.inner.own.witness.release();
     }
 
     /// Ends with the peers: whoever serves their connections does too.
@@ -475,8 +497,8 @@ impl Peer {
     }
 }
 
-/// This broker's hello.
-pub(super) fn hello(own: &Own) -> pb::Hello {
+/// This broker's hello to another one.
+pub(super) fn hello(own: &Own, to: u64) -> pb::Hello {
     pb::Hello {
         version: PEER_VERSION,
         cluster: own.cluster.clone(),
@@ -487,11 +509,12 @@ pub(super) fn hello(own: &Own) -> pb::Hello {
         grpc: own.advertised.grpc.clone(),
         http: own.advertised.http.clone(),
         process: own.process,
+        known: own.witness.about(to),
     }
 }
 
-/// Whether a hello is that of broker `id` of the same cluster; gives its disk.
-pub(super) fn check_hello(own: &Own, hello: &pb::Hello, id: u64) -> Result<DiskId, WireError> {
+/// Whether a hello is that of broker `id` of the same cluster, and knows of nothing that this broker has lost; gives its disk.
+pub(super) async fn check_hello(own: &Own, hello: &pb::Hello, id: u64) -> Result<DiskId, WireError> {
     let refused = |reason: String| Err(WireError::Refused(reason));
     if hello.version != PEER_VERSION {
         return refused(format!("peer protocol {}, this broker speaks {PEER_VERSION}", hello.version));
@@ -509,7 +532,9 @@ pub(super) fn check_hello(own: &Own, hello: &pb::Hello, id: u64) -> Result<DiskI
             own.partitions.get()
         ));
     }
-    wire::disk(&hello.disk)
+    let disk = wire::disk(&hello.disk)?;
+    own.witness.check(own, hello).await?;
+    Ok(disk)
 }
 
 /// Opens a stream.
@@ -596,7 +621,7 @@ async fn dial(own: &Own, dialer: &Dialer, id: u64, link: &str) -> Result<Connect
     // the certificate is checked for that name: nobody else answers as this broker
     let connecting = dialer.endpoint.connect_with(dialer.config.clone(), address, &name);
     let connection = connecting.map_err(|error| WireError::Stream(error.to_string()))?.await?;
-    let request = frames::encode(&frames::opening(Stream::Hello, PartitionId(0)), &hello(own));
+    let request = frames::encode(&frames::opening(Stream::Hello, PartitionId(0)), &hello(own, id));
     let exchange = async {
         let (mut sender, mut receiver) = open(&connection, PRIORITY_HIGH, DIAL_TIMEOUT).await?;
         sender.send(request).await?;
@@ -606,7 +631,9 @@ async fn dial(own: &Own, dialer: &Dialer, id: u64, link: &str) -> Result<Connect
             return Err(frames::too_long("a hello", answer.len(), HELLO_BYTES_MAX));
         }
         let hello: pb::Hello = frames::decode(answer)?;
-        let disk = check_hello(own, &hello, id)?;
+        let disk = check_hello(own, &hello, id).await?;
+        // it answers only once it has compared
+        own.witness.accepted(id, disk, hello.process);
         Ok((hello, disk))
     };
     match exchange.await {

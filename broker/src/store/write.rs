@@ -71,6 +71,12 @@ pub enum Write {
         /// Its manifest, as stored.
         manifest: Vec<u8>,
     },
+    /// The folder is known to lack what it acknowledged: raises the partition's mark, so that the next start finds that too. Not
+    /// synced.
+    Doubted {
+        /// Where its log ought to end at least.
+        end: u64,
+    },
     /// Deletes what retention has taken: entries and refused records up to this index, and the snapshots before it. Synced: what
     /// frees the disk afterwards may uncover some of it again, but not if this is certain.
     Trim(LogIndex),
@@ -87,7 +93,7 @@ impl Write {
             | Self::Install { .. }
             | Self::Trim(_) => true,
             Self::Snapshot { chunk, .. } => *chunk == keys::MANIFEST_CHUNK,
-            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. } => false,
+            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. } | Self::Doubted { .. } => false,
         }
     }
 
@@ -120,6 +126,7 @@ pub(super) fn advance(mark: &mut Mark, write: &Write) {
             }
         }
         Write::Truncate { keep, .. } => mark.end = mark.end.min(keep.map_or(0, |keep| keep.0 + 1)),
+        Write::Doubted { end } => mark.end = mark.end.max(*end),
         Write::Vote(vote) => mark.term = vote.term,
         // the log begins after it: nothing before is missing, everything up to it is acknowledged
         Write::Purged { id: last, .. } | Write::Install { last, .. } => mark.end = mark.end.max(last.index.0 + 1),
@@ -173,6 +180,7 @@ pub(super) fn add(db: &Db, batch: &mut WriteBatch, partition: PartitionId, write
             purge(db, batch, partition, last)?;
         }
         Write::Trim(through) => trim(db, batch, partition, *through)?,
+        Write::Doubted { .. } => {}
     }
     Ok(())
 }
