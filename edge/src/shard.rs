@@ -23,7 +23,7 @@ use trunkline_proto::{
 use crate::{
     api::Api,
     channels::{ChannelIndex, Members, Memberships},
-    core::{Millis, connection::Offer, frame::Frame, timers::TimerWheel},
+    core::{Millis, connection::Offer, server_frame::Frame, timers::TimerWheel},
     inbox::{ShardInput, shard_of},
     metrics::{ApiMetrics, SocketMetrics},
     sink::RecordSink,

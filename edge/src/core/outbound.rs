@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::{Buf, Bytes};
 
-use super::frame::Frame;
+use super::server_frame::Frame;
 
 /// Most slices of one write (Linux takes 1024; more than this gains nothing).
 pub const SLICES_MAX: usize = 64;
