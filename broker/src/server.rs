@@ -1,5 +1,7 @@
 //! A broker: its listeners, everything behind them, and an orderly end.
 
+mod settings;
+
 use std::{
     convert::Infallible,
     future::Future,
@@ -19,15 +21,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     calls::Answers,
-    config::{BrokerConfig, ConfigError, RetentionConfig, WhenFull},
+    config::{BrokerConfig, ConfigError},
     controls, forward, grpc,
     handlers::Registry,
     http::{self, App, Pages},
     link::{self, Link, Sessions},
     metrics,
-    node::{Advertised, Dialer, Founder, Node, NodeConfig},
+    node::{Advertised, Dialer, Node},
     quic::{self, Handlers, Identity, Pki, TlsError, endpoint, tls},
-    raft::SnapshotEvery,
     retention,
     store::OpenError,
     submit::Submitter,
@@ -152,7 +153,7 @@ pub async fn run(
     let addresses = listeners.addresses()?;
     let endpoint = endpoint::endpoint(listeners.link, server, config.partition_count()?)?;
     let dialer = Dialer { endpoint: endpoint.clone(), config: client };
-    let node = Node::open(node_config(&config, addresses, dialer)?).await?;
+    let node = Node::open(settings::node(&config, addresses, dialer)?).await?;
     let stop = CancellationToken::new();
     let broker = Broker { node: node.clone(), stop: stop.clone(), tasks: JoinSet::new(), registry: None };
     let bound = Bound { grpc: listeners.grpc, http: listeners.http, endpoint: endpoint.clone(), addresses };
@@ -172,49 +173,6 @@ struct Bound {
     http: TcpListener,
     endpoint: quinn::Endpoint,
     addresses: Addresses,
-}
-
-fn advertised(config: &BrokerConfig, addresses: Addresses) -> Advertised {
-    let told = |configured: &Option<String>, bound: SocketAddr| configured.clone().unwrap_or_else(|| bound.to_string());
-    // what the other brokers' configs say of this one
-    let member = config.members.iter().find(|member| member.id == config.node_id).map(|member| member.link.clone());
-    Advertised {
-        link: config.link_advertised.clone().or(member).unwrap_or_else(|| addresses.link.to_string()),
-        grpc: told(&config.grpc_advertised, addresses.grpc),
-        http: told(&config.http_advertised, addresses.http),
-    }
-}
-
-fn node_config(config: &BrokerConfig, addresses: Addresses, dialer: Dialer) -> Result<NodeConfig, ConfigError> {
-    let founders = config.members.iter().map(|member| Founder { id: member.id, link: member.link.clone() });
-    Ok(NodeConfig {
-        founders: founders.collect(),
-        advertised: advertised(config, addresses),
-        dialer: Some(dialer),
-        catchup_rate: config.replication.catchup_rate.get(),
-        dir: config.data.clone(),
-        node_id: config.node_id,
-        cluster: config.cluster.clone(),
-        partitions: config.partition_count()?,
-        tail_bytes: config.tail_bytes.as_usize(),
-        snapshot_every: SnapshotEvery {
-            entries: config.snapshots.log_entries,
-            bytes: config.snapshots.log_bytes.get(),
-        },
-        retained_max: config.retention.bytes_max.get(),
-        disk_reserve: config.disk_reserve.get(),
-    })
-}
-
-fn retention_settings(config: &RetentionConfig) -> retention::Settings {
-    let limits = retention::Limits {
-        time: config.time.get(),
-        bytes: config.bytes.get(),
-        bytes_max: config.bytes_max.get(),
-        drop_unsettled: config.when_full == WhenFull::DropOldest,
-        group_expiry: config.group_expiry.get(),
-    };
-    retention::Settings { limits, check_every: config.check_every.get() }
 }
 
 /// A broker that runs.
@@ -275,10 +233,10 @@ impl Broker {
         pages: Pages,
     ) -> Result<(), ServeError> {
         let (node, stop) = (self.node.clone(), self.stop.clone());
-        let advertised = advertised(config, bound.addresses);
+        let advertised = settings::advertised(config, bound.addresses);
         let link = Arc::new(Link {
             node: node.clone(),
-            settings: link_settings(config),
+            settings: settings::link(config),
             sessions: Arc::new(Sessions::default()),
             shutdown: stop.clone(),
         });
@@ -305,14 +263,10 @@ impl Broker {
             streams,
             stop.clone(),
         );
-        let settings = http::Settings {
-            submit_timeout: config.limits.submit_timeout.get(),
-            body_limit: config.limits.http_body.get(),
-            concurrency: config.limits.http_concurrency,
-        };
+        let settings = settings::http(config);
         let app =
             App::new(node.clone(), about, registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
-        let keeping = retention_settings(&config.retention);
+        let keeping = settings::retention(&config.retention);
         self.spawn("retention", retention::run(node.clone(), registry.clone(), keeping, stop.clone()));
         self.registry = Some(registry);
         self.spawn("metrics", metrics::upkeep(recorder, stop.clone()));
@@ -378,16 +332,6 @@ impl Broker {
             tracing::warn!(tasks = self.tasks.len(), "did not end in time");
             self.tasks.shutdown().await;
         }
-    }
-}
-
-fn link_settings(config: &BrokerConfig) -> link::Settings {
-    link::Settings {
-        broker: config.node_id,
-        cluster: config.cluster.clone(),
-        grace: config.edge_grace.get(),
-        edges_max: config.limits.edges,
-        in_flight_bytes: u32::try_from(config.limits.edge_inflight.get()).unwrap_or(u32::MAX),
     }
 }
 

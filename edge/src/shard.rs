@@ -1,6 +1,8 @@
 //! Step 19 of the walk, after `downlink.rs` and before `core/connection.rs`. A shard owns its sockets and its part of the channel index on one thread: a publish is encoded once and
 //! written to each member. What came in one turn for a socket goes out in one write.
 
+mod sockets;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
@@ -11,8 +13,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use hashbrown::HashMap;
-use slab::Slab;
 use tokio::sync::Notify;
 use trunkline_proto::{
     CloseCode, ConnectionId, Record, RecordError, RecordKind,
@@ -20,20 +20,16 @@ use trunkline_proto::{
     v1::{self, CloseCause, MessageKind},
 };
 
+use self::sockets::State;
 use crate::{
     api::Api,
-    channels::{ChannelIndex, Members, Memberships},
-    core::{Millis, connection::Offer, frame::Frame, timers::TimerWheel},
+    core::{Millis, connection::Offer, server_frame::Frame},
     inbox::{ShardInput, shard_of},
     metrics::{ApiMetrics, SocketMetrics},
     sink::RecordSink,
     socket::{Polled, Socket, Surroundings},
 };
 
-/// The buffer every socket of a shard is read into.
-const READ_BUFFER_BYTES: usize = 64 << 10;
-/// Most bytes of unfinished messages over all sockets of a shard. Who needs more is closed with "try later" (1013).
-const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Most sockets written to before others have their turn: at 7 µs a write, about 2 ms.
 const FLUSHES_MAX: usize = 256;
 
@@ -75,41 +71,6 @@ pub(crate) struct Shard<S> {
     emptied: Notify,
 }
 
-struct State {
-    // boxed, so that a slab that grows does not copy sockets
-    sockets: Sockets,
-    by_id: HashMap<ConnectionId, u32, foldhash::fast::RandomState>,
-    channels: ChannelIndex,
-    timers: TimerWheel,
-    buffer: Box<[u8]>,
-    /// Slots with something queued since the last flush.
-    dirty: Vec<u32>,
-    /// Slots whose reading is paused.
-    paused: Vec<u32>,
-    /// Deliveries not counted yet, all of one API: counters are shared by the shards.
-    delivered: Option<(Arc<Api>, u64)>,
-    /// Whom a publish is for; kept for its memory only.
-    members: Vec<u32>,
-    /// Bytes of unfinished messages over all sockets.
-    kept_bytes: usize,
-    next_generation: u32,
-}
-
-#[derive(Default)]
-struct Sockets(Slab<Box<Socket>>);
-
-impl Sockets {
-    fn get(&mut self, slot: u32) -> Option<&mut Socket> {
-        self.0.get_mut(slot as usize).map(|socket| &mut **socket)
-    }
-}
-
-impl Members for Sockets {
-    fn memberships(&mut self, slot: u32) -> Option<&mut Memberships> {
-        self.get(slot).map(|socket| &mut socket.channels)
-    }
-}
-
 impl<S: RecordSink> Shard<S> {
     pub(crate) fn new(options: ShardOptions, sink: S) -> Self {
         Self {
@@ -118,19 +79,7 @@ impl<S: RecordSink> Shard<S> {
             unmatched: ApiMetrics::new(""),
             metrics: SocketMetrics::new(),
             started: Instant::now(),
-            state: RefCell::new(State {
-                sockets: Sockets::default(),
-                by_id: HashMap::default(),
-                channels: ChannelIndex::default(),
-                timers: TimerWheel::default(),
-                buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
-                dirty: Vec::new(),
-                paused: Vec::new(),
-                delivered: None,
-                members: Vec::new(),
-                kept_bytes: 0,
-                next_generation: 0,
-            }),
+            state: RefCell::default(),
             is_accepting: Cell::new(true),
             stops_accepting: Notify::new(),
             has_paused: Notify::new(),
@@ -148,15 +97,10 @@ impl<S: RecordSink> Shard<S> {
     }
 
     /// Takes in a socket and starts its task.
-    pub(crate) fn insert(self: &Rc<Self>, mut socket: Socket) {
+    pub(crate) fn insert(self: &Rc<Self>, socket: Socket) {
         let around = self.around();
         let state = &mut *self.state.borrow_mut();
-        state.next_generation = state.next_generation.wrapping_add(1);
-        let generation = state.next_generation;
-        socket.generation = generation;
-        let connection = socket.connection;
-        let slot = state.sockets.0.insert(Box::new(socket)) as u32;
-        state.by_id.insert(connection, slot);
+        let (slot, generation) = state.insert(socket);
         state.settle(slot, &around);
         tokio::task::spawn_local(self.serve(slot, generation));
     }
@@ -289,75 +233,26 @@ impl<S: RecordSink> Shard<S> {
     }
 
     fn check_empty(&self, state: &State) {
-        if state.sockets.0.is_empty() {
+        if state.sockets.is_empty() {
             self.emptied.notify_one();
         }
     }
 
     /// Waits until the last socket is gone.
     pub(crate) async fn until_empty(&self) {
-        while !self.state.borrow().sockets.0.is_empty() {
+        while !self.state.borrow().sockets.is_empty() {
             self.emptied.notified().await;
         }
     }
 }
 
 impl State {
-    fn slots(&self) -> Vec<u32> {
-        self.sockets.0.iter().map(|(slot, _)| slot as u32).collect()
-    }
-
-    /// After anything has happened to a socket: counts what it keeps, moves its timer, and drops it when it is over. Says
-    /// whether it lives on.
-    fn settle<S: RecordSink>(&mut self, slot: u32, around: &Surroundings<'_, S>) -> bool {
-        let Some(socket) = self.sockets.get(slot) else { return false };
-        let kept = socket.core.kept_bytes();
-        if kept != socket.kept_bytes {
-            self.kept_bytes = self.kept_bytes - socket.kept_bytes + kept;
-            socket.kept_bytes = kept;
-            if self.kept_bytes > KEPT_BYTES_MAX && kept > 0 {
-                socket.drive(around, |core, _, mut out| {
-                    core.handle_overload(around.now, "too many unfinished messages", &mut out);
-                });
-                self.kept_bytes = self.kept_bytes - socket.kept_bytes + socket.core.kept_bytes();
-                socket.kept_bytes = socket.core.kept_bytes();
-                socket.flush_now(around);
-            }
-        }
-        if !socket.core.is_over() {
-            match socket.core.deadline(&socket.api.limits) {
-                Some(deadline) => self.timers.set(slot, deadline),
-                None => self.timers.cancel(slot),
-            }
-            return true;
-        }
-        self.timers.cancel(slot);
-        self.by_id.remove(&socket.connection);
-        socket.wake();
-        socket.api.leave_place();
-        let channels = std::mem::take(&mut socket.channels);
-        self.sockets.0.remove(slot as usize);
-        self.channels.leave_all(channels, &mut self.sockets);
-        false
-    }
-
-    fn flush<S: RecordSink>(&mut self, slot: u32, around: &Surroundings<'_, S>) {
-        let Some(socket) = self.sockets.get(slot).filter(|socket| socket.is_dirty) else { return };
-        socket.is_dirty = false;
-        // a blocked socket has bytes waiting, so its task waits for room and sends these too
-        if !socket.core.is_blocked() {
-            socket.flush_now(around);
-        }
-        self.settle(slot, around);
-    }
-
     /// A publish, to whoever of this shard it is for.
     fn publish<S: RecordSink>(&mut self, record: &Record, around: &Surroundings<'_, S>) -> Result<(), RecordError> {
         let published: v1::Published = record.decode()?;
         let mut members = std::mem::take(&mut self.members);
         if published.channel.is_empty() {
-            let is_of = |socket: &Socket| socket.api.name() == published.api;
-            members.extend(self.sockets.0.iter().filter(|(_, socket)| is_of(socket)).map(|(slot, _)| slot as u32));
+            members.extend(self.sockets.of_api(&published.api));
         } else {
             members.extend_from_slice(self.channels.members(&published.channel));
         }
@@ -402,13 +297,6 @@ impl State {
             Offer::Full => {}
         }
         self.mark_dirty(slot);
-    }
-
-    fn mark_dirty(&mut self, slot: u32) {
-        let Some(socket) = self.sockets.get(slot) else { return };
-        if !std::mem::replace(&mut socket.is_dirty, true) {
-            self.dirty.push(slot);
-        }
     }
 
     /// A delivery for one connection.

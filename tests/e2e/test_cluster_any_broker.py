@@ -11,7 +11,7 @@ import websockets.sync.client
 
 from harness import until
 from several import Several
-from test_kills import APIS
+from verdict import APIS
 
 pytestmark = [pytest.mark.short, pytest.mark.timeout(300)]
 

@@ -9,7 +9,7 @@ import pytest
 from clients import Crowd, Submitters
 from harness import until
 from several import EDGE_GRACE_SECONDS, Several
-from test_kills import APIS, judge_at_the_end, judge_while_connected
+from verdict import APIS, end_and_judge
 
 pytestmark = pytest.mark.timeout(420)
 
@@ -65,14 +65,7 @@ def test_everything_is_restarted_one_after_the_other_and_nothing_is_lost_or_repe
     members[0].kill9()
     pause_of(crowd, "a member was killed")
 
-    submits = submitters.finish()
-    crowd.quiet()
-    judge_while_connected(cluster, crowd, submits)
-    crowd.finish()
-    until(lambda: not cluster.connections(), "every connection closed in the log", 40)
-    judge_at_the_end(cluster, crowd)
-    assert not crowd.errors, crowd.errors[:5]
-    assert not submitters.errors, submitters.errors[:5]
+    end_and_judge(cluster, crowd, submitters)
 
 
 def test_a_killed_edges_connections_are_closed_once_and_soon(folder):
@@ -106,10 +99,5 @@ def test_a_member_that_hangs_past_its_lease_is_replaced_and_repeats_nothing(fold
     until(lambda: crowd.received > pause_from + 100, "answers by the other member", 30)
     first.resume()
     until(lambda: cluster.members("effects") == {"member-1", "member-2"}, "the member to have its partitions back", 60)
-    crowd.quiet()
     # every effect once: what the paused member had in hand it could not commit any more
-    judge_while_connected(cluster, crowd, [])
-    crowd.finish()
-    until(lambda: not cluster.connections(), "every connection closed in the log", 40)
-    judge_at_the_end(cluster, crowd)
-    assert not crowd.errors, crowd.errors[:5]
+    end_and_judge(cluster, crowd)

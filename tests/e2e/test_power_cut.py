@@ -17,7 +17,7 @@ import disk
 from clients import Crowd, Submitters
 from disk import Disk
 from harness import Cluster, until
-from test_kills import APIS, judge_at_the_end, judge_while_connected
+from verdict import APIS, end_and_judge
 
 CUTS = 6
 CONTROL_CUTS = 8
@@ -51,13 +51,7 @@ def test_nothing_acknowledged_is_lost_when_the_power_goes(folder, need):
             cluster.start_broker()
         answered = crowd.received
         until(lambda: crowd.connected == 32 and crowd.received > answered + 50, "all clients connected and answered", 60)
-        submits = submitters.finish()
-        crowd.quiet()
-        judge_while_connected(cluster, crowd, submits)
-        crowd.finish()
-        until(lambda: not cluster.connections(), "every connection closed in the log", 40)
-        judge_at_the_end(cluster, crowd)
-        assert not crowd.errors, crowd.errors[:5]
+        submits = end_and_judge(cluster, crowd, submitters)
         print(f"{CUTS} cuts, {len(submits)} submits, {sum(s.outcome == 'acked' for s in submits)} acknowledged, {crowd.received} answers")
         for process in (cluster.edge, cluster.broker):
             process.stop()

@@ -658,21 +658,11 @@ async fn resolve(link: &str, bound: Option<SocketAddr>) -> Result<SocketAddr, Wi
 mod tests {
     use super::*;
 
-    fn peers() -> Peers {
-        let own = Own {
-            cluster: "test".to_owned(),
-            node: 1,
-            disk: DiskId::UNKNOWN,
-            partitions: PartitionCount::new(1).unwrap(),
-            advertised: Advertised::default(),
-            process: 0,
-        };
-        Peers::new(own, None, None)
-    }
-
-    #[test]
-    fn the_table_has_a_bound_and_what_is_forgotten_makes_room() {
-        let peers = peers();
+    #[tokio::test]
+    async fn the_table_has_a_bound_and_what_is_forgotten_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = crate::testing::node(&dir).await;
+        let peers = node.peers();
         (1..100).for_each(|id| peers.ensure(id, "somewhere:1"));
         assert_eq!(peers.members().len(), 1 + PEERS_MAX, "itself and as many others as there may be");
         assert_eq!(peers.member(99), None);
@@ -687,9 +677,11 @@ mod tests {
         assert!(peers.member(99).is_some());
     }
 
-    #[test]
-    fn a_broker_is_looked_for_at_a_few_addresses_of_sound_length() {
-        let peers = peers();
+    #[tokio::test]
+    async fn a_broker_is_looked_for_at_a_few_addresses_of_sound_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = crate::testing::node(&dir).await;
+        let peers = node.peers();
         peers.ensure(2, &"x".repeat(LINK_BYTES_MAX + 1));
         assert_eq!(peers.member(2), None);
         (0..100).for_each(|n| peers.ensure(2, &format!("somewhere:{n}")));

@@ -128,6 +128,11 @@ pub fn list(reader: &Reader) -> Result<Vec<Manifest>, StoreError> {
     Ok(manifests)
 }
 
+fn manifest(partition: PartitionId, index: LogIndex, value: &[u8]) -> Result<Manifest, StoreError> {
+    let manifest = record::decode_manifest(partition, index, value).and_then(Manifest::decode);
+    manifest.map_err(|error| damaged(partition, index, &error.to_string()))
+}
+
 /// The newest snapshot that covers nothing after `through`. Unfinished ones (a crash while they were written) are passed over.
 pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, StoreError> {
     let (db, partition) = (reader.db(), reader.partition());
@@ -141,8 +146,7 @@ pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, St
         };
         match keys::parse_snapshot_key(key) {
             Some((found, index, MANIFEST_CHUNK)) if found == partition => {
-                let manifest = record::decode_manifest(partition, index, value).and_then(Manifest::decode);
-                return manifest.map(Some).map_err(|error| damaged(partition, index, &error.to_string()));
+                return manifest(partition, index, value).map(Some);
             }
             // chunks without a manifest
             Some((found, index, _)) if found == partition && index.0 > 0 => {
@@ -169,8 +173,7 @@ pub fn oldest(reader: &Reader, from: LogIndex) -> Result<Option<Manifest>, Store
         };
         match keys::parse_snapshot_key(key) {
             Some((found, index, MANIFEST_CHUNK)) if found == partition => {
-                let manifest = record::decode_manifest(partition, index, value).and_then(Manifest::decode);
-                return manifest.map(Some).map_err(|error| damaged(partition, index, &error.to_string()));
+                return manifest(partition, index, value).map(Some);
             }
             // its manifest comes after its chunks; an unfinished one has none, and the next key is another one's
             Some((found, index, _)) if found == partition => {

@@ -5,6 +5,7 @@
 //! Whatever happens, `Closed` comes out exactly once, and no `Message` after it.
 
 mod deadlines;
+mod ending;
 
 use trunkline_proto::{
     CloseCode,
@@ -12,13 +13,15 @@ use trunkline_proto::{
     v1::{self, CloseCause, MessageKind},
 };
 
+use self::ending::Stop;
 use super::{
     Answer, Limits, Millis,
-    frame::{Frame, FrameReader, Received, Violation, cut_reason},
-    limits::{CLOSE_TIMEOUT, CONTROL_RATE},
+    frame::{FrameReader, Received},
+    limits::CONTROL_RATE,
     outbound::Outbound,
     pending::{Pending, Registration},
     rate::Bucket,
+    server_frame::Frame,
 };
 use crate::metrics::HandshakeOutcome;
 
@@ -97,13 +100,6 @@ pub struct Connection {
     ends: Millis,
     messages: Bucket,
     controls: Bucket,
-}
-
-/// Why reading ends.
-enum Stop {
-    Violation(Violation),
-    Flood(&'static str),
-    Close(CloseCode, String),
 }
 
 impl Connection {
@@ -224,45 +220,6 @@ impl Connection {
         }
     }
 
-    fn stop(&mut self, now: Millis, stop: Stop, out: &mut impl FnMut(Output<'_>)) {
-        match stop {
-            Stop::Violation(violation) => {
-                self.fail(now, violation.code(), violation.reason(), violation.cause(), out);
-            }
-            Stop::Flood(reason) => self.fail(now, CloseCode::POLICY, reason, CloseCause::RateLimited, out),
-            Stop::Close(code, reason) => {
-                self.record(code, &reason, CloseCause::Client, out);
-                self.outbound.push(&Frame::close(code, ""));
-                self.linger(now);
-            }
-        }
-    }
-
-    /// The close handshake: anything but the client's close frame is ignored.
-    fn await_close(&mut self, limits: &Limits, bytes: &mut [u8]) {
-        let mut at = 0;
-        loop {
-            match self.reader.next(bytes, &mut at, limits.message_bounds()) {
-                Ok(None) => return,
-                Ok(Some(Received::Close(..))) | Err(_) => break,
-                Ok(Some(_)) => {}
-            }
-        }
-        self.reader.discard();
-        self.phase = Phase::Lingering;
-    }
-
-    /// The client has closed its side, or the socket has failed.
-    pub fn handle_gone(&mut self, out: &mut impl FnMut(Output<'_>)) {
-        if self.phase == Phase::Pending {
-            out(Output::Answered(HandshakeOutcome::Abandoned));
-        }
-        if matches!(self.phase, Phase::Pending | Phase::Open) {
-            self.record(CloseCode::ABNORMAL, "", CloseCause::ClientVanished, out);
-        }
-        self.end();
-    }
-
     /// ConnectionOpened is applied; or never will be, because the edge has lost its incarnation or ends.
     pub fn handle_opened(&mut self, now: Millis, is_applied: bool, out: &mut impl FnMut(Output<'_>)) {
         if is_applied {
@@ -337,47 +294,9 @@ impl Connection {
             self.refuse_unavailable(now, cause, out);
         } else {
             self.outbound.drop_unsent_frames();
-            self.fail(now, code_of(cause), "too slow", cause, out);
+            self.fail(now, (code_of(cause), "too slow", cause), out);
         }
         Offer::Full
-    }
-
-    /// Somebody on our side wants it closed: a handler, an operator, a drain.
-    pub fn handle_close(
-        &mut self,
-        now: Millis,
-        code: CloseCode,
-        reason: &str,
-        cause: CloseCause,
-        out: &mut impl FnMut(Output<'_>),
-    ) {
-        match self.phase {
-            Phase::Open => self.close(now, code, reason, cause, out),
-            Phase::Pending if cause == CloseCause::Handler => self.refuse(
-                now,
-                &Answer::new(403, "the connection was closed before it was open"),
-                HandshakeOutcome::Rejected,
-                (code, reason, cause),
-                out,
-            ),
-            Phase::Pending => self.refuse_unavailable(now, cause, out),
-            Phase::Closing | Phase::Lingering | Phase::Over => {}
-        }
-    }
-
-    /// The edge drains or has lost its incarnation: close at that time. Without `record` nothing more is recorded, from now on.
-    pub fn handle_drain(&mut self, at: Millis, cause: CloseCause, record: bool) {
-        if matches!(self.phase, Phase::Pending | Phase::Open) {
-            self.is_abandoned |= !record;
-            self.drain = Some((at, cause));
-        }
-    }
-
-    /// Overload on our side: close and say "try later".
-    pub fn handle_overload(&mut self, now: Millis, reason: &'static str, out: &mut impl FnMut(Output<'_>)) {
-        if self.phase == Phase::Open {
-            self.fail(now, CloseCode::TRY_LATER, reason, CloseCause::RateLimited, out);
-        }
     }
 
     /// The socket has taken so many bytes.
@@ -393,82 +312,6 @@ impl Connection {
     pub fn handle_blocked(&mut self) {
         self.is_blocked = true;
     }
-
-    /// Closes by our own wish, and waits for the client's answer.
-    fn close(
-        &mut self,
-        now: Millis,
-        code: CloseCode,
-        reason: &str,
-        cause: CloseCause,
-        out: &mut impl FnMut(Output<'_>),
-    ) {
-        self.record(code, reason, cause, out);
-        self.outbound.push(&Frame::close(code, reason));
-        self.phase = Phase::Closing;
-        self.ends = now + CLOSE_TIMEOUT;
-    }
-
-    /// Closes because the client is at fault: no answer is awaited.
-    fn fail(
-        &mut self,
-        now: Millis,
-        code: CloseCode,
-        reason: &str,
-        cause: CloseCause,
-        out: &mut impl FnMut(Output<'_>),
-    ) {
-        self.record(code, reason, cause, out);
-        self.outbound.push(&Frame::close(code, reason));
-        self.linger(now);
-    }
-
-    /// Answers a pending request with a refusal. Deliveries that wait are dropped.
-    fn refuse(
-        &mut self,
-        now: Millis,
-        answer: &Answer,
-        outcome: HandshakeOutcome,
-        (code, reason, cause): (CloseCode, &str, CloseCause),
-        out: &mut impl FnMut(Output<'_>),
-    ) {
-        self.outbound.push_answer(answer.to_bytes());
-        self.record(code, reason, cause, out);
-        self.linger(now);
-        out(Output::Answered(outcome));
-    }
-
-    fn refuse_unavailable(&mut self, now: Millis, cause: CloseCause, out: &mut impl FnMut(Output<'_>)) {
-        let answer = Answer::unavailable("no connections are taken for now", 2);
-        self.refuse(now, &answer, HandshakeOutcome::Unavailable, (code_of(cause), "", cause), out);
-    }
-
-    fn record(&mut self, code: CloseCode, reason: &str, cause: CloseCause, out: &mut impl FnMut(Output<'_>)) {
-        let was_open = self.phase == Phase::Open;
-        if !std::mem::replace(&mut self.is_recorded, true) {
-            out(Output::Closed { code, reason: cut_reason(reason), cause, record: !self.is_abandoned, was_open });
-        }
-    }
-
-    fn linger(&mut self, now: Millis) {
-        self.phase = Phase::Lingering;
-        self.ends = now + CLOSE_TIMEOUT;
-        self.pending = None;
-        self.reader.discard();
-    }
-
-    fn end(&mut self) {
-        self.phase = Phase::Over;
-        self.pending = None;
-        self.reader.discard();
-        self.outbound = Outbound::default();
-    }
-}
-
-/// The code on the wire when the edge closes by itself: a lost incarnation is recorded as 1006 by the brokers, but the client
-/// is told to come back.
-fn code_of_wire(cause: CloseCause) -> CloseCode {
-    if cause == CloseCause::EdgeLost { CloseCode::RESTART } else { code_of(cause) }
 }
 
 #[cfg(test)]

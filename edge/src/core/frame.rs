@@ -1,7 +1,6 @@
-//! RFC 6455 frames, both ways. The reader works on whatever bytes have come, in the shard's buffer, and keeps only what is
+//! RFC 6455 frames of clients; ours are in `server_frame.rs`. The reader works on whatever bytes have come, in the shard's buffer, and keeps only what is
 //! unfinished: a message that lies whole in the buffer is handed on from there, without a copy.
 
-use bytes::{BufMut, Bytes, BytesMut};
 use trunkline_proto::{
     CloseCode,
     v1::{CloseCause, MessageKind},
@@ -18,11 +17,11 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 const HEADER_BYTES_MAX: usize = 14;
 
 const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
-const BINARY: u8 = 0x2;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xa;
+pub(super) const TEXT: u8 = 0x1;
+pub(super) const BINARY: u8 = 0x2;
+pub(super) const CLOSE: u8 = 0x8;
+pub(super) const PING: u8 = 0x9;
+pub(super) const PONG: u8 = 0xa;
 
 /// What a client has sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -393,95 +392,6 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
     for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
         *byte ^= mask;
     }
-}
-
-/// Payloads up to here are copied behind their header: one slice to write, and a small one does not keep the large buffer it
-/// came in alive.
-const JOINED_BYTES_MAX: usize = 16 << 10;
-
-/// A frame to clients, encoded once for all who get it: server frames are not masked, so the bytes are the same. Cloning
-/// shares them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// The header, and the payload too if it is small.
-    pub(crate) head: Bytes,
-    /// The payload if it is large.
-    pub(crate) tail: Bytes,
-}
-
-impl Frame {
-    /// A whole message.
-    pub fn message(kind: MessageKind, payload: &Bytes) -> Self {
-        let opcode = if kind == MessageKind::Text { TEXT } else { BINARY };
-        Self::encode(opcode, payload)
-    }
-
-    /// A ping without payload.
-    pub fn ping() -> Self {
-        Self { head: Bytes::from_static(&[0x80 | PING, 0]), tail: Bytes::new() }
-    }
-
-    /// The answer to a ping.
-    pub fn pong(payload: &[u8]) -> Self {
-        Self::joined(PONG, payload)
-    }
-
-    /// A close frame. A code that may not be on the wire leaves it empty; a reason is cut to fit.
-    pub fn close(code: CloseCode, reason: &str) -> Self {
-        if !code.may_be_received() {
-            return Self { head: Bytes::from_static(&[0x80 | CLOSE, 0]), tail: Bytes::new() };
-        }
-        let reason = cut_reason(reason);
-        let mut payload = Vec::with_capacity(2 + reason.len());
-        payload.put_u16(code.0);
-        payload.put_slice(reason.as_bytes());
-        Self::joined(CLOSE, &payload)
-    }
-
-    /// Bytes on the wire.
-    pub fn len(&self) -> usize {
-        self.head.len() + self.tail.len()
-    }
-
-    /// Never: a frame has a header.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
-    fn encode(opcode: u8, payload: &Bytes) -> Self {
-        if payload.len() <= JOINED_BYTES_MAX {
-            return Self::joined(opcode, payload);
-        }
-        Self { head: header(opcode, payload.len(), 0).freeze(), tail: payload.clone() }
-    }
-
-    fn joined(opcode: u8, payload: &[u8]) -> Self {
-        let mut bytes = header(opcode, payload.len(), payload.len());
-        bytes.put_slice(payload);
-        Self { head: bytes.freeze(), tail: Bytes::new() }
-    }
-}
-
-fn header(opcode: u8, length: usize, room: usize) -> BytesMut {
-    let mut bytes = BytesMut::with_capacity(10 + room);
-    bytes.put_u8(0x80 | opcode);
-    match length {
-        0..=125 => bytes.put_u8(length as u8),
-        126..=0xffff => {
-            bytes.put_u8(126);
-            bytes.put_u16(length as u16);
-        }
-        _ => {
-            bytes.put_u8(127);
-            bytes.put_u64(length as u64);
-        }
-    }
-    bytes
-}
-
-/// The reason as far as a close frame holds it, cut between characters.
-pub(crate) fn cut_reason(reason: &str) -> &str {
-    &reason[..reason.floor_char_boundary(trunkline_proto::limits::CLOSE_REASON_BYTES_MAX)]
 }
 
 #[cfg(test)]

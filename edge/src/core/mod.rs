@@ -10,6 +10,7 @@ pub mod outbound;
 mod pending;
 mod rate;
 pub mod resend;
+pub mod server_frame;
 mod time;
 pub mod timers;
 mod utf8;

@@ -2,29 +2,36 @@
 
 use std::{collections::VecDeque, io::IoSlice};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
-use super::frame::Frame;
+use super::server_frame::Frame;
 
 /// Most slices of one write (Linux takes 1024; more than this gains nothing).
 pub const SLICES_MAX: usize = 64;
 
 #[derive(Debug)]
 struct Part {
-    bytes: Bytes,
-    /// Whether a frame begins here; a large one goes on in the next part.
-    begins: bool,
+    frame: Frame,
+    /// Bytes of it that the socket has taken.
+    sent: usize,
 }
 
-/// The unsent bytes of a connection. Takes no memory of its own while at most one part waits: a publish to many costs no
+impl Part {
+    fn rest(&self) -> [&[u8]; 2] {
+        self.frame.rest(self.sent)
+    }
+}
+
+/// The unsent bytes of a connection. Takes no memory of its own while at most one frame waits: a publish to many costs no
 /// allocation for each.
 #[derive(Debug, Default)]
 pub struct Outbound {
+    /// The only one of which something may have been sent.
     front: Option<Part>,
     /// What follows it; empty if there is no front.
-    rest: VecDeque<Part>,
+    rest: VecDeque<Frame>,
     bytes: usize,
-    /// The last part is a pong of which nothing has been sent.
+    /// The last frame is a pong of which nothing has been sent.
     ends_with_pong: bool,
 }
 
@@ -41,25 +48,29 @@ impl Outbound {
 
     /// Adds a frame.
     pub fn push(&mut self, frame: &Frame) {
-        self.push_part(frame.head.clone(), true);
-        if !frame.tail.is_empty() {
-            self.push_part(frame.tail.clone(), false);
+        self.bytes += frame.len();
+        self.ends_with_pong = false;
+        if self.front.is_none() {
+            self.front = Some(Part { frame: frame.clone(), sent: 0 });
+        } else {
+            self.rest.push_back(frame.clone());
         }
     }
 
     /// Puts what is no frame, an HTTP answer, before everything else; only where nothing has been sent yet.
     pub fn push_answer(&mut self, bytes: Bytes) {
         self.bytes += bytes.len();
-        if let Some(second) = self.front.replace(Part { bytes, begins: true }) {
-            self.rest.push_front(second);
+        let answer = Part { frame: Frame::answer(bytes), sent: 0 };
+        if let Some(second) = self.front.replace(answer) {
+            self.rest.push_front(second.frame);
         }
     }
 
     /// Adds a pong. While the socket takes nothing only the newest stays (RFC 6455 §5.5.3).
     pub fn push_pong(&mut self, pong: &Frame, is_blocked: bool) {
         if is_blocked && self.ends_with_pong {
-            let older = self.rest.pop_back().or_else(|| self.front.take());
-            self.bytes -= older.map_or(0, |older| older.bytes.len());
+            let older = self.rest.pop_back().or_else(|| self.front.take().map(|part| part.frame));
+            self.bytes -= older.map_or(0, |older| older.len());
         }
         self.push(pong);
         self.ends_with_pong = true;
@@ -67,26 +78,23 @@ impl Outbound {
 
     /// Drops every frame that has not begun to be sent.
     pub fn drop_unsent_frames(&mut self) {
-        if self.front.as_ref().is_some_and(|part| part.begins) {
-            *self = Self::default();
-            return;
-        }
-        let keep = self.rest.iter().position(|part| part.begins).unwrap_or(self.rest.len());
-        self.rest.truncate(keep);
-        self.bytes = self.parts().map(|part| part.bytes.len()).sum();
-        self.ends_with_pong = false;
+        let begun = self.front.take().filter(|part| part.sent > 0);
+        let bytes = begun.as_ref().map_or(0, |part| part.frame.len() - part.sent);
+        *self = Self { front: begun, bytes, ..Self::default() };
     }
 
-    /// The next bytes to send if they are one part.
+    /// The next bytes to send if they are one slice.
     pub fn single(&self) -> Option<&[u8]> {
-        self.front.as_ref().filter(|_| self.rest.is_empty()).map(|part| &part.bytes[..])
+        let part = self.front.as_ref().filter(|_| self.rest.is_empty())?;
+        let [first, second] = part.rest();
+        second.is_empty().then_some(first)
     }
 
     /// The next bytes to send, as slices for one write: how many there are.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
         let mut count = 0;
-        for (slice, part) in slices.iter_mut().zip(self.parts()) {
-            *slice = IoSlice::new(&part.bytes);
+        for (slice, bytes) in slices.iter_mut().zip(self.unsent()) {
+            *slice = IoSlice::new(bytes);
             count += 1;
         }
         count
@@ -96,35 +104,25 @@ impl Outbound {
     pub fn advance(&mut self, mut sent: usize) {
         self.bytes = self.bytes.saturating_sub(sent);
         while let Some(part) = &mut self.front {
-            if sent < part.bytes.len() {
+            let left = part.frame.len() - part.sent;
+            if sent < left {
                 if sent > 0 {
-                    part.bytes.advance(sent);
-                    // what is left may no longer be dropped, nor replaced if it is a pong
-                    part.begins = false;
+                    part.sent += sent;
+                    // what has begun may not be replaced, even if it is a pong
                     self.ends_with_pong &= !self.rest.is_empty();
                 }
                 return;
             }
-            sent -= part.bytes.len();
-            self.front = self.rest.pop_front();
+            sent -= left;
+            self.front = self.rest.pop_front().map(|frame| Part { frame, sent: 0 });
         }
         // an idle connection keeps no queue
         *self = Self::default();
     }
 
-    fn parts(&self) -> impl Iterator<Item = &Part> {
-        self.front.iter().chain(&self.rest)
-    }
-
-    fn push_part(&mut self, bytes: Bytes, begins: bool) {
-        self.bytes += bytes.len();
-        self.ends_with_pong = false;
-        let part = Part { bytes, begins };
-        if self.front.is_none() {
-            self.front = Some(part);
-        } else {
-            self.rest.push_back(part);
-        }
+    fn unsent(&self) -> impl Iterator<Item = &[u8]> {
+        let front = self.front.iter().flat_map(Part::rest);
+        front.chain(self.rest.iter().flat_map(|frame| frame.rest(0))).filter(|bytes| !bytes.is_empty())
     }
 }
 
@@ -139,7 +137,7 @@ mod tests {
     }
 
     fn written(outbound: &Outbound) -> Vec<u8> {
-        outbound.parts().flat_map(|part| part.bytes.to_vec()).collect()
+        outbound.unsent().flatten().copied().collect()
     }
 
     #[test]

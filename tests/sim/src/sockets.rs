@@ -9,8 +9,8 @@ use trunkline_edge::{
     core::{
         Limits, Millis, Rate, Registration,
         connection::{Connection, Offer, Output},
-        frame::Frame,
         outbound::SLICES_MAX,
+        server_frame::Frame,
     },
 };
 use trunkline_proto::{

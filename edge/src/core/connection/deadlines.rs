@@ -2,9 +2,9 @@
 
 use trunkline_proto::{CloseCode, v1::CloseCause};
 
-use super::{Connection, Output, Phase, code_of_wire};
+use super::{Connection, Output, Phase, ending::code_of_wire};
 use crate::{
-    core::{Answer, Limits, Millis, frame::Frame, limits::ASSEMBLY_TIMEOUT},
+    core::{Answer, Limits, Millis, limits::ASSEMBLY_TIMEOUT, server_frame::Frame},
     metrics::HandshakeOutcome,
 };
 
@@ -63,19 +63,19 @@ impl Connection {
     fn check_client(&mut self, now: Millis, limits: &Limits, out: &mut impl FnMut(Output<'_>)) {
         let is_due = |deadline: Option<Millis>| deadline.is_some_and(|deadline| deadline <= now);
         if is_due(after(self.opened, limits.max_lifetime)) {
-            return self.close(now, CloseCode::AWAY, "end of its lifetime", CloseCause::MaxLifetime, out);
+            return self.close(now, (CloseCode::AWAY, "end of its lifetime", CloseCause::MaxLifetime), out);
         }
         if self.paused.is_some() {
             return;
         }
         if is_due(self.assembling.map(|since| since + ASSEMBLY_TIMEOUT)) {
-            return self.fail(now, CloseCode::POLICY, "message took too long", CloseCause::RateLimited, out);
+            return self.fail(now, (CloseCode::POLICY, "message took too long", CloseCause::RateLimited), out);
         }
         if is_due(self.pinged.map(|pinged| pinged + limits.ping_timeout)) {
-            return self.close(now, CloseCode::AWAY, "no pong", CloseCause::PingTimeout, out);
+            return self.close(now, (CloseCode::AWAY, "no pong", CloseCause::PingTimeout), out);
         }
         if is_due(after(self.messaged, limits.idle_timeout)) {
-            return self.close(now, CloseCode::AWAY, "idle", CloseCause::Idle, out);
+            return self.close(now, (CloseCode::AWAY, "idle", CloseCause::Idle), out);
         }
         if self.pinged.is_none() && is_due(after(self.heard, limits.ping_interval)) {
             self.pinged = Some(now);
