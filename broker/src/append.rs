@@ -1,6 +1,8 @@
 //! Step 5 of the walk. Admit, coalesce, stamp time, propose: one task per partition builds entries out of whatever batches
 //! wait, pipelines them into Raft, and answers each batch when it has been applied.
 
+pub mod assembler;
+
 use std::{
     collections::VecDeque,
     future::poll_fn,
@@ -13,8 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use assembler::{Assembled, Assembler, Offered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use trunkline_proto::{Batch, EntryBuilder, Offset, PartitionId, Source, Timestamp, limits};
+use trunkline_proto::{Batch, Offset, PartitionId, limits};
 
 use crate::{
     clock,
@@ -31,11 +34,6 @@ use crate::{
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Batches that may wait in one partition's queue.
 pub const QUEUE_BATCHES_MAX: usize = 16 << 10;
-/// Entries proposed and not applied yet. What comes meanwhile waits together and becomes the next entry: more in flight would
-/// make entries smaller, not faster (costs A2).
-const ENTRIES_IN_FLIGHT: usize = 8;
-/// Bytes of entries proposed and not applied yet, if there is more than one.
-const BYTES_IN_FLIGHT: usize = 8 << 20;
 /// Unit of the queue's budget.
 const PERMIT_BYTES: usize = 1 << 10;
 
@@ -116,11 +114,6 @@ impl Bounds {
     }
 }
 
-/// What settles events, moves groups and trims is appended though the log is full: nothing else makes room.
-fn makes_room(batch: &Batch) -> bool {
-    matches!(batch.source, Source::Commit | Source::Leader)
-}
-
 /// A batch that has been applied.
 #[derive(Clone, Debug)]
 pub struct Appended {
@@ -174,13 +167,6 @@ pub struct Handle {
     queue: mpsc::Sender<Waiting>,
     shared: Arc<Shared>,
     role: watch::Receiver<Role>,
-}
-
-impl Waiting {
-    /// Its term has ended: this broker may lead again, but what came before it may be lost.
-    fn is_of_another(&self, term: u64) -> bool {
-        self.term.is_some_and(|bound| bound != term)
-    }
 }
 
 impl std::fmt::Debug for Waiting {
@@ -316,8 +302,7 @@ pub fn start(group: Group, bounds: Bounds, health: Health) -> (Handle, tokio::ta
         batches,
         held: None,
         in_flight: VecDeque::new(),
-        bytes_in_flight: 0,
-        stamped: Timestamp(0),
+        assembler: Assembler::default(),
         bounds,
     };
     (handle, tokio::spawn(appender.run()))
@@ -327,7 +312,6 @@ pub fn start(group: Group, bounds: Bounds, health: Health) -> (Handle, tokio::ta
 struct InFlight {
     outcome: Proposed,
     answers: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Instant)>,
-    bytes: usize,
 }
 
 struct Appender {
@@ -339,9 +323,7 @@ struct Appender {
     held: Option<Waiting>,
     /// In the order of the log.
     in_flight: VecDeque<InFlight>,
-    bytes_in_flight: usize,
-    /// Time of the last entry.
-    stamped: Timestamp,
+    assembler: Assembler,
     bounds: Bounds,
 }
 
@@ -364,8 +346,7 @@ impl Appender {
     }
 
     async fn next(&mut self) -> Event {
-        let room = self.in_flight.is_empty()
-            || (self.in_flight.len() < ENTRIES_IN_FLIGHT && self.bytes_in_flight < BYTES_IN_FLIGHT);
+        let room = self.assembler.has_room();
         if room && let Some(held) = self.held.take() {
             return Event::Batch(Some(held));
         }
@@ -391,50 +372,37 @@ impl Appender {
             Role::Follower { leader } => return self.refuse(first, &AppendError::NotLeader { leader }),
             Role::Closed => return self.refuse(first, &self.shared.closed()),
         };
-        if first.is_of_another(term) {
-            return self.refuse(first, &AppendError::NotLeader { leader: None });
-        }
-        // every entry before this term is applied, and every one of this term was stamped here: time never goes back
         let (time, retained) = {
             let state = self.group.state();
             let state = state.read();
-            (state.time(), state.retained_bytes() + self.bytes_in_flight as u64)
+            (state.time(), state.retained_bytes() + self.assembler.bytes_in_flight() as u64)
         };
         let full = self.bounds.check(retained).err();
-        if let Some(full) = full.filter(|_| !makes_room(&first.batch)) {
-            return self.refuse(first, &AppendError::Full(full));
-        }
-        self.stamped = self.stamped.max(time).max(clock::now());
-        let mut builder = EntryBuilder::new(self.stamped, first.batch.weight());
-        let (mut answers, mut records, mut bytes) = (Vec::new(), 0, 0);
+        let times = (time, clock::now());
+        let mut assembly = self.assembler.begin(term, times, full.is_some(), first.batch.weight());
+        let mut answers = Vec::new();
         let mut next = Some(first);
         while let Some(waiting) = next.take() {
-            if let Some(full) = full.filter(|_| !makes_room(&waiting.batch)) {
-                self.refuse(waiting, &AppendError::Full(full));
-                next = self.batches.try_recv().ok();
-                continue;
+            match (assembly.offer(&waiting.batch, waiting.term), full) {
+                (Offered::Taken, _) => answers.push((waiting.answer, waiting.since)),
+                (Offered::Held, _) => {
+                    self.held = Some(waiting);
+                    break;
+                }
+                (Offered::Full, Some(full)) => self.refuse(waiting, &AppendError::Full(full)),
+                (Offered::OtherTerm | Offered::Full, _) => {
+                    self.refuse(waiting, &AppendError::NotLeader { leader: None });
+                }
             }
-            if waiting.is_of_another(term) {
-                self.refuse(waiting, &AppendError::NotLeader { leader: None });
-                next = self.batches.try_recv().ok();
-                continue;
-            }
-            if !builder.fits(&waiting.batch) {
-                self.held = Some(waiting);
-                break;
-            }
-            builder.push(&waiting.batch);
-            records += u32::from(waiting.batch.count);
-            bytes += waiting.batch.weight();
-            answers.push((waiting.answer, waiting.since));
             next = self.batches.try_recv().ok();
         }
+        let Some(Assembled { entry, records, bytes }) = assembly.finish() else { return };
         self.shared.queued.fetch_sub(bytes, Ordering::Relaxed);
         metrics::histogram!(LOG_BATCH_RECORDS).record(f64::from(records));
-        match self.group.propose(term, builder.finish()).await {
+        match self.group.propose(term, entry).await {
             Ok(outcome) => {
-                self.bytes_in_flight += bytes;
-                self.in_flight.push_back(InFlight { outcome, answers, bytes });
+                self.assembler.proposed(bytes);
+                self.in_flight.push_back(InFlight { outcome, answers });
             }
             // the group did not take the message: nothing happened
             Err(_) => {
@@ -452,7 +420,7 @@ impl Appender {
 
     fn answer_first(&mut self, outcome: Outcome) {
         let Some(first) = self.in_flight.pop_front() else { return };
-        self.bytes_in_flight -= first.bytes;
+        self.assembler.answered();
         let latency = metrics::histogram!(LOG_APPEND_SECONDS);
         for (batch, (answer, since)) in first.answers.into_iter().enumerate() {
             let waited = since.elapsed();
