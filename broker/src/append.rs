@@ -3,6 +3,7 @@
 //! and answers each batch when it has been applied.
 
 mod appender;
+pub mod assembler;
 
 use std::{
     sync::{

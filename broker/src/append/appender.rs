@@ -1,4 +1,4 @@
-//! The task behind a partition's queue: coalesces what waits into entries, stamps their time, keeps a few in flight.
+//! The task behind a partition's queue: proposes the entries that the assembler makes of what waits, and answers each batch.
 
 use std::{
     collections::VecDeque,
@@ -10,9 +10,11 @@ use std::{
 };
 
 use tokio::sync::{mpsc, oneshot, watch};
-use trunkline_proto::{Batch, EntryBuilder, Source, Timestamp};
 
-use super::{AppendError, Appended, Bounds, Shared, Waiting};
+use super::{
+    AppendError, Appended, Bounds, Shared, Waiting,
+    assembler::{Assembled, Assembler, Offered},
+};
 use crate::{
     clock,
     metrics::store::{LOG_APPEND_SECONDS, LOG_BATCH_RECORDS},
@@ -22,28 +24,10 @@ use crate::{
     },
 };
 
-/// Entries proposed and not applied yet. What comes meanwhile waits together and becomes the next entry: more in flight would
-/// make entries smaller, not faster (costs A2).
-const ENTRIES_IN_FLIGHT: usize = 8;
-/// Bytes of entries proposed and not applied yet, if there is more than one.
-const BYTES_IN_FLIGHT: usize = 8 << 20;
-/// What settles events, moves groups and trims is appended though the log is full: nothing else makes room.
-fn makes_room(batch: &Batch) -> bool {
-    matches!(batch.source, Source::Commit | Source::Leader)
-}
-
-impl Waiting {
-    /// Its term has ended: this broker may lead again, but what came before it may be lost.
-    fn is_of_another(&self, term: u64) -> bool {
-        self.term.is_some_and(|bound| bound != term)
-    }
-}
-
 /// An entry proposed and not applied yet.
 struct InFlight {
     outcome: Proposed,
     answers: Vec<(oneshot::Sender<Result<Appended, AppendError>>, Instant)>,
-    bytes: usize,
 }
 
 /// The task that makes entries of what waits in one partition's queue.
@@ -56,9 +40,7 @@ pub(super) struct Appender {
     held: Option<Waiting>,
     /// In the order of the log.
     in_flight: VecDeque<InFlight>,
-    bytes_in_flight: usize,
-    /// Time of the last entry.
-    stamped: Timestamp,
+    assembler: Assembler,
     bounds: Bounds,
 }
 
@@ -77,8 +59,7 @@ impl Appender {
             batches,
             held: None,
             in_flight: VecDeque::new(),
-            bytes_in_flight: 0,
-            stamped: Timestamp(0),
+            assembler: Assembler::default(),
             bounds,
         }
     }
@@ -95,8 +76,7 @@ impl Appender {
     }
 
     async fn next(&mut self) -> Event {
-        let room = self.in_flight.is_empty()
-            || (self.in_flight.len() < ENTRIES_IN_FLIGHT && self.bytes_in_flight < BYTES_IN_FLIGHT);
+        let room = self.assembler.has_room();
         if room && let Some(held) = self.held.take() {
             return Event::Batch(Some(held));
         }
@@ -122,50 +102,37 @@ impl Appender {
             Role::Follower { leader } => return self.refuse(first, &AppendError::NotLeader { leader }),
             Role::Closed => return self.refuse(first, &self.shared.closed()),
         };
-        if first.is_of_another(term) {
-            return self.refuse(first, &AppendError::NotLeader { leader: None });
-        }
-        // every entry before this term is applied, and every one of this term was stamped here: time never goes back
         let (time, retained) = {
             let state = self.group.state();
             let state = state.read();
-            (state.time(), state.retained_bytes() + self.bytes_in_flight as u64)
+            (state.time(), state.retained_bytes() + self.assembler.bytes_in_flight() as u64)
         };
         let full = self.bounds.check(retained).err();
-        if let Some(full) = full.filter(|_| !makes_room(&first.batch)) {
-            return self.refuse(first, &AppendError::Full(full));
-        }
-        self.stamped = self.stamped.max(time).max(clock::now());
-        let mut builder = EntryBuilder::new(self.stamped, first.batch.weight());
-        let (mut answers, mut records, mut bytes) = (Vec::new(), 0, 0);
+        let times = (time, clock::now());
+        let mut assembly = self.assembler.begin(term, times, full.is_some(), first.batch.weight());
+        let mut answers = Vec::new();
         let mut next = Some(first);
         while let Some(waiting) = next.take() {
-            if let Some(full) = full.filter(|_| !makes_room(&waiting.batch)) {
-                self.refuse(waiting, &AppendError::Full(full));
-                next = self.batches.try_recv().ok();
-                continue;
+            match (assembly.offer(&waiting.batch, waiting.term), full) {
+                (Offered::Taken, _) => answers.push((waiting.answer, waiting.since)),
+                (Offered::Held, _) => {
+                    self.held = Some(waiting);
+                    break;
+                }
+                (Offered::Full, Some(full)) => self.refuse(waiting, &AppendError::Full(full)),
+                (Offered::OtherTerm | Offered::Full, _) => {
+                    self.refuse(waiting, &AppendError::NotLeader { leader: None });
+                }
             }
-            if waiting.is_of_another(term) {
-                self.refuse(waiting, &AppendError::NotLeader { leader: None });
-                next = self.batches.try_recv().ok();
-                continue;
-            }
-            if !builder.fits(&waiting.batch) {
-                self.held = Some(waiting);
-                break;
-            }
-            builder.push(&waiting.batch);
-            records += u32::from(waiting.batch.count);
-            bytes += waiting.batch.weight();
-            answers.push((waiting.answer, waiting.since));
             next = self.batches.try_recv().ok();
         }
+        let Some(Assembled { entry, records, bytes }) = assembly.finish() else { return };
         self.shared.queued.fetch_sub(bytes, Ordering::Relaxed);
         metrics::histogram!(LOG_BATCH_RECORDS).record(f64::from(records));
-        match self.group.propose(term, builder.finish()).await {
+        match self.group.propose(term, entry).await {
             Ok(outcome) => {
-                self.bytes_in_flight += bytes;
-                self.in_flight.push_back(InFlight { outcome, answers, bytes });
+                self.assembler.proposed(bytes);
+                self.in_flight.push_back(InFlight { outcome, answers });
             }
             // the group did not take the message: nothing happened
             Err(_) => {
@@ -183,7 +150,7 @@ impl Appender {
 
     fn answer_first(&mut self, outcome: Outcome) {
         let Some(first) = self.in_flight.pop_front() else { return };
-        self.bytes_in_flight -= first.bytes;
+        self.assembler.answered();
         let latency = metrics::histogram!(LOG_APPEND_SECONDS);
         for (batch, (answer, since)) in first.answers.into_iter().enumerate() {
             let waited = since.elapsed();

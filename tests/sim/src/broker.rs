@@ -253,9 +253,9 @@ impl Broker {
             leading.serve_edges(context, view);
         }
         let mut out = Out::default();
-        while let Some((bytes, answers)) = leading.next_entry(context, view) {
-            if let Some(index) = raft.propose(context.now, Some(bytes), &mut out) {
-                leading.proposed(index, answers);
+        while let Some((assembled, answers)) = leading.next_entry(context, view) {
+            if let Some(index) = raft.propose(context.now, Some(assembled.entry), &mut out) {
+                leading.proposed(index, assembled.bytes, answers);
             }
         }
         if !leading.is_bounded() {

@@ -1,4 +1,4 @@
-//! What a broker does for a partition while it leads it: entries out of what waits, after `broker/src/append.rs`; edges' streams,
+//! What a broker does for a partition while it leads it: entries out of what waits, by `broker/src/append/assembler.rs`; edges' streams,
 //! after `link/{stream,inbound,outbound}.rs`; the watch over edges, after `link/watch.rs`. All of it is lost with the leadership.
 
 use std::{
@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use trunkline_broker::{
+    append::assembler::{Assembled, Assembler, ENTRIES_IN_FLIGHT, Offered},
     core::{AppliedEntry, Reply, Verdict},
     link::{
         grace::{Grace, Incarnation},
@@ -16,7 +17,7 @@ use trunkline_broker::{
     retention::{Limits, Retention, decide::Facts},
 };
 use trunkline_proto::{
-    Batch, CloseCode, EntryBuilder, LogIndex, Offset, PartitionId, Record, RecordKind, Source, Timestamp,
+    Batch, CloseCode, LogIndex, Offset, PartitionId, Record, RecordKind, Source,
     link::{Frame, UplinkBatch},
     v1::{self, CloseCause, link as pb},
 };
@@ -33,8 +34,6 @@ use crate::{
     worker::Worker,
 };
 
-/// Entries proposed and not applied yet.
-const ENTRIES_IN_FLIGHT: usize = 8;
 /// Batches that wait to be proposed. When full, whoever asks gets no answer and asks again.
 const QUEUE_MAX: usize = 512;
 /// Connections closed by one batch.
@@ -76,7 +75,7 @@ pub(crate) struct Leading {
     pub(crate) term: u64,
     /// The entry that begins the term is applied: everything before it is, too.
     pub(crate) ready: bool,
-    stamped: Timestamp,
+    assembler: Assembler,
     queue: VecDeque<(Batch, Answer)>,
     in_flight: VecDeque<(u64, Vec<Answer>)>,
     streams: BTreeMap<u8, Stream>,
@@ -95,7 +94,7 @@ impl Leading {
         Self {
             term,
             ready: false,
-            stamped: Timestamp(0),
+            assembler: Assembler::default(),
             queue: VecDeque::new(),
             in_flight: VecDeque::new(),
             streams: BTreeMap::new(),
@@ -115,25 +114,25 @@ impl Leading {
     }
 
     /// The next entry, if one is to be proposed: whatever waits, in order. [`Leading::proposed`] says where it stands.
-    pub(crate) fn next_entry(&mut self, context: &mut Context, view: View<'_>) -> Option<(Bytes, Vec<Answer>)> {
-        if !self.ready || self.in_flight.len() >= ENTRIES_IN_FLIGHT || self.queue.is_empty() {
+    pub(crate) fn next_entry(&mut self, context: &mut Context, view: View<'_>) -> Option<(Assembled, Vec<Answer>)> {
+        if !self.ready || !self.assembler.has_room() || self.queue.is_empty() {
             return None;
         }
-        self.stamped = self.stamped.max(view.state.time()).max(context.clock(view.broker));
-        let mut builder = EntryBuilder::new(self.stamped, 0);
+        let times = (view.state.time(), context.clock(view.broker));
+        let mut assembly = self.assembler.begin(self.term, times, false, 0);
         let mut answers = Vec::new();
         while let Some((batch, answer)) = self.queue.pop_front() {
-            if !builder.fits(&batch) {
+            if assembly.offer(&batch, None) != Offered::Taken {
                 self.queue.push_front((batch, answer));
                 break;
             }
-            builder.push(&batch);
             answers.push(answer);
         }
-        Some((builder.finish(), answers))
+        Some((assembly.finish()?, answers))
     }
 
-    pub(crate) fn proposed(&mut self, index: u64, answers: Vec<Answer>) {
+    pub(crate) fn proposed(&mut self, index: u64, bytes: usize, answers: Vec<Answer>) {
+        self.assembler.proposed(bytes);
         self.in_flight.push_back((index, answers));
     }
 
@@ -143,6 +142,7 @@ impl Leading {
             return;
         }
         let Some((_, answers)) = self.in_flight.pop_front() else { return };
+        self.assembler.answered();
         let Some(entry) = view.entry(index) else { return };
         context.oracle.acknowledged.push((view.state.id(), index, self.term));
         for (batch, answer) in answers.into_iter().enumerate() {
