@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Cluster, Dev, Timeout, binary
+from harness import Cluster, Dev, Timeout, binary, until
 
 pytestmark = pytest.mark.short
 
@@ -45,15 +45,14 @@ def start_on(folder: Path, data: Path) -> str:
     # what is served is ready; a broker that refuses to start never is
     with suppress(Timeout):
         cluster.start_broker()
-    said = cluster.broker.log_text()
-    if cluster.broker.popen.poll() is None:
-        assert "the partition is damaged and closed" in said, said
+    if cluster.broker.alive:
+        until(lambda: "the partition is damaged and closed" in cluster.broker.log_text(), "the broker to find the damage", 20)
         answer = cluster.request("get", "/readyz")
         assert answer.status_code == 503 and "partition" in answer.json()["detail"], answer.text
         cluster.broker.stop()
     else:
-        assert cluster.broker.popen.returncode != 0
-    return said
+        assert cluster.broker.popen.wait(10) != 0
+    return cluster.broker.log_text()
 
 
 def test_a_sound_folder_is_verified(made):

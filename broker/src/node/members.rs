@@ -197,17 +197,31 @@ impl Node {
     }
 
     async fn ask_once(&self, partition: PartitionId, ask: &Ask) -> Result<pb::AdminResponse, String> {
-        match self.other_leader(partition) {
-            Some(leader) => {
-                let request = pb::AdminRequest { partition: u32::from(partition.0), ask: Some(ask.clone()) };
-                let answer =
-                    self.peers().call(leader, CallKind::Admin, request.encode_to_vec().into(), ASK_TIMEOUT).await;
-                // each question may be asked twice
-                let answer = answer.map_err(|error: CallError| error.to_string())?;
-                pb::AdminResponse::decode(answer).map_err(|error| error.to_string())
+        let role = self.partition(partition).map(|handle| *handle.role.borrow());
+        match role {
+            Some(Role::Leader { .. }) | None => Ok(self.grant(partition, ask).await),
+            Some(Role::Follower { leader: Some(leader) }) => self.ask_broker(leader, partition, ask).await,
+            Some(Role::Follower { leader: None } | Role::Closed) => {
+                // one that was removed, or is damaged here, hears no leader: the others may
+                let own = self.peers().own().node;
+                let others = self.peers().members().into_iter().filter(|member| member.reachable && member.id != own);
+                for member in others {
+                    match self.ask_broker(member.id, partition, ask).await {
+                        Ok(answer) if answer.not_leader => {}
+                        answered => return answered,
+                    }
+                }
+                Ok(pb::AdminResponse { not_leader: true, ..Default::default() })
             }
-            None => Ok(self.grant(partition, ask).await),
         }
+    }
+
+    async fn ask_broker(&self, id: u64, partition: PartitionId, ask: &Ask) -> Result<pb::AdminResponse, String> {
+        let request = pb::AdminRequest { partition: u32::from(partition.0), ask: Some(ask.clone()) };
+        let answer = self.peers().call(id, CallKind::Admin, request.encode_to_vec().into(), ASK_TIMEOUT).await;
+        // each question may be asked twice
+        let answer = answer.map_err(|error: CallError| error.to_string())?;
+        pb::AdminResponse::decode(answer).map_err(|error| error.to_string())
     }
 
     /// Answers the call of another broker.

@@ -170,3 +170,15 @@ async fn nobody_is_told_to_remove_a_broker_for_a_connection_to_its_process_from_
     eventually(|| peers.objection(3, &there).is_none().then_some(())).await;
     cluster.stop_all().await;
 }
+
+#[tokio::test]
+async fn a_broker_that_was_removed_passes_on_what_operators_wish() {
+    let cluster = Cluster::formed().await;
+    cluster.node(2).remove_member(1).await.unwrap();
+    // it may never have heard of it, and hears no leader any more
+    let link = cluster.address(1).to_string();
+    cluster.node(1).add_member(1, &link, PATIENCE).await.unwrap();
+    assert_eq!(cluster.node(2).membership(PartitionId(0)).voters, [1, 2, 3].into());
+    cluster.ready(&[1, 2, 3]).await;
+    cluster.stop_all().await;
+}

@@ -119,10 +119,10 @@ fn notes(cluster: &DescribeResponse) -> Vec<String> {
         match (answered, standing) {
             (false, Standing::None) => {}
             (false, _) => notes.push(format!("broker {id} does not answer: it is shown as the others know it")),
-            (true, _) if !problem.is_empty() => notes.push(format!("broker {id}: {}", escape(problem, PROBLEM_MAX))),
             (true, Standing::None) => {
                 notes.push(format!("broker {id} is no member: `trunkline cluster add {id} --link ADDRESS`, or stop it"));
             }
+            (true, _) if !problem.is_empty() => notes.push(format!("broker {id}: {}", escape(problem, PROBLEM_MAX))),
             (true, Standing::Learner) => notes.push(format!(
                 "broker {id} does not vote in every partition: it is being added or removed, or that was cut short; then repeat it"
             )),
