@@ -54,6 +54,12 @@ pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
 
 /// The endpoint on a bound socket.
 pub fn endpoint(socket: UdpSocket, tls: QuicServerConfig, count: PartitionCount) -> io::Result<quinn::Endpoint> {
+    let config = server_config(tls, count);
+    quinn::Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// How others are served.
+pub(crate) fn server_config(tls: QuicServerConfig, count: PartitionCount) -> quinn::ServerConfig {
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config
         .transport_config(Arc::new(transport(count)))
@@ -61,7 +67,7 @@ pub fn endpoint(socket: UdpSocket, tls: QuicServerConfig, count: PartitionCount)
         .max_incoming(HANDSHAKES_MAX)
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
-    quinn::Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime))
+    config
 }
 
 fn transport(count: PartitionCount) -> TransportConfig {
