@@ -1,9 +1,16 @@
 //! Three brokers in one process: real QUIC over loopback, real stores.
 
 mod damage;
+mod deaf;
 mod trimming;
 
-use std::{net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout};
 use trunkline_proto::{
@@ -33,6 +40,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Broker {
     pub(crate) node: Node,
     endpoint: quinn::Endpoint,
+    deaf: Arc<AtomicBool>,
     accepting: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -83,7 +91,7 @@ impl Cluster {
         // the one before it lets go of its socket a moment after it is closed
         let socket = eventually(|| quic::bind(address.parse().unwrap()).ok()).await;
         let address = socket.local_addr().unwrap();
-        let endpoint = endpoint::endpoint(socket, tls::server_config(&pki).unwrap(), count(PARTITIONS)).unwrap();
+        let (endpoint, deaf) = listen(socket, &pki);
         let config = endpoint::client_config(tls::peer_client_config(&pki).unwrap());
         let node = Node::open(NodeConfig {
             node_id: id,
@@ -111,7 +119,7 @@ impl Cluster {
         };
         let accepting = CancellationToken::new();
         let serving = tokio::spawn(quic::serve(endpoint.clone(), handlers, accepting.clone()));
-        self.brokers[id as usize - 1] = Some(Broker { node, endpoint, accepting, serving });
+        self.brokers[id as usize - 1] = Some(Broker { node, endpoint, deaf, accepting, serving });
     }
 
     pub(crate) async fn stop(&mut self, id: u64) {
@@ -192,6 +200,16 @@ impl Cluster {
         });
         states.await.into_iter().map(|(_, digest, _)| digest).collect()
     }
+}
+
+/// As a broker does, on a socket that can be made deaf.
+fn listen(socket: std::net::UdpSocket, pki: &Pki) -> (quinn::Endpoint, Arc<AtomicBool>) {
+    use quinn::Runtime as _;
+    let (runtime, deaf) = (Arc::new(quinn::TokioRuntime), Arc::new(AtomicBool::new(false)));
+    let ears = deaf::Ears { socket: runtime.wrap_udp_socket(socket).unwrap(), deaf: Arc::clone(&deaf) };
+    let config = endpoint::server_config(tls::server_config(pki).unwrap(), count(PARTITIONS));
+    let (settings, ears) = (quinn::EndpointConfig::default(), Arc::new(ears));
+    (quinn::Endpoint::new_with_abstract_socket(settings, Some(config), ears, runtime).unwrap(), deaf)
 }
 
 pub(crate) fn handle(node: &Node, partition: u16) -> &PartitionHandle {

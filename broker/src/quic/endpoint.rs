@@ -22,6 +22,11 @@ const PEER: Limits =
 
 /// The endpoint on a bound socket.
 pub fn endpoint(socket: UdpSocket, tls: QuicServerConfig, count: PartitionCount) -> io::Result<quinn::Endpoint> {
+    endpoint::open(socket, Some(server_config(tls, count)))
+}
+
+/// How others are served.
+pub(crate) fn server_config(tls: QuicServerConfig, count: PartitionCount) -> quinn::ServerConfig {
     let limits = Limits {
         send_window: SEND_WINDOW,
         streams: u32::from(count.get()) + SPARE_STREAMS,
@@ -35,7 +40,7 @@ pub fn endpoint(socket: UdpSocket, tls: QuicServerConfig, count: PartitionCount)
         .max_incoming(HANDSHAKES_MAX)
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
-    endpoint::open(socket, Some(config))
+    config
 }
 
 /// How this broker dials others.

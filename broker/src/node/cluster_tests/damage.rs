@@ -42,6 +42,38 @@ async fn a_leader_that_cannot_read_a_partition_hands_it_over_and_keeps_the_other
 }
 
 #[tokio::test]
+async fn a_leader_that_meets_a_flipped_bit_in_what_a_follower_lacks_hands_over() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    cluster.led_by(1).await;
+    cluster.stop(3).await;
+    // more than is kept in memory for those that lag
+    let text = vec![b'x'; 16 << 10];
+    for sequence in 2..=80 {
+        cluster.append(0, || edge(sequence, &[message(connection(0, 1), &text)])).await;
+    }
+    cluster.same_everywhere(&[1, 2]).await;
+    let lacks = handle(cluster.node(1), 0).tail.applied().0 - 75;
+    cluster.node(1).spoil(PartitionId(0), LogIndex(lacks));
+    cluster.start(3).await;
+    let next = eventually(|| cluster.leader(0).filter(|leader| *leader != 1)).await;
+    assert_eq!(*handle(cluster.node(1), 0).role.borrow(), Role::Closed);
+    let reason = cluster.node(1).readiness().unwrap_err();
+    assert!(reason.contains(&format!("partition 0 index {lacks}")), "{reason}");
+    assert!(reason.contains("cluster remove 1"), "{reason}");
+    assert_eq!(cluster.leader(1), Some(1), "that one is sound");
+    // the two that are sound go on, and what was spoilt reached nobody
+    cluster.say(0, 81).await;
+    eventually(|| {
+        let digest = |id| handle(cluster.node(id), 0).state.read().digest();
+        (digest(2) == digest(3)).then_some(())
+    })
+    .await;
+    assert_eq!(records(cluster.node(3), 0).await, 82, "{next} leads");
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn a_broker_that_cannot_write_leads_nothing_any_more() {
     let cluster = Cluster::formed().await;
     cluster.open_connections().await;
