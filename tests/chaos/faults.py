@@ -7,6 +7,7 @@ to `violations`.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -18,7 +19,7 @@ import requests
 from checker import Violation
 from harness import Process, Timeout, until
 from network import Host
-from nodes import GROUP, Broker, Cluster
+from nodes import GROUP, Broker, Cluster, offset
 from planner import Planned
 
 NOTICE_SECONDS = 12
@@ -291,6 +292,88 @@ class SyncFails(BadDisk):
             self.broker.process.kill9()
         self.broker.disk.power_on()
         self.broker.process.start(ready=False)
+        # a sync that was under way may have been answered wrongly (README): then the others know more than the disk
+        until(lambda: self.broker.ready() or self.is_older(), f"{self.broker.name} to be ready, or to know that its disk has lied", 40)
+        if self.is_older():
+            self.evidence += ", its disk had lied, it was rebuilt"
+            self.cluster.wipe_and_rejoin(self.broker)
+
+    def is_older(self) -> bool:
+        return "is an older copy" in said(self.broker.process)
+
+
+def said(process: Process) -> str:
+    """What it has logged since it was last started."""
+    return process.stderr_path.read_text(errors="replace")
+
+
+class LostData(OneBroker):
+    """What a broker had acknowledged is not there when it comes back. It must say so, and is rebuilt."""
+
+    what = ""
+
+    def heal(self) -> None:
+        process = self.broker.process
+        process.start(ready=False)
+        try:
+            until(lambda: "damaged" in said(process), f"{self.broker.name} to say that it lost something: {self.what}", NOTICE_SECONDS + 10, every=0.1)
+        except Timeout as error:
+            self.must_not(str(error))
+            return
+        if process.alive and self.broker.ready():
+            self.must_not(f"{self.broker.name} says that it is damaged, and that it is ready: {self.what}")
+        how = "closed itself" if process.alive else "refused to start"
+        self.cluster.wipe_and_rejoin(self.broker)
+        self.evidence = f"{self.broker.name}: {self.what}; it {how} and was rebuilt"
+
+
+class CutLog(LostData):
+    """The larger part of the write-ahead log is gone: more than the second by which marks may be behind."""
+
+    def hit(self) -> None:
+        self.broker.process.kill9()
+        self.what = cut(max((self.broker.data / "db").glob("*.log")), self.chance.uniform(0.6, 0.9))
+
+
+class CutTable(LostData):
+    def hit(self) -> None:
+        process = self.broker.process
+        # a restart writes the log to tables
+        process.kill9()
+        process.start(ready=False)
+        process.wait_ready(20)
+        process.kill9()
+        self.what = cut(self.chance.choice(sorted((self.broker.data / "db").glob("*.sst"))), self.chance.uniform(0.05, 0.9))
+
+
+def cut(path: Path, part: float) -> str:
+    """Takes this part off the end of a file; says so."""
+    size = path.stat().st_size
+    os.truncate(path, int(size * (1 - part)))
+    return f"{part * 100:.0f} % of {path.name} ({size} bytes) cut off"
+
+
+class OlderCopy(LostData):
+    """Its folder is put back to what it was, marks and all: only the others can tell."""
+
+    def hit(self) -> None:
+        process, copy = self.broker.process, self.broker.disk.at / "copy"
+        process.kill9()
+        shutil.copytree(self.broker.data, copy)
+        process.start(ready=False)
+        process.wait_ready(20)
+        until(self.broker.ready, f"{self.broker.name} to be ready", 30)
+        before = {row["partition"]: offset(row["applied"])[0] for row in self.broker.partitions()}
+
+        def has_more() -> bool:
+            now = {row["partition"]: offset(row["applied"])[0] for row in self.broker.partitions()}
+            return len(now) == len(before) and all(now[partition] >= applied + 20 for partition, applied in before.items())
+
+        until(has_more, f"{self.broker.name} to acknowledge more", 30)
+        process.kill9()
+        shutil.rmtree(self.broker.data)
+        copy.rename(self.broker.data)
+        self.what = "its folder is an older copy"
 
 
 class BitFlip(OneBroker):
@@ -313,13 +396,12 @@ class BitFlip(OneBroker):
         process = self.broker.process
         process.start(ready=False)
         end = time.monotonic() + NOTICE_SECONDS + 10
-        while process.alive and not self.broker.ready() and "is damaged" not in process.log_text() and time.monotonic() < end:
+        while process.alive and not self.broker.ready() and "is damaged" not in said(process) and time.monotonic() < end:
             time.sleep(0.1)
         if process.alive and self.broker.ready():
             self.evidence = f"{self.where} of {self.broker.name}; it did not notice"
             return
-        said = process.log_text()
-        if "damaged" not in said:
+        if "damaged" not in said(process):
             self.must_not(f"{self.broker.name} does not run and does not say what is damaged: {process.tail_of_log(3)}")
         self.evidence = f"{self.where} of {self.broker.name}; it refused and was rebuilt"
         self.cluster.wipe_and_rejoin(self.broker)
@@ -363,7 +445,7 @@ class EmptyDisk(OneBroker):
     def heal(self) -> None:
         if self.broker.process.alive and self.broker.ready():
             self.must_not(f"{self.broker.name} lost its disk and says that it is ready")
-        until(lambda: "cluster remove" in self.broker.process.log_text(), f"{self.broker.name} to say how it can rejoin", NOTICE_SECONDS)
+        until(lambda: "cluster remove" in said(self.broker.process), f"{self.broker.name} to say how it can rejoin", NOTICE_SECONDS)
         self.cluster.wipe_and_rejoin(self.broker)
         self.evidence = f"{self.broker.name} emptied, it refused, was removed and added"
 
@@ -530,6 +612,9 @@ FAULTS: dict[str, type[Fault]] = {
     "sync-fails": SyncFails,
     "bit-flip-log": BitFlip,
     "bit-flip-table": BitFlipTable,
+    "cut-log": CutLog,
+    "cut-table": CutTable,
+    "older-copy": OlderCopy,
     "empty-disk": EmptyDisk,
     "edge-kill": EdgeKill,
     "edge-pause": EdgePause,

@@ -57,6 +57,9 @@ KINDS = {
         Kind("sync-fails", "broker", (3, 6), 9, about="every write and sync is EIO"),
         Kind("bit-flip-log", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="a bit of a stopped broker's write-ahead log flipped"),
         Kind("bit-flip-table", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="a bit of a stopped broker's tables flipped"),
+        Kind("cut-log", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="the tail of a stopped broker's write-ahead log is gone"),
+        Kind("cut-table", "broker", (0, 1), 20, brokers=3, costs_disk=True, about="the tail of one of a stopped broker's tables is gone"),
+        Kind("older-copy", "broker", (0, 1), 25, brokers=3, costs_disk=True, about="a stopped broker's folder is put back to an older copy"),
         Kind("empty-disk", "broker", (2, 4), 20, brokers=3, costs_disk=True, about="a stopped broker's folder is gone"),
         Kind("edge-kill", "edge", (0.2, 4), 5, about="kill -9 of an edge"),
         Kind("edge-pause", "edge", (4, 7), 6, about="SIGSTOP of an edge past its grace"),
@@ -68,7 +71,7 @@ KINDS = {
     ]
 }
 
-SHORT = ["kill-one", "power-one", "power-all", "pause-leader", "partition-full", "partition-one-way", "sync-fails", "no-space", "bit-flip-table", "edge-kill", "edge-pause", "handler-kill"]
+SHORT = ["kill-one", "power-one", "power-all", "pause-leader", "partition-full", "partition-one-way", "sync-fails", "no-space", "bit-flip-table", "older-copy", "edge-kill", "edge-pause", "handler-kill"]
 """What CI runs, mixed."""
 
 

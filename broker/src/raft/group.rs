@@ -256,9 +256,10 @@ fn settings(cluster: String) -> Config {
         election_timeout_min: ELECTION_MIN,
         election_timeout_max: ELECTION_MAX,
         quorum_loss_probe_interval: Some(SILENCE),
-        // a follower whose disk lied about a sync, or that was put back to an older copy, lacks what it acknowledged: without this its
-        // leader would offer it the same append for ever. What it lost is in doubt until it is sent again, so that is at once; the
-        // client says it in the log. One with another disk is no follower at all
+        // a follower whose disk lied about a sync, or that was put back to an older copy, lacks what it acknowledged. It is closed if
+        // anybody knows (witness.rs). If nobody does, without this its leader would offer it the same append for ever; what it lost is
+        // in doubt until it is sent again, so that is at once, and the client says it in the log. One with another disk is no follower
+        // at all
         allow_log_reversion: Some(true),
         enable_pre_vote: Some(true),
         // state is rebuilt by replay: a leader that restores itself could serve an older one
