@@ -23,7 +23,7 @@ use trunkline_proto::{
 
 use super::{
     frames::{self, Receiver, Sender, WireError},
-    pace::Pace,
+    pace::{Pace, Paid},
     types::Member,
     wire,
 };
@@ -160,8 +160,8 @@ pub(super) struct Peer {
     complained: Mutex<Option<DiskId>>,
     /// The connection leads to another disk than a member's: it may be at another of its addresses.
     elsewhere: Notify,
-    /// Bounds what a peer far behind is sent.
-    pub(super) pace: Pace,
+    /// What it was sent while it was far behind.
+    pub(super) paid: Paid,
 }
 
 /// Where a broker may be: as configured, as a group's membership says, as it says itself. Whoever answers must show its certificate.
@@ -198,7 +198,7 @@ struct Inner {
     own: Own,
     dialer: Option<Dialer>,
     table: RwLock<BTreeMap<u64, Arc<Peer>>>,
-    catchup_rate: Option<u64>,
+    pace: Arc<Pace>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -210,13 +210,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Nobody yet. Without a dialer nobody is ever reached. `catchup_rate`: bytes per second to a peer far behind.
-    pub fn new(own: Own, dialer: Option<Dialer>, catchup_rate: Option<u64>) -> Self {
+    /// Nobody yet. Without a dialer nobody is ever reached. `catchup_rate`: bytes per second to a peer far behind; 0: any.
+    pub fn new(own: Own, dialer: Option<Dialer>, catchup_rate: u64) -> Self {
         let inner = Inner {
             own,
             dialer,
             table: RwLock::default(),
-            catchup_rate,
+            pace: Arc::new(Pace::new(catchup_rate)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -226,6 +226,11 @@ impl Peers {
     /// Who this broker is.
     pub fn own(&self) -> &Own {
         &self.inner.own
+    }
+
+    /// How fast those far behind are caught up.
+    pub(super) fn pace(&self) -> &Arc<Pace> {
+        &self.inner.pace
     }
 
     /// Keeps a connection to a broker from now on, and looks for it at this address too.
@@ -247,7 +252,7 @@ impl Peers {
             seen: Mutex::default(),
             complained: Mutex::default(),
             elsewhere: Notify::new(),
-            pace: Pace::new(self.inner.catchup_rate),
+            paid: Paid::default(),
         });
         table.insert(id, Arc::clone(&peer));
         if let Some(dialer) = self.inner.dialer.clone() {
