@@ -77,8 +77,8 @@ pub struct MemberConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplicationConfig {
-    /// Bytes per second to a follower that is more than 4096 entries behind. Default 64MiB, 0B is no bound. Less leaves more room for
-    /// what is written meanwhile and takes longer.
+    /// The most bytes per second that a leader sends to a follower far behind. Default 64MiB, 0B is no bound. Less is sent while commits
+    /// are slower than usual, but never less than 1.25 times what is written meanwhile.
     pub catchup_rate: HumanSize,
 }
 

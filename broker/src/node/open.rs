@@ -88,7 +88,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
     let bounds = append::Bounds { retained_max: config.retained_max, space: space.clone() };
     let measuring = measuring.drop_guard();
     let own = own(&config, opened.folder.disk, opened.witness);
-    let peers = Peers::new(own, config.dialer.clone(), Some(config.catchup_rate));
+    let peers = Peers::new(own, config.dialer.clone(), config.catchup_rate);
     for founder in &config.founders {
         peers.ensure(founder.id, &founder.link);
     }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,7 @@ use trunkline_proto::PartitionId;
 
 use super::{
     log_store::LogStore,
+    pace::{Pace, Proposal},
     peer_client::Network,
     peers::Peers,
     state_machine::{Initial, Parts, StateMachine},
@@ -108,15 +109,26 @@ pub enum Outcome {
 
 /// A proposed entry; resolves once it is applied, or cannot be any more. Cancel safe.
 #[derive(Debug)]
-pub struct Proposed(oneshot::Receiver<ClientWriteResult<Types>>);
+pub struct Proposed {
+    result: oneshot::Receiver<ClientWriteResult<Types>>,
+    proposal: Proposal,
+}
 
 impl Proposed {
     /// The outcome if there is one already.
     pub fn try_outcome(&mut self) -> Option<Outcome> {
-        match self.0.try_recv() {
-            Ok(result) => Some(outcome(result)),
-            Err(_) => None,
+        let result = self.result.try_recv().ok()?;
+        Some(self.outcome(result))
+    }
+}
+
+impl Proposed {
+    fn outcome(&self, result: ClientWriteResult<Types>) -> Outcome {
+        let outcome = outcome(result);
+        if matches!(outcome, Outcome::Applied(_)) {
+            self.proposal.applied();
         }
+        outcome
     }
 }
 
@@ -124,7 +136,8 @@ impl Future for Proposed {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        Pin::new(&mut self.0).poll(context).map(|result| result.map_or(Outcome::Unknown, outcome))
+        let result = ready!(Pin::new(&mut self.result).poll(context));
+        Poll::Ready(result.map_or(Outcome::Unknown, |result| self.outcome(result)))
     }
 }
 
@@ -150,6 +163,7 @@ pub struct Group {
     state: Arc<RwLock<Partition>>,
     role: watch::Receiver<Role>,
     heard: Heard,
+    pace: Arc<Pace>,
 }
 
 /// The brokers that this one has heard as leaders, and when last. A vote outlives the one it was given to: a follower that is cut off would
@@ -181,6 +195,7 @@ impl Group {
         let receiver = Receiver::new(config.parts.reader.clone(), config.parts.writer.clone());
         let machine = StateMachine::new(config.initial, config.parts);
         let state = machine.state();
+        let pace = Arc::clone(config.peers.pace());
         let (node, voted) = (config.node_id, config.log.log().term());
         let network = Network { peers: config.peers, partition, log: config.log.log().clone() };
         let raft = Raft::new(node, Arc::new(settings), network, config.log, machine).await;
@@ -195,7 +210,7 @@ impl Group {
         let (roles, role) = watch::channel(Role::Follower { leader: None });
         let heard = Heard::default();
         tokio::spawn(watch_role(partition, raft.clone(), voted, applied_term, heard.clone(), roles, config.health));
-        Ok(Self { partition, raft, receiver, state, role, heard })
+        Ok(Self { partition, raft, receiver, state, role, heard, pace })
     }
 
     /// Which partition.
@@ -232,10 +247,11 @@ impl Group {
 
     /// Proposes an entry, to be appended only if this broker leads in `term`. Entries are appended in the order of calls.
     pub async fn propose(&self, term: u64, entry: Bytes) -> Result<Proposed, Stopped> {
-        let (responder, outcome) = ProgressResponder::complete_only();
+        let (responder, result) = ProgressResponder::complete_only();
+        let proposal = self.pace.proposed(entry.len());
         let write = self.raft.write(EntryBytes(entry)).with_leader(CommittedLeader::new(term)).responder(responder);
         match write.await {
-            Ok(()) => Ok(Proposed(outcome)),
+            Ok(()) => Ok(Proposed { result, proposal }),
             Err(error) => Err(Stopped(error.to_string())),
         }
     }

@@ -12,7 +12,10 @@ use std::{
 use openraft::{EntryPayload, entry::RaftEntry};
 use parking_lot::Mutex;
 
-use super::types::{Entry, LogId, Vote};
+use super::{
+    pace::Recent,
+    types::{Entry, LogId, Vote},
+};
 
 /// Written and applied entries kept for peers, in bytes of each partition.
 const KEPT_BYTES: usize = 512 << 10;
@@ -32,6 +35,7 @@ pub(super) struct LogCache {
 struct Log {
     entries: VecDeque<Entry>,
     bytes: usize,
+    recent: Recent,
     /// First index openraft may read.
     first: u64,
     last: Option<LogId>,
@@ -85,6 +89,15 @@ impl LogCache {
         self.log.lock().last
     }
 
+    /// Bytes of the entries after `index`; see [`Recent`].
+    pub(super) fn bytes_after(&self, index: u64) -> Option<usize> {
+        let log = self.log.lock();
+        match log.last.is_some_and(|last| last.index > index) {
+            true => log.recent.after(index + 1),
+            false => Some(0),
+        }
+    }
+
     pub(super) fn purged(&self) -> Option<LogId> {
         self.log.lock().purged
     }
@@ -118,6 +131,7 @@ impl LogCache {
             }
             log.last = Some(id);
             log.bytes += weight(entry);
+            log.recent.push(index, weight(entry));
             log.entries.push_back(entry.clone());
         }
         Ok(())
@@ -153,6 +167,7 @@ impl LogCache {
             log.bytes -= weight(back);
             log.entries.pop_back();
         }
+        log.recent.truncate(end);
         log.last = keep.min(log.last).max(log.purged);
         Some(last)
     }
@@ -175,6 +190,9 @@ impl LogCache {
             log.entries.pop_front();
         }
         let beyond = last.is_none_or(|last| last < upto.index);
+        if beyond {
+            log.recent = Recent::default();
+        }
         log.last = log.last.max(Some(upto));
         beyond
     }

@@ -86,6 +86,11 @@ impl Log {
         end <= self.cache.written().load(Ordering::Acquire)
     }
 
+    /// Bytes of the entries after `index`, unless they are many.
+    pub(super) fn bytes_after(&self, index: u64) -> Option<usize> {
+        self.cache.bytes_after(index)
+    }
+
     /// Term of the vote.
     pub fn term(&self) -> u64 {
         self.cache.vote().map_or(0, |vote| vote.leader_id.term)

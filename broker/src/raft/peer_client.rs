@@ -31,7 +31,7 @@ use trunkline_proto::{PartitionId, peer::Stream as Kind, v1::peer as pb};
 use super::{
     frames::{self, Receiver, Sender, WireError},
     log_store::Log,
-    pace::FAR_BEHIND,
+    pace,
     peers::{self, Connected, PRIORITY_APPEND, PRIORITY_LOW, Peers},
     transfer::SnapshotData,
     types::{LogId, Member, Types, Vote},
@@ -391,16 +391,17 @@ async fn write<S>(
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
-    let mut opening = Some(frames::opening(Kind::Append, network.partition));
+    let (mut opening, mut is_far) = (Some(frames::opening(Kind::Append, network.partition)), false);
     while let Ok(place) = sent.reserve().await {
         let Some(request) = input.next().await else { break };
         let last = request.entries.last().map(RaftEntry::log_id).or(request.prev_log_id);
         let before: &[u8] = opening.as_ref().map_or(&[], |opening| opening.as_slice());
         let bytes = frames::encode(before, &wire::append(network.partition, &request));
         opening = None;
-        let behind = network.log.last().map_or(0, |last| last.index).saturating_sub(last.map_or(0, |last| last.index));
-        if behind > FAR_BEHIND {
-            peer.pace.take(bytes.len()).await;
+        is_far = pace::is_far(is_far, network.log.bytes_after(last.map_or(0, |last| last.index)));
+        // what is not committed yet may be waiting for this very peer
+        if is_far && last <= request.leader_commit {
+            network.peers.pace().take(&peer.paid, bytes.len()).await;
         }
         // before it goes, so that its answer finds it
         place.send((request.prev_log_id, last));

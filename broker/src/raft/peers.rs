@@ -26,7 +26,7 @@ use self::dial::{DIAL_TIMEOUT, dial, keep};
 pub(super) use self::dial::{HELLO_BYTES_MAX, check_hello, hello};
 use super::{
     frames::{self, Receiver, Sender, WireError},
-    pace::Pace,
+    pace::{Pace, Paid},
     types::Member,
     witness::Witness,
 };
@@ -160,8 +160,8 @@ pub(super) struct Peer {
     doubt: Mutex<Option<Doubt>>,
     /// The connection leads to another disk than a member's: it may be to the process before, or at another of its addresses.
     elsewhere: Notify,
-    /// Bounds what a peer far behind is sent.
-    pub(super) pace: Pace,
+    /// What it was sent while it was far behind.
+    pub(super) paid: Paid,
     /// When somebody wanted a connection to it last.
     wanted: Mutex<Instant>,
     /// Ends the task that keeps the connection.
@@ -210,7 +210,7 @@ struct Inner {
     own: Own,
     dialer: Option<Dialer>,
     table: RwLock<BTreeMap<u64, Arc<Peer>>>,
-    catchup_rate: Option<u64>,
+    pace: Arc<Pace>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -222,13 +222,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Nobody yet. Without a dialer nobody is ever reached. `catchup_rate`: bytes per second to a peer far behind.
-    pub fn new(own: Own, dialer: Option<Dialer>, catchup_rate: Option<u64>) -> Self {
+    /// Nobody yet. Without a dialer nobody is ever reached. `catchup_rate`: bytes per second to a peer far behind; 0: any.
+    pub fn new(own: Own, dialer: Option<Dialer>, catchup_rate: u64) -> Self {
         let inner = Inner {
             own,
             dialer,
             table: RwLock::default(),
-            catchup_rate,
+            pace: Arc::new(Pace::new(catchup_rate)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -238,6 +238,11 @@ impl Peers {
     /// Who this broker is.
     pub fn own(&self) -> &Own {
         &self.inner.own
+    }
+
+    /// How fast those far behind are caught up.
+    pub(super) fn pace(&self) -> &Arc<Pace> {
+        &self.inner.pace
     }
 
     /// Keeps a connection to a broker, and looks for it at this address too, until it is [forgotten](Self::forget).
@@ -264,7 +269,7 @@ impl Peers {
             seen: Mutex::default(),
             doubt: Mutex::default(),
             elsewhere: Notify::new(),
-            pace: Pace::new(self.inner.catchup_rate),
+            paid: Paid::default(),
             wanted: Mutex::new(Instant::now()),
             stop: self.inner.stop.child_token(),
         });
