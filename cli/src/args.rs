@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Broker(BrokerArgs),
     /// An edge: terminates WebSockets.
     Edge(EdgeArgs),
+    /// The function bridge: calls HTTP functions with the events of APIs that have some.
+    Functions(FunctionsArgs),
     /// Live connections.
     Connections(ConnectionsArgs),
     /// Send a message to a connection.
@@ -57,7 +59,7 @@ pub(crate) enum Command {
 /// What every role takes.
 #[derive(Args, Debug, Default, Clone)]
 pub(crate) struct FileArgs {
-    /// TOML file with tables `[broker]`, `[edge]` and `[[api]]`.
+    /// TOML file with tables `[broker]`, `[edge]`, `[functions]` and `[[api]]`.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Set any key, such as broker.edge_grace=5s. May be repeated; TRUNKLINE_BROKER__EDGE_GRACE does the same.
@@ -141,6 +143,18 @@ pub(crate) struct EdgeArgs {
     /// Folder with certificates.
     #[arg(long, value_name = "DIR", env = "TRUNKLINE_PKI")]
     pub(crate) pki: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Default)]
+pub(crate) struct FunctionsArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    /// gRPC addresses of brokers to ask first. [default: http://127.0.0.1:7070]
+    #[arg(long = "broker", value_name = "ADDR", env = "TRUNKLINE_BROKER", value_delimiter = ',')]
+    pub(crate) brokers: Vec<String>,
+    /// This bridge's name among those that share its work. [default: random]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) member: Option<String>,
 }
 
 /// What every verb takes.
@@ -396,6 +410,7 @@ mod tests {
             "trunkline dev --partitions 8 --ws 127.0.0.1:0 --set broker.edge_grace=3s",
             "trunkline broker --config a.toml --check-config",
             "trunkline edge --name e1 --brokers 1@a:1,2@b:2 --dump-config",
+            "trunkline functions --config a.toml --broker 127.0.0.1:7070,127.0.0.1:7071 --member one",
             "trunkline connections --api chat --limit 5 --json",
             "trunkline push AAAAAAAAAAAAAAAAAAAAAA hello --binary",
             "trunkline push -AAAAAAAAAAAAAAAAAAAAA hello",
