@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use trunkline_proto::ConnectionId;
 use trunkline_proto::units::HumanDuration;
+use trunkline_proto::{ConnectionId, Offset};
 
 /// A WebSocket gateway whose every connection lives in a replicated log.
 #[derive(Parser, Debug)]
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     State(StateArgs),
     /// Handler groups: offsets, lag, members.
     Groups(GroupsArgs),
+    /// Dead letters: events that the members of a handler group set aside.
+    DeadLetters(DeadLettersArgs),
     /// The cluster: brokers, partitions, edges.
     Cluster(ClusterArgs),
     /// Read a stopped broker's log: checksums, gaps, state digest.
@@ -314,6 +316,59 @@ pub(crate) enum GroupsVerb {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct DeadLettersArgs {
+    #[command(subcommand)]
+    pub(crate) verb: DeadLettersVerb,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum DeadLettersVerb {
+    /// A group's dead letters: what, why, and how often it was tried.
+    List {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// The handler group.
+        group: String,
+        /// Only this partition.
+        #[arg(long, value_name = "P")]
+        partition: Option<u16>,
+    },
+    /// One of them, as it stood in the log; with --json to its last byte.
+    Show {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// The handler group.
+        group: String,
+        /// Its partition.
+        partition: u16,
+        /// Its offset, such as 1042.0.
+        offset: Offset,
+    },
+    /// Give them to the group again, as if never tried.
+    Retry(ReleaseArgs),
+    /// Forget them.
+    Discard(ReleaseArgs),
+}
+
+/// Which dead letters.
+#[derive(Args, Debug)]
+pub(crate) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    /// The handler group.
+    pub(crate) group: String,
+    /// Their partition.
+    #[arg(required_unless_present = "all")]
+    pub(crate) partition: Option<u16>,
+    /// Their offsets, such as 1042.0.
+    #[arg(required_unless_present = "all")]
+    pub(crate) offsets: Vec<Offset>,
+    /// All there are, in every partition.
+    #[arg(long, conflicts_with_all = ["partition", "offsets"])]
+    pub(crate) all: bool,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct ClusterArgs {
     #[command(subcommand)]
     pub(crate) verb: ClusterVerb,
@@ -423,6 +478,10 @@ mod tests {
             "trunkline groups",
             "trunkline groups chat --json",
             "trunkline groups reset chat --to earliest",
+            "trunkline dead-letters list chat --json",
+            "trunkline dead-letters show chat 3 1042.0",
+            "trunkline dead-letters retry chat 3 1042.0 1042.1",
+            "trunkline dead-letters discard chat --all",
             "trunkline cluster status --broker 127.0.0.1:1",
             "trunkline verify ./data",
             "trunkline certs --dir pki --broker 1 --broker 2 --edge e1",
@@ -441,6 +500,9 @@ mod tests {
             "trunkline tail --limit 0",
             "trunkline certs --broker 0",
             "trunkline publish a b c",
+            "trunkline dead-letters retry chat",
+            "trunkline dead-letters retry chat 3",
+            "trunkline dead-letters retry chat 3 1.0 --all",
             "trunkline dev --ws nowhere",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -82,6 +82,7 @@ async fn run_verb(verb: Command) -> Result<(), Failure> {
         Command::Tail(args) => verbs::tail::run(args).await,
         Command::State(args) => verbs::state::run(args).await,
         Command::Groups(args) => verbs::groups::run(args).await,
+        Command::DeadLetters(args) => verbs::dead_letters::run(args).await,
         Command::Cluster(args) => verbs::cluster::run(args).await,
         Command::Dev(_)
         | Command::Broker(_)
