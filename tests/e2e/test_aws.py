@@ -12,7 +12,6 @@ from pathlib import Path
 import boto3
 import pytest
 import websockets.sync.client
-from botocore.exceptions import ClientError
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from harness import Dev, Process, until
@@ -153,10 +152,11 @@ def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
 
         def refused() -> bool:
             try:
-                client.get_connection(ConnectionId="AAAAAAAAAAAAAAAAAAAAAA")
-            except ClientError as error:
-                return error.response["ResponseMetadata"]["HTTPStatusCode"] == 503
-            return False
+                client.get_connection(ConnectionId="AAAAAAAAAAAAAAAAAAAAAB")
+            except client.exceptions.LimitExceededException:
+                return True
+            except client.exceptions.GoneException:
+                return False
 
         until(refused, "a request too many", 10)
     dev.process.stop()
