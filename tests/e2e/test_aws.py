@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -159,4 +162,57 @@ def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
                 return False
 
         until(refused, "a request too many", 10)
+    dev.process.stop()
+
+
+def sdk_for_node(need) -> Path:
+    """The folder of the Node program with its packages, installed once per content of the lock file."""
+    need(shutil.which("node") and shutil.which("npm"), "node and npm are not installed")
+    here = Path(__file__).with_name("node")
+    digest = hashlib.sha256((here / "package-lock.json").read_bytes()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trunkline" / "node" / digest
+    if not (cache / "complete").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(here / name, cache)
+        done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=cache, capture_output=True, timeout=240)
+        need(done.returncode == 0, f"npm ci: {done.stderr.decode(errors='replace')[-500:]}")
+        (cache / "complete").touch()
+    shutil.copy(here / "lambda_chat.mjs", cache)
+    return cache
+
+
+def test_the_same_from_node_with_the_official_sdk(folder, need):
+    packages = sdk_for_node(need)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "leave"]
+    routes = "\n".join(f'"{key}" = "http://127.0.0.1:{port}/"' for key in keys)
+    dev = Dev(folder, config=CONFIG.format(routes=routes, broker=KEYS)).start()
+    argv = ["node", str(packages / "lambda_chat.mjs"), str(port), dev.process.http() + "/prod"]
+    process = Process("node", argv, folder, os.environ | CREDENTIALS | {"AWS_REGION": "us-east-1"}).start()
+
+    def connect(name: str):
+        return websockets.sync.client.connect(f"{dev.ws('/prod')}?name={name}", compression=None, legacy=True, subprotocols=["chat"])
+
+    with pytest.raises(InvalidStatus) as refused:
+        websockets.sync.client.connect(dev.ws("/prod"), compression=None, legacy=True)
+    assert refused.value.response.status_code == 401
+    with connect("ada") as ada, connect("bob") as bob:
+        assert ada.subprotocol == "chat"
+        ada.send(json.dumps({"action": "sendmessage", "text": "hello"}))
+        assert [socket.recv(timeout=10) for socket in (ada, bob)] == ["ada: hello"] * 2
+        ghost = "AAAAAAAAAAAAAAAAAAAAAB"
+        ada.send(json.dumps({"action": "sendmessage", "text": "boo", "ghost": ghost}))
+        for client in (ada, bob):
+            assert {client.recv(timeout=10), client.recv(timeout=10)} == {"ada: boo", f"gone: {ghost}"}
+        bob.send(json.dumps({"action": "whoami"}))
+        assert json.loads(bob.recv(timeout=10))["ip"] == "127.0.0.1"
+        bob.send("x")
+        assert bob.recv(timeout=10) == "no route for x"
+        bob.send(json.dumps({"action": "leave"}))
+        with pytest.raises(ConnectionClosed):
+            bob.recv(timeout=10)
+        assert ada.recv(timeout=10) == "bob left: 1000 "
+    process.kill9()
     dev.process.stop()
