@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use trunkline_proto::{ConnectionId, v1};
 
-use super::{App, Commands, Page, Pages, Problem, Settings, Submitted, operator, routes};
+use super::{App, Commands, Compat, Page, Pages, Problem, Settings, Submitted, operator, routes};
 use crate::{
     grpc::About,
     handlers::Registry,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Answers every command with one code.
-struct Always(v1::Code);
+pub(super) struct Always(pub(super) v1::Code);
 
 impl Commands for Always {
     fn submit<'a>(&'a self, _: &'a str, _: v1::Command) -> Submitted<'a> {
@@ -49,8 +49,12 @@ impl Commands for Arc<Keeps> {
     }
 }
 
-fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Router {
-    let settings = Settings { submit_timeout: Duration::from_millis(200), body_limit: 1024, concurrency };
+pub(super) fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Router {
+    app_with(broker, commands, concurrency, Compat::new(&crate::config::BrokerConfig::default()))
+}
+
+pub(super) fn app_with(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize, compat: Compat) -> Router {
+    let settings = Settings { submit_timeout: Duration::from_millis(200), body_limit: 1024, concurrency, compat };
     let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
     let page = Page { content_type: "text/html; charset=utf-8".into(), body: Bytes::from_static(b"<p>chat") };
     let pages = Pages([("/demo/chat".to_owned(), page)].into());
@@ -66,18 +70,18 @@ fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Rout
         .router()
 }
 
-fn real(broker: &Broker) -> Router {
+pub(super) fn real(broker: &Broker) -> Router {
     app(broker, Arc::new(Submitter::new(broker.node.clone(), broker.link.clone())), 16)
 }
 
-struct Answer {
-    status: u16,
-    headers: http::HeaderMap,
-    body: Bytes,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: http::HeaderMap,
+    pub(super) body: Bytes,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
@@ -89,20 +93,20 @@ impl Answer {
     }
 }
 
-async fn send(router: &Router, request: Request<Body>) -> Answer {
+pub(super) async fn send(router: &Router, request: Request<Body>) -> Answer {
     let response = router.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = axum::body::to_bytes(body, 1 << 24).await.unwrap();
     Answer { status: parts.status.as_u16(), headers: parts.headers, body }
 }
 
-async fn call(router: &Router, method: &str, path: &str, body: &'static str) -> Answer {
+pub(super) async fn call(router: &Router, method: &str, path: &str, body: &'static str) -> Answer {
     let request = Request::builder().method(method).uri(path).header("content-type", "text/plain");
     send(router, request.body(Body::from(body)).unwrap()).await
 }
 
 /// A broker with an edge that holds connection 1 in channel `room`.
-async fn with_a_connection() -> (Broker, Edge, Stream) {
+pub(super) async fn with_a_connection() -> (Broker, Edge, Stream) {
     let broker = Broker::start(Options::default()).await;
     let edge = Edge::connect(&broker, "a", 1, 0).await;
     let (mut stream, _) = edge.attach(0, 0).await;
@@ -183,8 +187,12 @@ async fn every_listed_method_is_routed_and_others_are_not() {
     let broker = Broker::start(Options::default()).await;
     let router = app(&broker, Arc::new(Always(v1::Code::Applied)), 16);
     for route in routes() {
-        let path =
-            route.path.replace("{id}", &connection(1).to_string()).replace("{channel}", "c").replace("{api}", "a");
+        let path = route
+            .path
+            .replace("{id}", &connection(1).to_string())
+            .replace("{channel}", "c")
+            .replace("{api}", "a")
+            .replace("{stage}", "s");
         for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
             let answer = call(&router, method.as_str(), &path, "").await;
             let listed = route.methods.contains(&method.as_str().to_ascii_lowercase().as_str());
@@ -370,6 +378,10 @@ async fn too_much_at_once_is_refused_but_health_is_seen() {
     let refused = call(&router, "GET", "/v1/cluster", "").await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
     assert!(refused.headers.contains_key(header::RETRY_AFTER));
+    let pushed = call(&router, "POST", "/push/chat", "{}").await;
+    assert_eq!((pushed.status, pushed.json()["errNo"].as_u64()), (503, Some(503)));
+    let posted = call(&router, "POST", "/prod/@connections/x", "x").await;
+    assert_eq!((posted.status, &posted.headers["x-amzn-errortype"]), (429, &"LimitExceededException".parse().unwrap()));
     assert_eq!(call(&router, "GET", "/healthz", "").await.status, 200);
     assert_eq!(call(&router, "GET", "/readyz", "").await.status, 200);
     assert_eq!(call(&router, "GET", "/metrics", "").await.status, 200);

@@ -69,5 +69,6 @@ pub(super) fn http(config: &BrokerConfig) -> http::Settings {
         submit_timeout: config.limits.submit_timeout.get(),
         body_limit: config.limits.http_body.get(),
         concurrency: config.limits.http_concurrency,
+        compat: http::Compat::new(config),
     }
 }
