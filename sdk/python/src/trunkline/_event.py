@@ -96,8 +96,12 @@ class Opened:
 
     def query_parameter(self, name: str) -> str | None:
         """The first value of a query parameter, percent-decoded; `+` is a space."""
+        return self.query_parameters().get(name)
+
+    def query_parameters(self) -> dict[str, str]:
+        """All of them, of each the first value."""
         pairs = parse_qsl(self.query, keep_blank_values=True, errors="replace")
-        return next((value for key, value in pairs if key == name), None)
+        return dict(reversed(pairs))
 
 
 class CloseCause(enum.IntEnum):

@@ -148,12 +148,16 @@ def run(subscriber: Subscriber, handler: Handler, *, joined: Callable[[int], Non
     """Runs a subscriber as a whole program: until SIGTERM or Ctrl-C, after which it drains."""
 
     async def main() -> None:
-        task = asyncio.current_task()
-        # SIGINT cancels the main task by itself
-        if task is not None and hasattr(signal, "SIGTERM"):
-            with contextlib.suppress(NotImplementedError):
-                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        cancel_on_sigterm()
         await subscriber.run(handler, joined=joined)
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(main())
+
+
+def cancel_on_sigterm() -> None:
+    """SIGTERM cancels this task, as SIGINT does by itself."""
+    task = asyncio.current_task()
+    if task is not None and hasattr(signal, "SIGTERM"):
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
