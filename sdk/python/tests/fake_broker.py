@@ -34,6 +34,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
         self.lose_answers = 0
         self.joins: list[wire.Join] = []
         self.commits: list[wire.Commit] = []
+        self.applied: list[wire.Commit] = []
         self.extends: list[wire.Extend] = []
         self.credits: list[int] = []
         self.submit: deque[wire.SubmitResponse | tuple[grpc.StatusCode, str, str]] = deque()
@@ -99,12 +100,12 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
         self.give_out()
 
     def pushed(self) -> list[str]:
-        """Payloads of the pushes of every commit, in order."""
-        commands = (command for commit in self.commits for command in commit.commands)
+        """Payloads of the pushes of every commit that was applied, in order."""
+        commands = (command for commit in self.applied for command in commit.commands)
         return [command.push.payload.decode() for command in commands if command.HasField("push")]
 
     def parked(self) -> list[tuple[int, str]]:
-        outcomes = (outcome for commit in self.commits for outcome in commit.outcomes)
+        outcomes = (outcome for commit in self.applied for outcome in commit.outcomes)
         return [(outcome.offset, outcome.parked.reason) for outcome in outcomes if outcome.HasField("parked")]
 
     # ---- the protocol --------------------------------------------------------------------------------------------------
@@ -175,6 +176,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
         by_offset = {event.offset: event for event in self.open}
         if any(outcome.offset not in by_offset or outcome.offset not in self.given for outcome in commit.outcomes):
             return wire.CODE_NOT_OPEN
+        self.applied.append(commit)
         for outcome in commit.outcomes:
             event = by_offset[outcome.offset]
             if outcome.HasField("refused"):

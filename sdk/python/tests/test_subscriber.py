@@ -212,7 +212,8 @@ async def test_a_commit_without_an_answer_is_sent_again_and_happens_once():
         broker.message(2, 1, "b")
         await broker.until_all_settled()
     # the answer to the third was lost, and the fourth is told that it is not open any more
-    assert broker.pushed()[:4] == ["a"] * 4 and [text for _, text, _ in handler.handled] == ["a", "b"]
+    assert broker.pushed() == ["a", "b"] and len(broker.commits) >= 5
+    assert [text for _, text, _ in handler.handled] == ["a", "b"]
 
 
 @case
@@ -277,7 +278,7 @@ async def test_the_group_that_is_asked_decides_and_others_only_add():
             opened = records.ConnectionOpened(handler_group=group, query=query, path="/p")
             broker.event(wire.Event(offset=offset, connection=bytes([offset]) * 16, opened=opened))
         await broker.until_all_settled()
-    commands = [command for commit in broker.commits for command in commit.commands]
+    commands = [command for commit in broker.applied for command in commit.commands]
     found = sorted((command.connection[0], command.WhichOneof("command")) for command in commands)
     assert found == [(1, "accept"), (2, "reject"), (3, "attributes"), (3, "join"), (4, "close")]
 
