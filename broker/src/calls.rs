@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::{
     forward,
     node::{CallKind, Calls, Node},
-    reset,
+    release, reset,
     submit::Submitter,
 };
 
@@ -39,6 +39,7 @@ impl Calls for Answers {
                 CallKind::ReadIndex => self.node.answer_read_index(body).await,
                 CallKind::Admin => self.node.answer_admin(body, || (self.describe)()).await,
                 CallKind::Reset => reset::answer(&self.node, body).await,
+                CallKind::Release => release::answer(&self.node, body).await,
             }
         })
     }

@@ -1,6 +1,7 @@
 //! A broker's settings: the table `[broker]` of a config file. Parsing checks each value, [`BrokerConfig::validate`] their relations;
 //! nothing is adjusted silently.
 
+mod compat;
 mod retention;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -9,7 +10,10 @@ use serde::{Deserialize, Serialize};
 pub use trunkline_proto::units::{HumanDuration, HumanSize};
 use trunkline_proto::{PartitionCount, limits, peer::MEMBERS_MAX};
 
-pub use self::retention::{RetentionConfig, WhenFull};
+pub use self::{
+    compat::{AwsConfig, AwsKeyConfig, PushConfig, secret_bytes},
+    retention::{RetentionConfig, WhenFull},
+};
 
 /// Table `[broker]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -61,6 +65,10 @@ pub struct BrokerConfig {
     pub retention: RetentionConfig,
     /// Bounds on what callers may hold or ask for.
     pub limits: LimitsConfig,
+    /// The reverse push address, `POST /push/{api}`.
+    pub push: PushConfig,
+    /// The management of connections as AWS has it, `/{stage}/@connections/{id}`.
+    pub aws: AwsConfig,
 }
 
 /// One of `[[broker.members]]`.
@@ -137,6 +145,8 @@ impl Default for BrokerConfig {
             snapshots: SnapshotConfig::default(),
             retention: RetentionConfig::default(),
             limits: LimitsConfig::default(),
+            push: PushConfig::default(),
+            aws: AwsConfig::default(),
         }
     }
 }
@@ -217,6 +227,8 @@ impl BrokerConfig {
         self.snapshots.check(&mut check);
         self.retention.check(&mut check);
         self.limits.check(&mut check);
+        self.push.check(&mut check);
+        self.aws.check(&mut check);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod node;
 pub mod quic;
 pub mod raft;
+pub mod release;
 pub mod reset;
 pub mod retention;
 pub mod server;

@@ -305,6 +305,7 @@ impl Broker {
             submit_timeout: config.limits.submit_timeout.get(),
             body_limit: config.limits.http_body.get(),
             concurrency: config.limits.http_concurrency,
+            compat: http::Compat::new(config),
         };
         let app = App::new(link.clone(), registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
         let keeping = retention_settings(&config.retention);

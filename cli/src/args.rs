@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use trunkline_proto::ConnectionId;
 use trunkline_proto::units::HumanDuration;
+use trunkline_proto::{ConnectionId, Offset};
 
 /// A WebSocket gateway whose every connection lives in a replicated log.
 #[derive(Parser, Debug)]
@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Broker(BrokerArgs),
     /// An edge: terminates WebSockets.
     Edge(EdgeArgs),
+    /// The function bridge: calls HTTP functions with the events of APIs that have some.
+    Functions(FunctionsArgs),
     /// Live connections.
     Connections(ConnectionsArgs),
     /// Send a message to a connection.
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     State(StateArgs),
     /// Handler groups: offsets, lag, members.
     Groups(GroupsArgs),
+    /// Dead letters: events that the members of a handler group set aside.
+    DeadLetters(DeadLettersArgs),
     /// The cluster: brokers, partitions, edges.
     Cluster(ClusterArgs),
     /// Read a stopped broker's log: checksums, gaps, state digest.
@@ -57,7 +61,7 @@ pub(crate) enum Command {
 /// What every role takes.
 #[derive(Args, Debug, Default, Clone)]
 pub(crate) struct FileArgs {
-    /// TOML file with tables `[broker]`, `[edge]` and `[[api]]`.
+    /// TOML file with tables `[broker]`, `[edge]`, `[functions]` and `[[api]]`.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Set any key, such as broker.edge_grace=5s. May be repeated; TRUNKLINE_BROKER__EDGE_GRACE does the same.
@@ -141,6 +145,18 @@ pub(crate) struct EdgeArgs {
     /// Folder with certificates.
     #[arg(long, value_name = "DIR", env = "TRUNKLINE_PKI")]
     pub(crate) pki: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Default)]
+pub(crate) struct FunctionsArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    /// gRPC addresses of brokers to ask first. [default: http://127.0.0.1:7070]
+    #[arg(long = "broker", value_name = "ADDR", env = "TRUNKLINE_BROKER", value_delimiter = ',')]
+    pub(crate) brokers: Vec<String>,
+    /// This bridge's name among those that share its work. [default: random]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) member: Option<String>,
 }
 
 /// What every verb takes.
@@ -300,6 +316,59 @@ pub(crate) enum GroupsVerb {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct DeadLettersArgs {
+    #[command(subcommand)]
+    pub(crate) verb: DeadLettersVerb,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum DeadLettersVerb {
+    /// A group's dead letters: what, why, and how often it was tried.
+    List {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// The handler group.
+        group: String,
+        /// Only this partition.
+        #[arg(long, value_name = "P")]
+        partition: Option<u16>,
+    },
+    /// One of them, as it stood in the log; with --json to its last byte.
+    Show {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// The handler group.
+        group: String,
+        /// Its partition.
+        partition: u16,
+        /// Its offset, such as 1042.0.
+        offset: Offset,
+    },
+    /// Give them to the group again, as if never tried.
+    Retry(ReleaseArgs),
+    /// Forget them.
+    Discard(ReleaseArgs),
+}
+
+/// Which dead letters.
+#[derive(Args, Debug)]
+pub(crate) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    /// The handler group.
+    pub(crate) group: String,
+    /// Their partition.
+    #[arg(required_unless_present = "all")]
+    pub(crate) partition: Option<u16>,
+    /// Their offsets, such as 1042.0.
+    #[arg(required_unless_present = "all")]
+    pub(crate) offsets: Vec<Offset>,
+    /// All there are, in every partition.
+    #[arg(long, conflicts_with_all = ["partition", "offsets"])]
+    pub(crate) all: bool,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct ClusterArgs {
     #[command(subcommand)]
     pub(crate) verb: ClusterVerb,
@@ -396,6 +465,7 @@ mod tests {
             "trunkline dev --partitions 8 --ws 127.0.0.1:0 --set broker.edge_grace=3s",
             "trunkline broker --config a.toml --check-config",
             "trunkline edge --name e1 --brokers 1@a:1,2@b:2 --dump-config",
+            "trunkline functions --config a.toml --broker 127.0.0.1:7070,127.0.0.1:7071 --member one",
             "trunkline connections --api chat --limit 5 --json",
             "trunkline push AAAAAAAAAAAAAAAAAAAAAA hello --binary",
             "trunkline push -AAAAAAAAAAAAAAAAAAAAA hello",
@@ -408,6 +478,10 @@ mod tests {
             "trunkline groups",
             "trunkline groups chat --json",
             "trunkline groups reset chat --to earliest",
+            "trunkline dead-letters list chat --json",
+            "trunkline dead-letters show chat 3 1042.0",
+            "trunkline dead-letters retry chat 3 1042.0 1042.1",
+            "trunkline dead-letters discard chat --all",
             "trunkline cluster status --broker 127.0.0.1:1",
             "trunkline verify ./data",
             "trunkline certs --dir pki --broker 1 --broker 2 --edge e1",
@@ -426,6 +500,9 @@ mod tests {
             "trunkline tail --limit 0",
             "trunkline certs --broker 0",
             "trunkline publish a b c",
+            "trunkline dead-letters retry chat",
+            "trunkline dead-letters retry chat 3",
+            "trunkline dead-letters retry chat 3 1.0 --all",
             "trunkline dev --ws nowhere",
         ] {
             assert!(parse(line).is_err(), "{line}");

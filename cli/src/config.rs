@@ -1,7 +1,8 @@
-//! One TOML file per process, or one for all of them, with the tables `[broker]`, `[edge]` and `[[api]]`. Flag > environment >
+//! One TOML file per process, or one for all of them, with the tables `[broker]`, `[edge]`, `[functions]` and `[[api]]`. Flag > environment >
 //! file > default; unknown keys are refused, all at once, and tables of another role are checked too. The types and their rules
 //! are the roles' own (`trunkline_broker::config`, `trunkline_edge::config`).
 
+mod functions;
 mod schema;
 
 use std::{fs, path::Path};
@@ -12,14 +13,15 @@ use trunkline_broker::config::BrokerConfig;
 use trunkline_edge::config::{ApiConfig, EdgeConfig, Registration};
 use trunkline_proto::units::HumanSize;
 
+pub(crate) use self::functions::{BridgeConfig, settings as function_settings};
 use self::schema::Schema;
 use crate::{
-    args::{BrokerArgs, BrokerListen, DevArgs, EdgeArgs, EdgeListen, FileArgs},
+    args::{BrokerArgs, BrokerListen, DevArgs, EdgeArgs, EdgeListen, FileArgs, FunctionsArgs},
     exit::Failure,
 };
 
 /// Environment variables that set any key: TRUNKLINE_BROKER__EDGE_GRACE is broker.edge_grace.
-const PREFIXES: [&str; 2] = ["TRUNKLINE_BROKER__", "TRUNKLINE_EDGE__"];
+const PREFIXES: [&str; 3] = ["TRUNKLINE_BROKER__", "TRUNKLINE_EDGE__", "TRUNKLINE_FUNCTIONS__"];
 
 /// What a broker runs with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,6 +33,14 @@ pub(crate) struct BrokerRole {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct EdgeRole {
     pub(crate) edge: EdgeConfig,
+    #[serde(rename = "api")]
+    pub(crate) apis: Vec<ApiConfig>,
+}
+
+/// What the function bridge runs with.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct FunctionsRole {
+    pub(crate) functions: BridgeConfig,
     #[serde(rename = "api")]
     pub(crate) apis: Vec<ApiConfig>,
 }
@@ -49,6 +59,7 @@ pub(crate) struct DevRole {
 enum Role {
     Broker,
     Edge,
+    Functions,
 }
 
 /// The environment, as far as it sets keys.
@@ -92,6 +103,7 @@ impl Document {
         let name = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
         self.table = toml::from_str(&text).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+        functions::apply_presets(&mut self.table);
         let unknown = self.schema.unknown_in(&text).into_iter();
         self.problems.extend(unknown.map(|(line, unknown)| format!("{name}: line {line}: {unknown}")));
         self.file = Some((name, text));
@@ -138,26 +150,27 @@ impl Document {
         Ok(())
     }
 
-    /// Says all that has been found wrong so far; then whether the tables of another role would do there. They may leave out
+    /// Says all that has been found wrong so far; then whether the tables of other roles would do there. They may leave out
     /// what is said by flags there.
-    fn check(&self, other_role: Option<Role>) -> Result<(), Failure> {
+    fn check(&self, other_roles: &[Role]) -> Result<(), Failure> {
         if !self.problems.is_empty() {
             return Err(Failure::usage(self.problems.join("\n")));
         }
-        match other_role {
-            Some(Role::Broker) => drop(self.broker()?),
-            Some(Role::Edge) => {
-                let mut document = Self { table: self.table.clone(), file: self.file.clone(), ..Self::empty()? };
-                let sample = schema::sample_edge()?;
-                document.set_default("edge", "name", sample.name)?;
-                document.set_default("edge", "pki", sample.pki.display().to_string())?;
-                let brokers: Vec<_> = sample.brokers.iter().map(ToString::to_string).collect();
-                document.set_default("edge", "brokers", brokers)?;
-                document.edge(Vec::new())?;
-            }
-            None => {}
-        }
-        Ok(())
+        other_roles.iter().try_for_each(|role| match role {
+            Role::Broker => self.broker().map(drop),
+            Role::Functions => self.functions().map(drop),
+            Role::Edge => self.check_edge(),
+        })
+    }
+
+    fn check_edge(&self) -> Result<(), Failure> {
+        let mut document = Self { table: self.table.clone(), file: self.file.clone(), ..Self::empty()? };
+        let sample = schema::sample_edge()?;
+        document.set_default("edge", "name", sample.name)?;
+        document.set_default("edge", "pki", sample.pki.display().to_string())?;
+        let brokers: Vec<_> = sample.brokers.iter().map(ToString::to_string).collect();
+        document.set_default("edge", "brokers", brokers)?;
+        document.edge(Vec::new()).map(drop)
     }
 
     fn broker_flags(&mut self, listen: &BrokerListen) -> Result<(), Failure> {
@@ -201,11 +214,19 @@ impl Document {
         Ok(broker)
     }
 
+    fn functions(&self) -> Result<BridgeConfig, Failure> {
+        let bridge: BridgeConfig = self.part("functions", Value::Table(Table::new()))?;
+        bridge.validate()?;
+        Ok(bridge)
+    }
+
     fn edge(&self, mut first: Vec<ApiConfig>) -> Result<(EdgeConfig, Vec<ApiConfig>), Failure> {
-        let edge: EdgeConfig = self.part("edge", Value::Table(Table::new()))?;
+        let mut edge: EdgeConfig = self.part("edge", Value::Table(Table::new()))?;
         let apis: Vec<ApiConfig> = self.part("api", Value::Array(Vec::new()))?;
         first.extend(apis);
+        functions::keep_headers(&mut edge, &first);
         edge.validate(&first).map_err(Failure::usage)?;
+        functions::settings(&first)?;
         Ok((edge, first))
     }
 }
@@ -218,6 +239,8 @@ struct File {
     _broker: Option<BrokerConfig>,
     #[serde(rename = "edge")]
     _edge: Option<EdgeConfig>,
+    #[serde(rename = "functions")]
+    _functions: Option<BridgeConfig>,
     #[serde(default, rename = "api")]
     _apis: Vec<ApiConfig>,
 }
@@ -229,7 +252,7 @@ impl BrokerRole {
         document.broker_flags(&args.broker)?;
         document.flag("broker.pki", args.pki.as_ref().map(|path| path.display().to_string()))?;
         document.apply_set(&args.file.set)?;
-        document.check(Some(Role::Edge))?;
+        document.check(&[Role::Edge, Role::Functions])?;
         Ok(Self { broker: document.broker()? })
     }
 }
@@ -243,12 +266,28 @@ impl EdgeRole {
         document.flag("edge.brokers", (!args.brokers.is_empty()).then(|| args.brokers.clone()))?;
         document.flag("edge.pki", args.pki.as_ref().map(|path| path.display().to_string()))?;
         document.apply_set(&args.file.set)?;
-        document.check(Some(Role::Broker))?;
+        document.check(&[Role::Broker, Role::Functions])?;
         let (edge, apis) = document.edge(Vec::new())?;
         if apis.is_empty() {
             return Err(Failure::usage("no [[api]]: an edge without one lets nobody in"));
         }
         Ok(Self { edge, apis })
+    }
+}
+
+impl FunctionsRole {
+    /// Puts the configuration together.
+    pub(crate) fn load(args: &FunctionsArgs, environment: &[(String, String)]) -> Result<Self, Failure> {
+        let mut document = Document::load(&args.file, environment)?;
+        document.flag("functions.brokers", (!args.brokers.is_empty()).then(|| args.brokers.clone()))?;
+        document.flag("functions.member", args.member.clone())?;
+        document.apply_set(&args.file.set)?;
+        document.check(&[Role::Broker, Role::Edge])?;
+        let apis: Vec<ApiConfig> = document.part("api", Value::Array(Vec::new()))?;
+        if apis.iter().all(|api| api.functions.is_none()) {
+            return Err(Failure::usage("no [[api]] has functions: a bridge without one calls nothing"));
+        }
+        Ok(Self { functions: document.functions()?, apis })
     }
 }
 
@@ -259,7 +298,7 @@ impl DevRole {
         document.broker_flags(&args.broker)?;
         document.edge_flags(&args.edge)?;
         document.apply_set(&args.file.set)?;
-        document.check(None)?;
+        document.check(&[Role::Functions])?;
         document.set_default("broker", "partitions", 1)?;
         document.set_default("broker", "cluster", "dev")?;
         let data: BrokerConfig = document.part("broker", Value::Table(Table::new()))?;

@@ -56,7 +56,8 @@ fn raise_file_limit() {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let is_role = matches!(cli.command, Command::Dev(_) | Command::Broker(_) | Command::Edge(_));
+    let is_role =
+        matches!(cli.command, Command::Dev(_) | Command::Broker(_) | Command::Edge(_) | Command::Functions(_));
     logging::init(cli.log_json, if is_role { "info" } else { "warn" })?;
     if is_role {
         raise_file_limit();
@@ -65,6 +66,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dev(args) => dev::run(&args),
         Command::Broker(args) => roles::broker(&args),
         Command::Edge(args) => roles::edge(&args),
+        Command::Functions(args) => roles::functions(&args),
         Command::Verify(args) => verbs::verify::run(args),
         Command::Certs(args) => verbs::certs::run(args),
         verb => roles::runtime()?.block_on(run_verb(verb)),
@@ -80,7 +82,13 @@ async fn run_verb(verb: Command) -> Result<(), Failure> {
         Command::Tail(args) => verbs::tail::run(args).await,
         Command::State(args) => verbs::state::run(args).await,
         Command::Groups(args) => verbs::groups::run(args).await,
+        Command::DeadLetters(args) => verbs::dead_letters::run(args).await,
         Command::Cluster(args) => verbs::cluster::run(args).await,
-        Command::Dev(_) | Command::Broker(_) | Command::Edge(_) | Command::Verify(_) | Command::Certs(_) => Ok(()),
+        Command::Dev(_)
+        | Command::Broker(_)
+        | Command::Edge(_)
+        | Command::Functions(_)
+        | Command::Verify(_)
+        | Command::Certs(_) => Ok(()),
     }
 }

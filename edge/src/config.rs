@@ -1,6 +1,7 @@
 //! Typed configuration of an edge: `[edge]` and `[[api]]`. Parsing only validates; building happens later.
 
 mod api;
+mod functions;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,8 @@ use trunkline_proto::{
 };
 
 pub use self::{
-    api::{ApiConfig, AuthConfig, AuthKind, Dialect, FunctionsConfig, OnFailure, Registration},
+    api::{ApiConfig, AuthConfig, AuthKind, Preset, Registration},
+    functions::{Dialect, FunctionsConfig, OnFailure},
     path::{PathError, PathPattern, SEGMENTS_MAX},
 };
 

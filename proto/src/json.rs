@@ -211,6 +211,11 @@ fn bookkeeping(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> 
             let dropped: v1::GroupDropped = decode(kind, record)?;
             object.put("group", dropped.group).put("epoch", dropped.epoch);
         }
+        RecordKind::ParkedReleased => {
+            let released: v1::ParkedReleased = decode(kind, record)?;
+            let offsets: Vec<String> = released.offsets.into_iter().map(offset).collect();
+            object.put("group", released.group).put("offsets", offsets).put("discard", released.discard);
+        }
         RecordKind::EdgeAttached => {
             let attached: v1::EdgeAttached = decode(kind, record)?;
             object.put("edge", attached.edge).put("incarnation", attached.incarnation);

@@ -9,6 +9,7 @@ pub mod limits;
 pub mod link;
 pub mod peer;
 pub mod record;
+pub mod secret;
 #[cfg(test)]
 mod tests;
 pub mod units;

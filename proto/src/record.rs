@@ -38,11 +38,12 @@ pub enum RecordKind {
     ApplyVersion = 38,
     GroupReset = 39,
     GroupDropped = 40,
+    ParkedReleased = 41,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ConnectionOpened,
         Self::MessageReceived,
         Self::ConnectionClosed,
@@ -63,6 +64,7 @@ impl RecordKind {
         Self::ApplyVersion,
         Self::GroupReset,
         Self::GroupDropped,
+        Self::ParkedReleased,
     ];
 
     /// The kind of that number, if there is one.
@@ -103,6 +105,7 @@ impl RecordKind {
             Self::ApplyVersion => "apply_version",
             Self::GroupReset => "group_reset",
             Self::GroupDropped => "group_dropped",
+            Self::ParkedReleased => "parked_released",
         }
     }
 }

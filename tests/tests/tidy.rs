@@ -21,7 +21,7 @@ const LONG: &[(&str, &str)] = &[];
 const RANKED: &[&str] = &["broker", "edge"];
 
 /// Folders with Rust sources.
-const CRATES: &[&str] = &["proto", "broker", "edge", "sdk/rust", "cli", "bench", "tests"];
+const CRATES: &[&str] = &["proto", "broker", "edge", "sdk/rust", "sdk/functions", "cli", "bench", "tests"];
 
 /// Licences our users can live with when they ship our binary. Keep in step with deny.toml.
 const LICENCES: &[&str] = &[

@@ -94,6 +94,32 @@ impl Group {
         self.passed = apis.total_at(&self.filter, through);
     }
 
+    /// Takes dead letters out, all or none: open again, or with `discard` forgotten. What is at or below `trimmed` is in no log any more.
+    pub(super) fn release(&mut self, offsets: &[u64], discard: bool, trimmed: Offset) -> Result<(), Refusal> {
+        let ascends = offsets.is_sorted_by(|one, next| one < next);
+        if offsets.is_empty() || offsets.len() > limits::OUTCOMES_MAX || !ascends {
+            return Err(Refusal::Malformed);
+        }
+        if !offsets.iter().all(|offset| self.parked.contains_key(&Offset(*offset))) {
+            return Err(Refusal::Gone);
+        }
+        if !discard && offsets.first().is_some_and(|first| Offset(*first) <= trimmed) {
+            return Err(Refusal::NotOpen);
+        }
+        if !discard && self.holes.len() + offsets.len() > limits::HOLES_MAX {
+            return Err(Refusal::Limit);
+        }
+        for offset in offsets.iter().map(|offset| Offset(*offset)) {
+            let event = self.parked.remove(&offset);
+            self.parked_bytes -= event.map_or(0, |event| event.weight());
+            // beyond the prefix it is open already: a reset has moved the group back over it
+            if !discard && offset <= self.through {
+                self.holes.entry(offset).or_insert(Hole { attempt: 1, not_before: Timestamp(0) });
+            }
+        }
+        Ok(())
+    }
+
     /// Events of its filter that are not settled.
     pub(super) fn lag(&self, apis: &Apis) -> u64 {
         apis.total(&self.filter).saturating_sub(self.passed) + self.holes.len() as u64

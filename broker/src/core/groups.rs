@@ -103,6 +103,13 @@ impl Groups {
         (group.reply(), Ok(()))
     }
 
+    /// Takes dead letters out of a group.
+    pub(super) fn release(&mut self, body: &v1::ParkedReleased, trimmed: Offset) -> (Reply, Result<(), Refusal>) {
+        let Some(group) = self.groups.get_mut(body.group.as_str()) else { return (Reply::None, Err(Refusal::Gone)) };
+        let released = group.release(&body.offsets, body.discard, trimmed);
+        (group.reply(), released)
+    }
+
     /// Forgets a group that nobody is a member of.
     pub(super) fn forget(&mut self, body: &v1::GroupDropped) -> Result<(), Refusal> {
         let group = self.groups.get(body.group.as_str()).ok_or(Refusal::Gone)?;

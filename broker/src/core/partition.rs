@@ -239,6 +239,10 @@ impl Partition {
                 Ok(body) => return self.groups.reset(&body, index, self.trimmed, &self.apis),
                 Err(refusal) => Err(refusal),
             },
+            RecordKind::ParkedReleased => match logged.decode::<v1::ParkedReleased>() {
+                Ok(body) => return self.groups.release(&body, self.trimmed),
+                Err(refusal) => Err(refusal),
+            },
             RecordKind::GroupDropped => logged.decode().and_then(|body| self.groups.forget(&body)),
             RecordKind::EdgeAttached => match logged.decode::<v1::EdgeAttached>() {
                 // partition 0 grants incarnations

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     handlers::{Registry, member::OUTGOING_MAX, session},
     node::{Moment, Node},
-    reset,
+    release, reset,
     submit::Submitter,
 };
 
@@ -24,6 +24,8 @@ const STATES_AT_MAX: usize = 2;
 /// How long a new member may take to catch up, unless the caller says otherwise, and at most.
 const MEMBER_PATIENCE: Duration = Duration::from_secs(60);
 const MEMBER_PATIENCE_SECONDS_MAX: u32 = 24 * 3600;
+/// Dead letters of a page, unless the caller says otherwise.
+const PARKED_PAGE: usize = 100;
 /// Messages that wait for a reader of the log.
 const READ_MESSAGES_MAX: usize = 4;
 
@@ -279,5 +281,32 @@ impl v1::cluster_server::Cluster for Services {
         moved.map_err(|error| status::of_code(error.code(), error.to_string()))?;
         let groups = cluster::groups(&self.node, &self.registry, &request.group);
         Ok(Response::new(v1::ResetGroupResponse { groups }))
+    }
+
+    async fn parked(&self, request: Request<v1::ParkedRequest>) -> Result<Response<v1::ParkedResponse>, Status> {
+        let request = request.into_inner();
+        name("group", &request.group)?;
+        let partition = self.partition(request.partition)?;
+        let limit = match request.limit as usize {
+            0 => PARKED_PAGE,
+            limit => limit.min(release::RELEASE_MAX),
+        };
+        self.current([partition]).await?;
+        let (events, more) = release::page(&self.node, partition, &request.group, Offset(request.after), limit);
+        Ok(Response::new(v1::ParkedResponse { events, more }))
+    }
+
+    async fn release_parked(
+        &self,
+        request: Request<v1::ReleaseParkedRequest>,
+    ) -> Result<Response<v1::ReleaseParkedResponse>, Status> {
+        let v1::ReleaseParkedRequest { group, partition, offsets, discard } = request.into_inner();
+        let partition = self.partition(partition)?;
+        let wish = v1::ParkedReleased { group, offsets, discard };
+        let released = release::release(&self.node, partition, wish).await;
+        match released.code() {
+            v1::Code::Applied => Ok(Response::new(v1::ReleaseParkedResponse {})),
+            code => Err(status::of_code(code, released.message)),
+        }
     }
 }

@@ -200,8 +200,16 @@ impl Cursor {
     }
 }
 
+/// Whether an operator changed what is open in the group.
 fn is_reset_of(record: &Record, group: &str) -> bool {
-    record.kind == RecordKind::GroupReset && record.decode::<v1::GroupReset>().is_ok_and(|reset| reset.group == group)
+    match record.kind {
+        RecordKind::GroupReset => record.decode::<v1::GroupReset>().is_ok_and(|reset| reset.group == group),
+        RecordKind::ParkedReleased => {
+            let released = record.decode::<v1::ParkedReleased>();
+            released.is_ok_and(|released| released.group == group && !released.discard)
+        }
+        _ => false,
+    }
 }
 
 /// The record at `offset` from the tail or from disk; `None` if there is none, or it was refused.

@@ -34,8 +34,12 @@ pub(super) struct PublishQuery {
 impl App {
     /// Applies a command; what it came to, or a problem.
     pub(super) async fn submit(&self, headers: &HeaderMap, command: v1::Command) -> Result<v1::CommandResult, Problem> {
-        let key = request::idempotency_key(headers)?;
-        let submitted = tokio::time::timeout(self.0.settings.submit_timeout, self.0.commands.submit(&key, command));
+        self.submit_once(&request::idempotency_key(headers)?, command).await
+    }
+
+    /// Applies a command, at most once under a key that is not empty.
+    pub(super) async fn submit_once(&self, key: &str, command: v1::Command) -> Result<v1::CommandResult, Problem> {
+        let submitted = tokio::time::timeout(self.0.settings.submit_timeout, self.0.commands.submit(key, command));
         let result = submitted.await.map_err(|_| Problem::unknown())??;
         match result.status.as_ref().and_then(Problem::of_status) {
             Some(problem) => Err(problem),

@@ -2,6 +2,9 @@
 //!
 //! One table of routes (`routes`) makes the router and is held against the OpenAPI document by a test.
 
+mod aws;
+#[cfg(test)]
+mod compat_tests;
 mod connections;
 mod extract;
 mod guard;
@@ -11,11 +14,14 @@ mod messages;
 mod operator;
 pub mod pages;
 mod problem;
+mod push;
 mod query;
 mod request;
 mod serve;
+mod sigv4;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -29,8 +35,16 @@ use trunkline_proto::v1;
 pub use pages::{Page, Pages};
 pub use problem::Problem;
 pub use serve::serve;
+pub use sigv4::KeyPair;
 
-use crate::{handlers::Registry, link::Link, metrics::PrometheusHandle, node::Node, submit::Submitter};
+use crate::{
+    config::{AwsKeyConfig, BrokerConfig, secret_bytes},
+    handlers::Registry,
+    link::Link,
+    metrics::PrometheusHandle,
+    node::Node,
+    submit::Submitter,
+};
 
 /// What a command came to, or why the request as a whole was refused.
 pub type Submitted<'a> = Pin<Box<dyn Future<Output = Result<v1::CommandResult, Problem>> + Send + 'a>>;
@@ -69,6 +83,35 @@ pub struct Settings {
     pub body_limit: u64,
     /// Requests under way at once.
     pub concurrency: usize,
+    /// The surfaces of other gateways.
+    pub compat: Compat,
+}
+
+/// Settings of the surfaces that users of other gateways know.
+#[derive(Clone, Debug)]
+pub struct Compat {
+    /// Of these one must have signed a push; none: nobody is asked.
+    pub push_keys: Vec<ring::hmac::Key>,
+    /// Whether a push that fails closes its connection.
+    pub close_on_failure: bool,
+    /// Of these one must have signed a request to `@connections`; none: nobody is asked.
+    pub aws_keys: Vec<KeyPair>,
+    /// Largest payload posted to `@connections`, bytes.
+    pub aws_payload: u64,
+}
+
+impl Compat {
+    /// As configured. Call after the configuration was validated: what is wrong with it is passed over.
+    pub fn new(config: &BrokerConfig) -> Self {
+        let keys = config.push.secrets.iter().filter_map(|secret| secret_bytes(secret).ok());
+        let pair = |key: &AwsKeyConfig| KeyPair { id: key.id.clone(), secret: key.secret.reveal().to_owned() };
+        Self {
+            push_keys: keys.map(|bytes| ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes)).collect(),
+            close_on_failure: config.push.close_on_failure,
+            aws_keys: config.aws.keys.iter().map(pair).collect(),
+            aws_payload: config.aws.max_payload.min(config.limits.http_body).get(),
+        }
+    }
 }
 
 /// What handlers of requests work with. Cheap to clone.
@@ -153,9 +196,17 @@ fn routes() -> Vec<Route> {
         route("/v1/cluster", &["get"], get(operator::cluster)),
         route("/v1/groups", &["get"], get(operator::groups)),
         route("/v1/log", &["get"], get(log::read)),
+        route("/push/{api}", &["post"], post(push::push)),
+        route("/{stage}/@connections/{id}", &["post", "get", "delete"], managed()),
+        route("/@connections/{id}", &["post", "get", "delete"], managed()),
         route("/v1/openapi.json", &["get"], get(operator::openapi)),
         route("/healthz", &["get"], get(operator::healthz)),
         route("/readyz", &["get"], get(operator::readyz)),
         route("/metrics", &["get"], get(operator::metrics)),
     ]
+}
+
+/// The management of connections as the cloud's SDKs ask for it.
+fn managed() -> MethodRouter<App> {
+    post(aws::connections).get(aws::connections).delete(aws::connections)
 }

@@ -8,7 +8,7 @@ use axum::{
     extract::Request,
 };
 use bytes::Bytes;
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, Uri, header, request::Parts};
 use trunkline_proto::{ConnectionId, limits, v1::MessageKind};
 
 use super::problem::Problem;
@@ -29,17 +29,23 @@ pub(super) struct Payload {
 
 /// Reads a payload of at most `limit` bytes; refuses a declared length before reading anything.
 pub(super) async fn payload(request: Request, limit: u64) -> Result<Payload, Problem> {
+    let (parts, bytes) = whole(request, limit).await?;
+    let kind = kind(&parts.headers);
+    if kind == MessageKind::Text && std::str::from_utf8(&bytes).is_err() {
+        return Err(Problem::invalid("a text payload must be UTF-8; send application/octet-stream for binary"));
+    }
+    Ok(Payload { kind, bytes })
+}
+
+/// Reads a request with a body of at most `limit` bytes; refuses a declared length before reading anything.
+pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
         return Err(Problem::too_large(limit));
     }
-    let kind = kind(&parts.headers);
     let bytes = read(body, limit).await?;
-    if kind == MessageKind::Text && std::str::from_utf8(&bytes).is_err() {
-        return Err(Problem::invalid("a text payload must be UTF-8; send application/octet-stream for binary"));
-    }
-    Ok(Payload { kind, bytes })
+    Ok((parts, bytes))
 }
 
 async fn read(body: Body, limit: u64) -> Result<Bytes, Problem> {
@@ -73,6 +79,11 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<String, Problem> {
 /// A connection id in a path or a query.
 pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Problem> {
     parse::<ConnectionId>("connection", text)
+}
+
+/// A connection id as functions of other gateways may write it: padded, or in the other base64 alphabet.
+pub(super) fn liberal_connection_id(text: &str) -> Option<ConnectionId> {
+    text.trim_end_matches('=').replace('+', "-").replace('/', "_").parse().ok()
 }
 
 /// Parses one value of a path or a query.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use trunkline_proto::{ConnectionId, v1};
 
-use super::{App, Commands, Page, Pages, Problem, Settings, Submitted, operator, routes};
+use super::{App, Commands, Compat, Page, Pages, Problem, Settings, Submitted, operator, routes};
 use crate::{
     handlers::Registry,
     link::tests::support::{Broker, Edge, Options, Stream, batch, connection, message},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Answers every command with one code.
-struct Always(v1::Code);
+pub(super) struct Always(pub(super) v1::Code);
 
 impl Commands for Always {
     fn submit<'a>(&'a self, _: &'a str, _: v1::Command) -> Submitted<'a> {
@@ -48,7 +48,11 @@ impl Commands for Arc<Keeps> {
     }
 }
 
-fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Router {
+pub(super) fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Router {
+    app_with(broker, commands, concurrency, Compat::new(&crate::config::BrokerConfig::default()))
+}
+
+pub(super) fn app_with(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize, compat: Compat) -> Router {
     let settings = Settings {
         broker: 1,
         cluster: "test".to_owned(),
@@ -57,6 +61,7 @@ fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Rout
         submit_timeout: Duration::from_millis(200),
         body_limit: 1024,
         concurrency,
+        compat,
     };
     let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
     let page = Page { content_type: "text/html; charset=utf-8".into(), body: Bytes::from_static(b"<p>chat") };
@@ -64,18 +69,18 @@ fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Rout
     App::new(broker.link.clone(), registry, commands, crate::metrics::install().unwrap(), pages, settings).router()
 }
 
-fn real(broker: &Broker) -> Router {
+pub(super) fn real(broker: &Broker) -> Router {
     app(broker, Arc::new(Submitter::new(broker.node.clone(), broker.link.clone())), 16)
 }
 
-struct Answer {
-    status: u16,
-    headers: http::HeaderMap,
-    body: Bytes,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: http::HeaderMap,
+    pub(super) body: Bytes,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
@@ -87,20 +92,20 @@ impl Answer {
     }
 }
 
-async fn send(router: &Router, request: Request<Body>) -> Answer {
+pub(super) async fn send(router: &Router, request: Request<Body>) -> Answer {
     let response = router.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = axum::body::to_bytes(body, 1 << 24).await.unwrap();
     Answer { status: parts.status.as_u16(), headers: parts.headers, body }
 }
 
-async fn call(router: &Router, method: &str, path: &str, body: &'static str) -> Answer {
+pub(super) async fn call(router: &Router, method: &str, path: &str, body: &'static str) -> Answer {
     let request = Request::builder().method(method).uri(path).header("content-type", "text/plain");
     send(router, request.body(Body::from(body)).unwrap()).await
 }
 
 /// A broker with an edge that holds connection 1 in channel `room`.
-async fn with_a_connection() -> (Broker, Edge, Stream) {
+pub(super) async fn with_a_connection() -> (Broker, Edge, Stream) {
     let broker = Broker::start(Options::default()).await;
     let edge = Edge::connect(&broker, "a", 1, 0).await;
     let (mut stream, _) = edge.attach(0, 0).await;
@@ -130,8 +135,12 @@ async fn every_listed_method_is_routed_and_others_are_not() {
     let broker = Broker::start(Options::default()).await;
     let router = app(&broker, Arc::new(Always(v1::Code::Applied)), 16);
     for route in routes() {
-        let path =
-            route.path.replace("{id}", &connection(1).to_string()).replace("{channel}", "c").replace("{api}", "a");
+        let path = route
+            .path
+            .replace("{id}", &connection(1).to_string())
+            .replace("{channel}", "c")
+            .replace("{api}", "a")
+            .replace("{stage}", "s");
         for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
             let answer = call(&router, method.as_str(), &path, "").await;
             let listed = route.methods.contains(&method.as_str().to_ascii_lowercase().as_str());

@@ -60,6 +60,8 @@ pub enum CallKind {
     ReadIndex = 4,
     /// Moves a handler group in a partition that the other broker leads.
     Reset = 5,
+    /// Takes dead letters out of a handler group in a partition that the other broker leads.
+    Release = 6,
 }
 
 impl CallKind {
@@ -70,6 +72,7 @@ impl CallKind {
             3 => Self::Admin,
             4 => Self::ReadIndex,
             5 => Self::Reset,
+            6 => Self::Release,
             _ => return None,
         })
     }

@@ -8,14 +8,15 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trunkline_broker::config::{BrokerConfig, MemberConfig};
-use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, OnFailure};
-use trunkline_proto::units::HumanDuration;
+use trunkline_broker::config::{AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig};
+use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, Preset};
+use trunkline_proto::secret::SecretText;
 
+use super::BridgeConfig;
 use crate::exit::Failure;
 
 /// Tables whose keys are anybody's.
-const OPEN: &[&str] = &["api.auth", "api.functions.routes"];
+const OPEN: &[&str] = &["api.auth", "api.functions.routes", "api.functions.headers"];
 
 /// The keys, as a document that has them all.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ impl Schema {
         let value = "configuration as TOML";
         root.insert("broker".to_owned(), Value::try_from(sample_broker()).context(value)?);
         root.insert("edge".to_owned(), Value::try_from(sample_edge()?).context(value)?);
+        root.insert("functions".to_owned(), Value::try_from(BridgeConfig::default()).context(value)?);
         root.insert("api".to_owned(), Value::Array(vec![Value::try_from(sample_api()?).context(value)?]));
         Ok(Self { root })
     }
@@ -164,6 +166,10 @@ fn sample_broker() -> BrokerConfig {
         link_advertised: address(),
         grpc_advertised: address(),
         http_advertised: address(),
+        aws: AwsConfig {
+            keys: vec![AwsKeyConfig { id: "id".to_owned(), secret: SecretText::default() }],
+            ..AwsConfig::default()
+        },
         members: vec![MemberConfig { id: 1, link: "broker.example:7443".to_owned() }],
         ..BrokerConfig::default()
     }
@@ -177,17 +183,18 @@ pub(crate) fn sample_edge() -> Result<EdgeConfig, Failure> {
 fn sample_api() -> Result<ApiConfig, Failure> {
     let mut api = ApiConfig::new("api", "/api".parse().map_err(Failure::usage)?);
     api.handler_group = Some("api".to_owned());
+    let text = || Some(String::new());
     api.functions = Some(FunctionsConfig {
-        dialect: Dialect::Scf,
-        registration: Some(String::new()),
-        transmission: Some(String::new()),
-        cleanup: Some(String::new()),
+        registration: text(),
+        transmission: text(),
+        cleanup: text(),
         routes: [(String::new(), String::new())].into(),
-        route_selection: Some(String::new()),
-        timeout: HumanDuration::from_secs(15),
-        on_failure: OnFailure::Retry,
-        integration_response: false,
+        route_selection: text(),
+        domain: text(),
+        headers: [(String::new(), SecretText::default())].into(),
+        ..FunctionsConfig::new(Dialect::Scf)
     });
+    api.preset = Some(Preset::Aws);
     Ok(api)
 }
 

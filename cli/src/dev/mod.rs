@@ -20,6 +20,7 @@ use trunkline_broker::{
     server::{self as broker_server, Addresses, Extras},
 };
 use trunkline_edge::server as edge_server;
+use trunkline_functions::ApiSettings;
 use trunkline_sdk::{Client, Handler, StartAt, Subscriber};
 
 use crate::{
@@ -113,6 +114,7 @@ impl BrokerThread {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let (address_sender, addresses) = oneshot::channel();
         let (ready_sender, ready) = oneshot::channel();
+        let functions = config::function_settings(&role.apis).map_err(|error| anyhow!("{error}"))?;
         let (config, stopped, guard) = (role.broker.clone(), stop.clone(), ended.clone().drop_guard());
         let main = move || {
             // however this thread ends, the other one learns of it
@@ -128,12 +130,10 @@ impl BrokerThread {
                 };
                 let extras = Extras { pages, ready: Some(Box::new(is_ready)) };
                 let handlers_stop = stopped.child_token();
-                let handlers = with_handlers.then(|| Handlers::start(addresses.grpc, handlers_stop.clone()));
+                let handlers = Handlers::start(addresses.grpc, with_handlers, functions, &handlers_stop);
                 let broker_stop = async move {
                     stopped.cancelled().await;
-                    if let Some(handlers) = handlers {
-                        handlers.ended().await;
-                    }
+                    handlers.ended().await;
                 };
                 Ok(broker_server::run(config, listeners, extras, broker_stop).await?)
             })
@@ -172,20 +172,27 @@ impl BrokerThread {
     }
 }
 
-/// The demo's handlers.
+/// The demo's handlers, and the functions of the file's APIs.
 struct Handlers {
     tasks: tokio_util::task::TaskTracker,
 }
 
 impl Handlers {
     /// On the runtime this is called in.
-    fn start(grpc: SocketAddr, stop: CancellationToken) -> Self {
+    fn start(grpc: SocketAddr, demo: bool, functions: Vec<ApiSettings>, stop: &CancellationToken) -> Self {
         let tasks = tokio_util::task::TaskTracker::new();
         let address = format!("http://{grpc}");
-        tasks.spawn(handle(address.clone(), "echo", echo::Echo, stop.clone()));
-        match Client::new(address.clone()) {
-            Ok(client) => drop(tasks.spawn(handle(address, "chat", chat::Chat::new(client), stop))),
-            Err(error) => tracing::error!(%error, "no chat"),
+        if demo {
+            tasks.spawn(handle(address.clone(), "echo", echo::Echo, stop.clone()));
+            match Client::new(address.clone()) {
+                Ok(client) => {
+                    drop(tasks.spawn(handle(address.clone(), "chat", chat::Chat::new(client), stop.clone())));
+                }
+                Err(error) => tracing::error!(%error, "no chat"),
+            }
+        }
+        if !functions.is_empty() {
+            tasks.spawn(call_functions(address, functions, stop.clone()));
         }
         tasks.close();
         Self { tasks }
@@ -201,5 +208,12 @@ async fn handle(address: String, api: &'static str, handler: impl Handler, stop:
     let subscriber = Subscriber::builder(address).group(api).member("dev").apis([api]).start(StartAt::Earliest);
     if let Err(error) = subscriber.run_until(handler, stop.cancelled_owned()).await {
         tracing::error!(api, %error, "the demo's handler ended");
+    }
+}
+
+/// The bridge to HTTP functions, as `trunkline functions` runs it.
+async fn call_functions(address: String, apis: Vec<ApiSettings>, stop: CancellationToken) {
+    if let Err(error) = trunkline_functions::run_until(&[address], "dev", apis, stop.cancelled_owned()).await {
+        tracing::error!(%error, "the function bridge ended");
     }
 }

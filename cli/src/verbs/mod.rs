@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod connections;
+pub(crate) mod dead_letters;
 pub(crate) mod groups;
 pub(crate) mod state;
 pub(crate) mod submit;

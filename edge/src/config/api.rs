@@ -8,7 +8,7 @@ use trunkline_proto::{
     units::{HumanDuration, HumanSize},
 };
 
-use super::{ConfigProblem, PathPattern, Problems};
+use super::{ConfigProblem, FunctionsConfig, PathPattern, Problems};
 
 /// One API. Every key but `name` and `path` has a default.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -18,6 +18,10 @@ pub struct ApiConfig {
     pub name: String,
     /// Exact or with `{parameter}` segments, unique on the edge; where several answer, the one that is literal first wins.
     pub path: PathPattern,
+    /// Another gateway's limits, where this table says nothing else: `aws` is `max_message` 128 KiB, `idle_timeout` 10 m,
+    /// `max_lifetime` 2 h and `registration_timeout` 29 s. Whoever reads the file fills them in. Default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
     /// Who lets connections in. Default `handler`.
     #[serde(default)]
     pub registration: Registration,
@@ -74,6 +78,14 @@ pub struct ApiConfig {
     pub functions: Option<FunctionsConfig>,
 }
 
+/// Whose limits an API takes over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// AWS API Gateway's WebSocket APIs.
+    Aws,
+}
+
 /// Who lets connections in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,64 +123,6 @@ pub enum AuthKind {
     Token,
 }
 
-/// `[api.functions]`: HTTP endpoints called by the function bridge.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FunctionsConfig {
-    /// Whose requests are imitated.
-    pub dialect: Dialect,
-    /// Called for each new connection.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub registration: Option<String>,
-    /// Called for each message.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub transmission: Option<String>,
-    /// Called for each closed connection.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cleanup: Option<String>,
-    /// aws dialect: route key → URL.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub routes: BTreeMap<String, String>,
-    /// aws dialect: where a message names its route.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub route_selection: Option<String>,
-    /// Of one call. Default 15 s.
-    #[serde(default = "defaults::function_timeout")]
-    pub timeout: HumanDuration,
-    /// What becomes of an event whose call failed. Default retry.
-    #[serde(default)]
-    pub on_failure: OnFailure,
-    /// Whether a call's answer is sent to the client. Default false.
-    #[serde(default)]
-    pub integration_response: bool,
-}
-
-/// Whose requests a function gets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Dialect {
-    /// The API gateway that was shut down in 2026.
-    Scf,
-    /// AWS API Gateway WebSocket.
-    Aws,
-    /// CloudEvents over HTTP.
-    #[serde(rename = "cloudevents")]
-    CloudEvents,
-}
-
-/// What becomes of an event whose call failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnFailure {
-    /// Call again later.
-    #[default]
-    Retry,
-    /// Close the connection.
-    Close,
-    /// Set the event aside.
-    DeadLetter,
-}
-
 mod defaults {
     use trunkline_proto::units::{HumanDuration, HumanSize};
 
@@ -196,9 +150,6 @@ mod defaults {
     pub(super) fn max_connections() -> u64 {
         100_000
     }
-    pub(super) fn function_timeout() -> HumanDuration {
-        HumanDuration::from_secs(15)
-    }
 }
 
 /// Longest time a registration may wait.
@@ -212,6 +163,7 @@ impl ApiConfig {
         Self {
             name: name.into(),
             path,
+            preset: None,
             registration: Registration::default(),
             registration_timeout: defaults::registration_timeout(),
             channels: Vec::new(),
@@ -350,9 +302,6 @@ impl Check<'_> {
                 self.require(false, "auth", || format!("unknown key {key:?}"));
             }
         }
-        self.require(api.functions.is_none(), "functions", || {
-            "HTTP functions are not available yet; write a handler with the SDK".to_owned()
-        });
     }
 }
 

@@ -137,10 +137,6 @@ fn wrong_apis_are_refused_with_the_reason() {
         ("auth = { kind = \"none\", secret = \"x\" }", "auth: unknown key \"secret\""),
         ("auth = { kind = \"jwt\", keys = \"https://id/jwks\" }", "auth: kind jwt is not available yet"),
         ("auth = { kind = \"magic\" }", "unknown variant `magic`"),
-        (
-            "[api.functions]\ndialect = \"scf\"\ntransmission = \"http://127.0.0.1:9000/t\"",
-            "functions: HTTP functions are not available yet",
-        ),
         ("[api.functions]\ndialect = \"scf\"\nbogus = 1", "unknown field `bogus`"),
         ("[[api]]\nname = \"chat\"\npath = \"/c\"", "name: another API has it too"),
         (

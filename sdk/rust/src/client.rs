@@ -270,6 +270,22 @@ impl Client {
         Ok(asked.await?.groups)
     }
 
+    /// A page of a handler group's dead letters in one partition.
+    pub async fn parked(&self, request: v1::ParkedRequest) -> Result<v1::ParkedResponse, ClientError> {
+        let request = &request;
+        self.ask(|channel| async move {
+            let mut client = cluster(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX);
+            client.parked(self.timed(request.clone())).await
+        })
+        .await
+    }
+
+    /// Takes dead letters out of a handler group: open again, or with `discard` forgotten. All of them or, if one is not there, none.
+    pub async fn release_parked(&self, request: v1::ReleaseParkedRequest) -> Result<(), ClientError> {
+        cluster(self.channel().1).release_parked(self.timed(request)).await?;
+        Ok(())
+    }
+
     /// Makes a broker a member of every partition; it votes once it has caught up, for which it is given `patience`.
     pub async fn add_member(&self, id: u64, link: impl Into<String>, patience: Duration) -> Result<(), ClientError> {
         let patience_seconds = u32::try_from(patience.as_secs().max(1)).unwrap_or(u32::MAX);

@@ -291,6 +291,41 @@ fn a_reset_moves_a_group_and_clears_its_holes() {
 }
 
 #[test]
+fn a_dead_letter_is_taken_out_to_be_tried_again_or_forgotten() {
+    let (mut log, base, [a, b, c, d]) = four_events();
+    let release = |log: &mut Log, group: &str, offsets: &[u64], discard: bool| {
+        let body = v1::ParkedReleased { group: group.into(), offsets: offsets.into(), discard };
+        log.leader(&[of_leader(RecordKind::ParkedReleased, &body)]).verdict(0)
+    };
+    let left = |log: &Log| log.state.group("g").unwrap().parked().map(|(offset, _)| offset.0).collect::<Vec<_>>();
+    log.put(&[commit("g", 1, base, d, &[(a, parked()), (b, parked()), (c, parked()), (d, ack())], &[], &[])]);
+    for wrong in [&[] as &[u64], &[b, a], &[a, a]] {
+        assert_eq!(release(&mut log, "g", wrong, false), refused(Refusal::Malformed), "{wrong:?}");
+    }
+    assert_eq!(release(&mut log, "none", &[a], false), refused(Refusal::Gone));
+    assert_eq!(release(&mut log, "g", &[a, d], false), refused(Refusal::Gone), "one of them is none: nothing happens");
+    assert_eq!((left(&log), log.state.group_lag("g")), (vec![a, b, c], 0));
+    assert_eq!(release(&mut log, "g", &[b], false), Verdict::Applied);
+    assert_eq!((left(&log), holes(&log), log.state.group_lag("g")), (vec![a, c], vec![(b, 1, 0)], 1));
+    assert_eq!(log.state.retention_limit().0, b - 1, "it is needed again");
+    assert_eq!(release(&mut log, "g", &[b], false), refused(Refusal::Gone), "it is open already");
+    // the member may settle it, in the epoch it has
+    assert_eq!(log.put(&[commit("g", 1, d, d, &[(b, parked())], &[], &[])]).verdict(0), Verdict::Applied);
+    assert_eq!((left(&log), log.state.group_lag("g")), (vec![a, b, c], 0));
+    // what is in no log any more can only be forgotten
+    let trimmed = of_leader(RecordKind::Trimmed, &v1::Trimmed { through: a });
+    assert_eq!(log.leader(&[trimmed]).verdict(0), Verdict::Applied);
+    assert_eq!(release(&mut log, "g", &[a, c], false), refused(Refusal::NotOpen));
+    assert_eq!(release(&mut log, "g", &[a, c], true), Verdict::Applied);
+    assert_eq!((left(&log), holes(&log), log.state.group_lag("g")), (vec![b], vec![], 0));
+    // after a reset over it, it is open before it is taken out
+    let reset = v1::GroupReset { group: "g".into(), start: None, through: a };
+    log.leader(&[of_leader(RecordKind::GroupReset, &reset)]);
+    assert_eq!(release(&mut log, "g", &[b], false), Verdict::Applied);
+    assert_eq!((left(&log), holes(&log)), (vec![], vec![]));
+}
+
+#[test]
 fn lag_counts_what_the_filter_takes_only() {
     let mut log = Log::with_edge();
     let filtered = |group: &str, apis: &[&str], kinds: &[u32]| {

@@ -29,6 +29,7 @@ enum Attempt {
     Commit { group: u8, skew: i8, base: i8, settle: Vec<Fate>, holes: u8, commands: Vec<Command> },
     Assign { group: u8, skew: i8, give: u8, nobody: bool },
     Reset { group: u8, back: u8 },
+    Release { group: u8, nth: u8, skew: i8, discard: bool },
     Forget { group: u8, skew: u8 },
     LeaderCloses { max: u8, also: u8 },
     Forward { skew: i8, commands: Vec<Command> },
@@ -121,6 +122,8 @@ fn attempt() -> impl Strategy<Value = Attempt> {
         3 => (0..2u8, skew(), 0..4u8, any::<bool>())
             .prop_map(|(group, skew, give, nobody)| Attempt::Assign { group, skew, give, nobody }),
         1 => (0..2u8, 0..20u8).prop_map(|(group, back)| Attempt::Reset { group, back }),
+        2 => (0..2u8, 0..4u8, skew(), any::<bool>())
+            .prop_map(|(group, nth, skew, discard)| Attempt::Release { group, nth, skew, discard }),
         1 => (0..2u8, 0..4u8).prop_map(|(group, skew)| Attempt::Forget { group, skew: skew / 3 }),
         3 => (0..4u8, 0..6u8).prop_map(|(max, also)| Attempt::LeaderCloses { max, also }),
         3 => (skew(), commands()).prop_map(|(skew, commands)| Attempt::Forward { skew, commands }),
@@ -200,6 +203,13 @@ impl Writers<'_> {
                 let group = group_name(*group);
                 let epoch = self.state.group(&group).map_or(0, |group| group.epoch) + u64::from(*skew);
                 self.leader(of_leader(RecordKind::GroupDropped, &v1::GroupDropped { group, epoch }))
+            }
+            Attempt::Release { group, nth, skew, discard } => {
+                let group = group_name(*group);
+                let parked = self.state.group(&group).and_then(|group| group.parked().nth(usize::from(*nth)));
+                let offset = moved(parked.map_or(1, |(offset, _)| offset.0), *skew);
+                let body = v1::ParkedReleased { group, offsets: vec![offset], discard: *discard };
+                self.leader(of_leader(RecordKind::ParkedReleased, &body))
             }
             Attempt::Reset { group, back } => {
                 let at = self.events.len().saturating_sub(usize::from(*back));
@@ -394,6 +404,13 @@ impl Model {
                 let body: v1::GroupReset = record.decode().unwrap();
                 self.through.insert(body.group.clone(), Offset::ZERO);
                 self.settled.entry(body.group).or_default().retain(|offset| *offset <= body.through);
+            }
+            RecordKind::ParkedReleased => {
+                let body: v1::ParkedReleased = record.decode().unwrap();
+                let settled = self.settled.entry(body.group).or_default();
+                if !body.discard {
+                    settled.retain(|offset| !body.offsets.contains(offset));
+                }
             }
             RecordKind::GroupDropped => {
                 let group = record.decode::<v1::GroupDropped>().unwrap().group;

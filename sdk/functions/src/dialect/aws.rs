@@ -1,0 +1,262 @@
+//! The dialect of AWS API Gateway WebSocket APIs: functions get the JSON that Lambda functions get, and answer as they do.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use trunkline_proto::v1;
+use trunkline_sdk::{Closed, Message};
+
+use super::{Decision, Transmission, chosen, query};
+use crate::{
+    call::{Call, Place, Reply},
+    failure::Failure,
+    known::Identity,
+    settings::{ApiSettings, FunctionUrl},
+};
+
+const CONNECT: &str = "$connect";
+const DISCONNECT: &str = "$disconnect";
+const DEFAULT: &str = "$default";
+
+pub(super) fn registration(settings: &ApiSettings, place: &Place, opened: &v1::ConnectionOpened) -> Option<Call> {
+    let url = settings.routes.get(CONNECT)?;
+    let who = Identity::new(opened, place.time);
+    let mut headers = headers(opened, &who);
+    let mut event = json!({
+        "headers": single(&headers),
+        "multiValueHeaders": multiple(&mut headers),
+        "requestContext": context(settings, place, &who, CONNECT, "CONNECT"),
+        "isBase64Encoded": false,
+    });
+    let mut parameters = query(&opened.query);
+    if !parameters.is_empty() {
+        event["queryStringParameters"] = single(&parameters);
+        event["multiValueQueryStringParameters"] = multiple(&mut parameters);
+    }
+    Some(call(url, "$connect", &event))
+}
+
+pub(super) fn transmission(settings: &ApiSettings, place: &Place, who: &Identity, message: &Message) -> Transmission {
+    let Some((route, url)) = route(settings, message) else {
+        let answer = json!({ "message": "Forbidden", "connectionId": place.connection, "requestId": place.short() });
+        return Transmission::Answer(answer.to_string());
+    };
+    let mut context = context(settings, place, who, route, "MESSAGE");
+    context["messageId"] = place.short().into();
+    let (body, is_base64) = match message.text() {
+        Some(text) => (text.to_owned(), false),
+        None => (STANDARD.encode(message.payload()), true),
+    };
+    let event = json!({ "requestContext": context, "body": body, "isBase64Encoded": is_base64 });
+    Transmission::Call(call(url, "route", &event))
+}
+
+/// A message's own route, else `$default`.
+fn route<'a>(settings: &'a ApiSettings, message: &Message) -> Option<(&'a str, &'a FunctionUrl)> {
+    let selected = settings.route_selection.as_ref().zip(message.text()).and_then(|(by, text)| by.select(text));
+    let own = selected.filter(|key| !key.starts_with('$'));
+    let found = own.and_then(|key| settings.routes.get_key_value(&key));
+    found.or_else(|| settings.routes.get_key_value(DEFAULT)).map(|(key, url)| (key.as_str(), url))
+}
+
+pub(super) fn cleanup(settings: &ApiSettings, place: &Place, who: &Identity, closed: &Closed) -> Option<Call> {
+    let url = settings.routes.get(DISCONNECT)?;
+    let mut context = context(settings, place, who, DISCONNECT, "DISCONNECT");
+    context["disconnectStatusCode"] = closed.code.0.into();
+    context["disconnectReason"] = closed.reason.as_str().into();
+    let mut headers: Vec<(String, String)> =
+        [("Host", domain(settings, who)), ("x-api-key", ""), ("X-Forwarded-For", &who.address), ("x-restapi", "")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+    let event = json!({
+        "headers": single(&headers),
+        "multiValueHeaders": multiple(&mut headers),
+        "requestContext": context,
+        "isBase64Encoded": false,
+    });
+    Some(call(url, "$disconnect", &event))
+}
+
+fn call(url: &FunctionUrl, function: &'static str, event: &Value) -> Call {
+    Call::json(url, function, event.to_string().into_bytes())
+}
+
+fn context(settings: &ApiSettings, place: &Place, who: &Identity, route: &str, kind: &str) -> Value {
+    let id = place.short();
+    let mut context = json!({
+        "routeKey": route,
+        "eventType": kind,
+        "extendedRequestId": id,
+        "requestTime": request_time(place.time),
+        "messageDirection": "IN",
+        "stage": settings.stage,
+        "connectedAt": who.opened_at / 1000,
+        "requestTimeEpoch": place.time / 1000,
+        "identity": { "sourceIp": who.address },
+        "requestId": id,
+        "domainName": domain(settings, who),
+        "connectionId": place.connection,
+        "apiId": settings.api,
+    });
+    if !who.user_agent.is_empty() {
+        context["identity"]["userAgent"] = who.user_agent.as_str().into();
+    }
+    if !who.principal.is_empty() {
+        context["authorizer"] = json!({ "principalId": who.principal });
+    }
+    context
+}
+
+/// `19/Jan/2023:21:13:26 +0000`
+fn request_time(microseconds: u64) -> String {
+    let time = i64::try_from(microseconds).ok().and_then(|time| Timestamp::from_microsecond(time).ok());
+    time.unwrap_or_default().strftime("%d/%b/%Y:%H:%M:%S +0000").to_string()
+}
+
+/// A domain has no port.
+fn domain<'a>(settings: &'a ApiSettings, who: &'a Identity) -> &'a str {
+    let host = settings.domain.as_deref().unwrap_or(&who.host);
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+fn headers(opened: &v1::ConnectionOpened, who: &Identity) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> =
+        opened.headers.iter().map(|header| (title(&header.name), header.value.clone())).collect();
+    if !opened.subprotocols.is_empty() {
+        headers.push(("Sec-WebSocket-Protocol".to_owned(), opened.subprotocols.join(", ")));
+    }
+    headers.push(("X-Forwarded-For".to_owned(), who.address.clone()));
+    headers
+}
+
+/// `sec-websocket-version` as `Sec-WebSocket-Version`, as clients write it and the cloud passes it on.
+fn title(name: &str) -> String {
+    let word = |word: &str| {
+        if word == "websocket" {
+            return "WebSocket".to_owned();
+        }
+        let mut letters = word.chars();
+        letters.next().map(|first| first.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
+    };
+    name.split('-').map(word).collect::<Vec<_>>().join("-")
+}
+
+/// The last value of each name, as Lambda gets it.
+fn single(pairs: &[(String, String)]) -> Value {
+    pairs.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect::<Map<_, _>>().into()
+}
+
+/// All values of each name.
+fn multiple(pairs: &mut [(String, String)]) -> Value {
+    let mut values: Map<String, Value> = Map::new();
+    for (name, value) in pairs {
+        let entry = values.entry(std::mem::take(name)).or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(list) = entry {
+            list.push(std::mem::take(value).into());
+        }
+    }
+    values.into()
+}
+
+/// What a Lambda function answers.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Answer {
+    status_code: Option<u16>,
+    headers: Map<String, Value>,
+    body: Option<Value>,
+    is_base64_encoded: bool,
+    /// A function that raised, where Lambda's own interface says so in the body.
+    error_message: Option<String>,
+    error_type: Option<String>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).and_then(|(_, value)| value.as_str())
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, Failure> {
+        match &self.body {
+            Some(Value::String(text)) if self.is_base64_encoded => {
+                STANDARD.decode(text).map_err(|error| Failure::Nonsense(format!("body: {error}")))
+            }
+            Some(Value::String(text)) => Ok(text.clone().into_bytes()),
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(other) => Ok(other.to_string().into_bytes()),
+        }
+    }
+}
+
+/// The answer of a function that ran to its end. An empty one, or one that is no object, says nothing more.
+pub(super) fn result(settings: &ApiSettings, reply: &Reply) -> Result<Answer, Failure> {
+    super::succeeded(reply)?;
+    let raised = |reason: &str| Failure::Raised(reason.chars().take(200).collect());
+    if let Some(kind) = reply.headers.get("x-amz-function-error") {
+        return Err(raised(kind.to_str().unwrap_or_default()));
+    }
+    let body = super::body(settings, reply)?;
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Ok(Answer::default());
+    }
+    let answer: Answer = super::json(settings, reply)?;
+    match (&answer.error_message, &answer.error_type, answer.status_code) {
+        (Some(message), Some(_), None) => Err(raised(message)),
+        // any statusCode is the answer of a function that ran: only of $connect it decides something
+        _ => Ok(answer),
+    }
+}
+
+pub(super) fn decide(
+    settings: &ApiSettings,
+    reply: &Reply,
+    opened: &v1::ConnectionOpened,
+) -> Result<Decision, Failure> {
+    let answer = result(settings, reply)?;
+    let Some(status) = answer.status_code else {
+        return Err(Failure::Nonsense("the answer to $connect has no statusCode".to_owned()));
+    };
+    if let 200..300 = status {
+        let subprotocol =
+            answer.header("sec-websocket-protocol").and_then(|listed| chosen(listed, &opened.subprotocols));
+        return Ok(Decision::Accept { subprotocol, headers: Vec::new() });
+    }
+    // a status that no handshake may be answered with is a plain no
+    let status = if (400..600).contains(&status) { status } else { 403 };
+    Ok(Decision::Reject { status, body: answer.bytes()?.into() })
+}
+
+pub(super) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<Message>, Failure> {
+    let answer = result(settings, reply)?;
+    if !settings.integration_response {
+        return Ok(None);
+    }
+    let bytes = answer.bytes()?;
+    match answer.is_base64_encoded {
+        _ if bytes.is_empty() => Ok(None),
+        true => Ok(Some(Message::binary(bytes))),
+        false => Ok(super::message(&bytes.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_look_as_clients_write_them() {
+        assert_eq!(title("sec-websocket-extensions"), "Sec-WebSocket-Extensions");
+        assert_eq!(title("user-agent"), "User-Agent");
+        assert_eq!(title(""), "");
+    }
+
+    #[test]
+    fn times_are_as_in_access_logs() {
+        assert_eq!(request_time(1_674_162_806_345_000), "19/Jan/2023:21:13:26 +0000");
+        assert_eq!(request_time(u64::MAX), "01/Jan/1970:00:00:00 +0000");
+    }
+}

@@ -1,0 +1,166 @@
+//! The dialects: an event becomes a call, an answer becomes a decision. Pure: no clock, no sockets.
+
+mod aws;
+mod cloudevents;
+mod scf;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use trunkline_proto::v1;
+use trunkline_sdk::{Closed, Message};
+
+use crate::{
+    call::{Call, Place, Reply},
+    failure::Failure,
+    known::Identity,
+    settings::{ApiSettings, Dialect},
+};
+
+/// What becomes of a new connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Decision {
+    Accept {
+        /// One of those the client offered.
+        subprotocol: Option<String>,
+        /// Headers of the answer to the handshake.
+        headers: Vec<(String, String)>,
+    },
+    /// With an HTTP status of 400 to 599.
+    Reject { status: u16, body: Bytes },
+}
+
+impl Decision {
+    pub(crate) fn accept() -> Self {
+        Self::Accept { subprotocol: None, headers: Vec::new() }
+    }
+}
+
+/// What becomes of a message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Transmission {
+    Call(Call),
+    /// No function is for it: the client is told.
+    Answer(String),
+    /// Nobody wants it.
+    Nothing,
+}
+
+/// Whether messages and closes of this dialect tell who the connection is.
+pub(crate) fn tells_identity(dialect: Dialect) -> bool {
+    match dialect {
+        Dialect::Scf => false,
+        Dialect::Aws | Dialect::CloudEvents => true,
+    }
+}
+
+/// The call for a new connection, if there is a function for it.
+pub(crate) fn registration(settings: &ApiSettings, place: &Place, opened: &v1::ConnectionOpened) -> Option<Call> {
+    match settings.dialect {
+        Dialect::Scf => scf::registration(settings, place, opened),
+        Dialect::Aws => aws::registration(settings, place, opened),
+        Dialect::CloudEvents => cloudevents::registration(settings, place, opened),
+    }
+}
+
+/// What the answer to [`registration`] decides.
+pub(crate) fn decide(
+    settings: &ApiSettings,
+    reply: &Reply,
+    opened: &v1::ConnectionOpened,
+) -> Result<Decision, Failure> {
+    match settings.dialect {
+        Dialect::Scf => scf::decide(settings, reply, opened),
+        Dialect::Aws => aws::decide(settings, reply, opened),
+        Dialect::CloudEvents => cloudevents::decide(settings, reply, opened),
+    }
+}
+
+/// What to do with a message.
+pub(crate) fn transmission(settings: &ApiSettings, place: &Place, who: &Identity, message: &Message) -> Transmission {
+    match settings.dialect {
+        Dialect::Scf => scf::transmission(settings, place, message),
+        Dialect::Aws => aws::transmission(settings, place, who, message),
+        Dialect::CloudEvents => cloudevents::transmission(settings, place, who, message),
+    }
+}
+
+/// What to send to the client after [`transmission`]: the answer, where the API asks for it.
+pub(crate) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<Message>, Failure> {
+    match settings.dialect {
+        Dialect::Scf => scf::response(settings, reply),
+        Dialect::Aws => aws::response(settings, reply),
+        Dialect::CloudEvents => cloudevents::response(settings, reply),
+    }
+}
+
+/// The call for a closed connection, if there is a function for it.
+pub(crate) fn cleanup(settings: &ApiSettings, place: &Place, who: &Identity, closed: &Closed) -> Option<Call> {
+    match settings.dialect {
+        Dialect::Scf => scf::cleanup(settings, place, closed),
+        Dialect::Aws => aws::cleanup(settings, place, who, closed),
+        Dialect::CloudEvents => cloudevents::cleanup(settings, place, who, closed),
+    }
+}
+
+/// Whether the answer to [`cleanup`] is one that it was done.
+pub(crate) fn done(settings: &ApiSettings, reply: &Reply) -> Result<(), Failure> {
+    match settings.dialect {
+        Dialect::Scf => scf::succeeded(reply),
+        Dialect::Aws => aws::result(settings, reply).map(drop),
+        Dialect::CloudEvents => succeeded(reply),
+    }
+}
+
+/// Any 2xx is a success.
+fn succeeded(reply: &Reply) -> Result<(), Failure> {
+    if reply.status.is_success() { Ok(()) } else { Err(Failure::of(reply)) }
+}
+
+/// The body, which matters.
+fn body<'a>(settings: &ApiSettings, reply: &'a Reply) -> Result<&'a Bytes, Failure> {
+    reply.body.as_ref().ok_or(Failure::TooLarge(settings.max_response))
+}
+
+/// The body as JSON, which matters.
+fn json<T: serde::de::DeserializeOwned>(settings: &ApiSettings, reply: &Reply) -> Result<T, Failure> {
+    serde_json::from_slice(body(settings, reply)?).map_err(|error| Failure::Nonsense(error.to_string()))
+}
+
+/// A body that must be sent as it stands, and is sent as text where it is text.
+fn message(body: &Bytes) -> Option<Message> {
+    (!body.is_empty()).then(|| Message::text_from_bytes(body.clone()).unwrap_or_else(|_| Message::binary(body.clone())))
+}
+
+/// The first of a comma-separated list that the client offered. Functions echo the client's whole header, and browsers close
+/// a connection whose answer names something else.
+fn chosen(listed: &str, offered: &[String]) -> Option<String> {
+    listed.split(',').map(str::trim).find(|name| offered.iter().any(|offer| offer == name)).map(str::to_owned)
+}
+
+/// Query parameters in order, decoded; `+` is a space.
+fn query(query: &str) -> Vec<(String, String)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let decoded = pairs.map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decode(key), decode(value))
+    });
+    decoded.collect()
+}
+
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let hex = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while let Some(&byte) = bytes.get(at) {
+        let (value, length) = match (byte, hex(at + 1), hex(at + 2)) {
+            // both below 16
+            (b'%', Some(high), Some(low)) => ((high * 16 + low) as u8, 3),
+            (b'+', ..) => (b' ', 1),
+            _ => (byte, 1),
+        };
+        decoded.push(value);
+        at += length;
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}

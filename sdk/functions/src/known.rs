@@ -1,0 +1,172 @@
+//! What is known of open connections besides their ids: the events of some dialects tell more of a connection than a message's
+//! record does. A bounded memory of what this process has seen opened; what it has not seen is asked for.
+
+use std::collections::{HashMap, VecDeque};
+
+use parking_lot::Mutex;
+use trunkline_proto::{ConnectionId, Offset, RecordKind, v1};
+use trunkline_sdk::{Client, ClientError};
+
+/// Most connections remembered, about 200 bytes each. With more the oldest are asked for again.
+const REMEMBERED_MAX: usize = 100_000;
+
+/// A connection as it was opened, as far as events repeat it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Identity {
+    /// Microseconds since the epoch.
+    pub(crate) opened_at: u64,
+    /// The client's address without its port.
+    pub(crate) address: String,
+    pub(crate) user_agent: String,
+    /// What the client called the gateway.
+    pub(crate) host: String,
+    pub(crate) principal: String,
+}
+
+impl Identity {
+    pub(crate) fn new(opened: &v1::ConnectionOpened, opened_at: u64) -> Self {
+        let header = |name: &str| {
+            opened
+                .headers
+                .iter()
+                .find(|header| header.name == name)
+                .map(|header| header.value.clone())
+                .unwrap_or_default()
+        };
+        Self {
+            opened_at,
+            address: address(&opened.peer).to_owned(),
+            user_agent: header("user-agent"),
+            host: header("host"),
+            principal: opened.principal.clone(),
+        }
+    }
+}
+
+/// `address:port` without the port.
+pub(crate) fn address(peer: &str) -> &str {
+    peer.rsplit_once(':').map_or(peer, |(address, _)| address.trim_start_matches('[').trim_end_matches(']'))
+}
+
+/// See the module's head. One for all APIs of a process.
+#[derive(Debug)]
+pub struct Known {
+    client: Client,
+    remembered: Mutex<Remembered>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    identities: HashMap<ConnectionId, Identity>,
+    /// In the order they came; ids of closed ones are passed over.
+    order: VecDeque<ConnectionId>,
+}
+
+impl Remembered {
+    fn insert(&mut self, id: ConnectionId, identity: Identity) {
+        if self.identities.insert(id, identity).is_none() {
+            self.order.push_back(id);
+        }
+        while self.order.len() > REMEMBERED_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.identities.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl Known {
+    /// Remembers nothing yet, and asks by `client`.
+    pub fn new(client: Client) -> Self {
+        Self { client, remembered: Mutex::default() }
+    }
+
+    pub(crate) fn remember(&self, id: ConnectionId, identity: Identity) {
+        self.remembered.lock().insert(id, identity);
+    }
+
+    pub(crate) fn forget(&self, id: ConnectionId) -> Option<Identity> {
+        self.remembered.lock().identities.remove(&id)
+    }
+
+    /// Of an open connection; nothing is known of one that is gone.
+    pub(crate) async fn identity(&self, id: ConnectionId) -> Result<Option<Identity>, ClientError> {
+        if let Some(identity) = self.remembered.lock().identities.get(&id) {
+            return Ok(Some(identity.clone()));
+        }
+        let connection = match self.client.connection(id).await {
+            Ok(connection) => connection,
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let opened = self.opened(id, connection.opened_offset).await?;
+        let identity = match opened {
+            Some(opened) => Identity::new(&opened, connection.opened_at),
+            // retention has taken the record
+            None => Identity {
+                opened_at: connection.opened_at,
+                address: address(&connection.peer).to_owned(),
+                principal: connection.principal,
+                ..Identity::default()
+            },
+        };
+        self.remember(id, identity.clone());
+        Ok(Some(identity))
+    }
+
+    async fn opened(&self, id: ConnectionId, offset: u64) -> Result<Option<v1::ConnectionOpened>, ClientError> {
+        let cluster = self.client.describe().await?;
+        let count = u16::try_from(cluster.partition_count).ok().and_then(trunkline_proto::PartitionCount::new);
+        let Some(count) = count else { return Ok(None) };
+        let request = v1::ReadRequest {
+            partition: u32::from(id.partition(count).0),
+            from: Some(v1::Start { at: Some(v1::start::At::Offset(offset)) }),
+            limit: 1,
+            until: Offset(offset).0,
+            ..Default::default()
+        };
+        let mut pages = match self.client.read(request).await {
+            Ok(pages) => pages,
+            Err(error) if !matches!(error.retry(), trunkline_sdk::Retry::No) => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        while let Some(page) = pages.next().await? {
+            let opened = page
+                .records
+                .into_iter()
+                .find(|record| record.offset == offset && record.kind == u32::from(RecordKind::ConnectionOpened as u8));
+            if let Some(record) = opened {
+                return Ok(prost::Message::decode(record.body).ok());
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_go_first() {
+        let mut remembered = Remembered::default();
+        let id = |n: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            ConnectionId(bytes)
+        };
+        for n in 0..REMEMBERED_MAX + 10 {
+            remembered.insert(id(n), Identity::default());
+            remembered.insert(id(n), Identity::default());
+        }
+        assert_eq!((remembered.identities.len(), remembered.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
+        assert!(!remembered.identities.contains_key(&id(9)) && remembered.identities.contains_key(&id(10)));
+    }
+
+    #[test]
+    fn addresses_lose_their_port() {
+        for (peer, expected) in [("10.0.2.14:1234", "10.0.2.14"), ("[::1]:80", "::1"), ("", "")] {
+            assert_eq!(address(peer), expected);
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Calls HTTP functions with the events of connections: a handler of Trunkline, built on [`trunkline_sdk`], for each API that has
+//! functions.
+//!
+//! The dialects (`dialect/`) are pure: an event becomes the bytes of a request, the bytes of an answer become a decision.
+//! `failure.rs` is the one table of what a failed call means, `http.rs` the only file that knows sockets, `bridge.rs` the handler.
+
+mod bridge;
+mod call;
+mod dialect;
+mod failure;
+mod http;
+mod known;
+mod route;
+mod run;
+mod settings;
+mod signature;
+
+pub use self::{
+    bridge::Bridge,
+    http::{Caller, CallerError},
+    known::Known,
+    route::RouteSelection,
+    run::{BridgeError, run_until},
+    settings::{
+        ApiSettings, BACKOFF_MAX, CONCURRENCY_MAX, Dialect, FunctionUrl, OnFailure, RESPONSE_BYTES_MAX, RETRIES_MAX,
+        ROUTES_MAX, SettingsError, TIMEOUT_MAX,
+    },
+    signature::Secret,
+};

@@ -1,0 +1,333 @@
+//! What one API's functions are, and how they are called. Checked when made: a bridge that runs has nothing to complain about.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue, Uri};
+
+use crate::{route::RouteSelection, signature::Secret};
+
+/// Longest time one call may take: what the clouds allow.
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(900);
+/// Most attempts after the first, before the event's `on_failure` decides.
+pub const RETRIES_MAX: u32 = 10;
+/// Longest wait before an attempt.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Most calls of one API at once.
+pub const CONCURRENCY_MAX: usize = 10_000;
+/// Largest answer that may be asked for: what can be pushed to a client, and its envelope.
+pub const RESPONSE_BYTES_MAX: usize = 24 << 20;
+/// Most routes of an API.
+pub const ROUTES_MAX: usize = 300;
+
+/// Whose requests functions get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dialect {
+    /// The cloud gateway that was shut down in 2026: registration, transmission, cleanup.
+    Scf,
+    /// AWS API Gateway WebSocket: `$connect`, `$disconnect`, `$default` and routes, Lambda's JSON.
+    Aws,
+    /// CloudEvents over HTTP, as Azure Web PubSub sends them.
+    CloudEvents,
+}
+
+/// What becomes of an event whose call failed for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnFailure {
+    /// It comes again, for ever; later events of its connection wait.
+    Retry,
+    /// The connection is closed and the event is done. A failed cleanup becomes a dead letter.
+    Close,
+    /// It becomes a dead letter.
+    DeadLetter,
+}
+
+/// One API's functions. Make it with [`ApiSettings::new`], set what differs, and have it [checked](ApiSettings::check).
+#[derive(Clone, Debug)]
+pub struct ApiSettings {
+    /// The API's name.
+    pub api: String,
+    /// Its path, with `{parameters}`.
+    pub path: String,
+    /// The handler group. It must be the API's own where it decides registrations.
+    pub group: String,
+    /// Whether clients wait for this group's decision.
+    pub decides: bool,
+    /// How long they wait.
+    pub registration_timeout: Duration,
+    /// Whose requests are imitated.
+    pub dialect: Dialect,
+    /// Called for each new connection.
+    pub registration: Option<FunctionUrl>,
+    /// Called for each message.
+    pub transmission: Option<FunctionUrl>,
+    /// Called for each closed connection.
+    pub cleanup: Option<FunctionUrl>,
+    /// aws: route key → function.
+    pub routes: BTreeMap<String, FunctionUrl>,
+    /// aws: where a message names its route; without it every message goes to `$default`.
+    pub route_selection: Option<RouteSelection>,
+    /// aws: what events say the domain is; without it what the client asked for.
+    pub domain: Option<String>,
+    /// Of one call, connecting and the answer's body included.
+    pub timeout: Duration,
+    /// More attempts at once after a failure that may pass.
+    pub retries: u32,
+    /// Before the first of them; doubles, with jitter, up to [`BACKOFF_MAX`].
+    pub backoff: Duration,
+    /// What becomes of an event whose call failed for good.
+    pub on_failure: OnFailure,
+    /// Calls at once; of one connection always one at a time, in order.
+    pub concurrency: usize,
+    /// Whether a transmission's answer is sent to the client.
+    pub integration_response: bool,
+    /// Added to every call.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Each signs every call: two while one is replaced by the other.
+    pub secrets: Vec<Secret>,
+    /// Larger answers are failures where they matter.
+    pub max_response: usize,
+    /// What requests say the stage is.
+    pub stage: String,
+    /// scf: whether `requestContext` tells query, path parameters and headers.
+    pub forward_request: bool,
+}
+
+/// What is wrong with an API's functions.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct SettingsError {
+    /// The key, as in `[api.functions]`.
+    pub key: String,
+    /// What is wrong with its value, and what would be right.
+    pub problem: String,
+}
+
+impl SettingsError {
+    /// `problem` with `key`.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into() }
+    }
+}
+
+impl ApiSettings {
+    /// Settings of an API named `api`, with every default and no function.
+    pub fn new(api: impl Into<String>, dialect: Dialect) -> Self {
+        let api = api.into();
+        Self {
+            path: format!("/{api}"),
+            group: api.clone(),
+            api,
+            decides: true,
+            registration_timeout: Duration::from_secs(15),
+            dialect,
+            registration: None,
+            transmission: None,
+            cleanup: None,
+            routes: BTreeMap::new(),
+            route_selection: None,
+            domain: None,
+            timeout: Duration::from_secs(15),
+            retries: 2,
+            backoff: Duration::from_millis(200),
+            on_failure: OnFailure::Retry,
+            concurrency: 64,
+            integration_response: false,
+            headers: Vec::new(),
+            secrets: Vec::new(),
+            max_response: 1 << 20,
+            stage: "release".to_owned(),
+            forward_request: false,
+        }
+    }
+
+    /// The first thing that is wrong, if anything is.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        self.check_functions()?;
+        let wrong = |key: &str, problem: String| Err(SettingsError::new(key, problem));
+        if self.timeout.is_zero() || self.timeout > TIMEOUT_MAX {
+            return wrong("timeout", format!("{:?} is not above 0 and at most 15m", self.timeout));
+        }
+        if self.retries > RETRIES_MAX {
+            return wrong("retries", format!("{} is more than {RETRIES_MAX}", self.retries));
+        }
+        if self.backoff.is_zero() || self.backoff > BACKOFF_MAX {
+            return wrong("backoff", format!("{:?} is not above 0 and at most 30s", self.backoff));
+        }
+        if !(1..=CONCURRENCY_MAX).contains(&self.concurrency) {
+            return wrong("concurrency", format!("{} is not 1 to {CONCURRENCY_MAX}", self.concurrency));
+        }
+        if !(1..=RESPONSE_BYTES_MAX).contains(&self.max_response) {
+            return wrong("max_response", format!("{}B is not 1B to 24MiB", self.max_response));
+        }
+        Ok(())
+    }
+
+    fn check_functions(&self) -> Result<(), SettingsError> {
+        let slots = [
+            ("registration", self.registration.is_some()),
+            ("transmission", self.transmission.is_some()),
+            ("cleanup", self.cleanup.is_some()),
+        ];
+        if self.dialect == Dialect::Aws {
+            if let Some((key, _)) = slots.iter().find(|(_, is_set)| *is_set) {
+                return Err(SettingsError::new(
+                    *key,
+                    "the aws dialect takes `routes` instead: \"$connect\", \"$default\", …",
+                ));
+            }
+            if self.routes.is_empty() || self.routes.len() > ROUTES_MAX {
+                return Err(SettingsError::new("routes", format!("the aws dialect takes 1 to {ROUTES_MAX} routes")));
+            }
+            let own = ["$connect", "$disconnect", "$default"];
+            if let Some(key) = self.routes.keys().find(|key| key.starts_with('$') && !own.contains(&key.as_str())) {
+                return Err(SettingsError::new(
+                    "routes",
+                    format!("{key:?} begins with $ and is none of {}", own.join(", ")),
+                ));
+            }
+            return Ok(());
+        }
+        if self.transmission.is_none() {
+            return Err(SettingsError::new("transmission", "is missing: the function that gets the messages"));
+        }
+        for (key, is_set) in [("routes", !self.routes.is_empty()), ("route_selection", self.route_selection.is_some())]
+        {
+            if is_set {
+                return Err(SettingsError::new(key, "only the aws dialect has routes"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every function there is.
+    pub(crate) fn urls(&self) -> impl Iterator<Item = &FunctionUrl> {
+        [&self.registration, &self.transmission, &self.cleanup].into_iter().flatten().chain(self.routes.values())
+    }
+}
+
+/// Where a function is. Its host is an operator's choice, never a client's; still no cloud's metadata service is called by
+/// mistake, at whatever name it stands.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FunctionUrl(Uri);
+
+impl FunctionUrl {
+    /// As a request needs it.
+    pub fn uri(&self) -> &Uri {
+        &self.0
+    }
+
+    /// Whether it is called over TLS.
+    pub fn is_https(&self) -> bool {
+        self.0.scheme_str() == Some("https")
+    }
+}
+
+impl FromStr for FunctionUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| Err(format!("{text:?} is no function's URL: {why}"));
+        let Ok(uri) = text.parse::<Uri>() else { return wrong("http://host/path or https://host/path is expected") };
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return wrong("it must begin with http:// or https://");
+        }
+        let Some(authority) = uri.authority() else { return wrong("it names no host") };
+        if authority.as_str().contains('@') {
+            return wrong("it holds a user's name or password; use `headers`");
+        }
+        if text.contains('#') {
+            return wrong("a fragment is never sent");
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        match host.parse::<IpAddr>() {
+            _ if host.is_empty() => wrong("it names no host"),
+            Ok(address) if !may_be_called(address) => wrong("link-local addresses are refused"),
+            _ => Ok(Self(uri)),
+        }
+    }
+}
+
+impl fmt::Display for FunctionUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for FunctionUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Whether a function may be at this address: not link-local, where clouds keep credentials (169.254.169.254, fd00:ec2::254), nor
+/// unspecified, nor a multicast group.
+pub(crate) fn may_be_called(address: IpAddr) -> bool {
+    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    match address.to_canonical() {
+        IpAddr::V4(v4) => !(v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
+        IpAddr::V6(v6) => {
+            !(v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() || v6 == METADATA_V6)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_could_do_harm_are_refused() {
+        for good in ["http://127.0.0.1:9000/registration", "https://example.com/a?b=c", "http://[::1]:80/", "http://h"]
+        {
+            assert!(good.parse::<FunctionUrl>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "/registration",
+            "file:///etc/passwd",
+            "ftp://h/",
+            "http://user:secret@h/",
+            "http:///path",
+            "http://h/#x",
+            "http://169.254.169.254/latest/meta-data",
+            "http://[::ffff:169.254.169.254]/",
+            "http://[fe80::1]/",
+            "http://[fd00:ec2::254]/",
+            "http://0.0.0.0/",
+            "http://224.0.0.1/",
+        ] {
+            assert!(bad.parse::<FunctionUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let url = || Some("http://h/".parse().unwrap());
+        let scf = ApiSettings { transmission: url(), ..ApiSettings::new("chat", Dialect::Scf) };
+        assert_eq!(scf.check(), Ok(()));
+        let aws =
+            ApiSettings { routes: [("$default".into(), url().unwrap())].into(), ..ApiSettings::new("a", Dialect::Aws) };
+        assert_eq!(aws.check(), Ok(()));
+        let cases = [
+            ("transmission", ApiSettings::new("chat", Dialect::Scf)),
+            ("routes", ApiSettings::new("chat", Dialect::Aws)),
+            ("cleanup", ApiSettings { cleanup: url(), ..aws.clone() }),
+            ("routes", ApiSettings { routes: [("$other".into(), url().unwrap())].into(), ..aws.clone() }),
+            ("routes", ApiSettings { routes: aws.routes.clone(), ..scf.clone() }),
+            ("timeout", ApiSettings { timeout: Duration::ZERO, ..scf.clone() }),
+            ("retries", ApiSettings { retries: 11, ..scf.clone() }),
+            ("backoff", ApiSettings { backoff: Duration::ZERO, ..scf.clone() }),
+            ("concurrency", ApiSettings { concurrency: 0, ..scf.clone() }),
+            ("max_response", ApiSettings { max_response: 0, ..scf.clone() }),
+        ];
+        for (key, settings) in cases {
+            assert_eq!(settings.check().unwrap_err().key, key);
+        }
+    }
+}

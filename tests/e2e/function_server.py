@@ -1,0 +1,109 @@
+"""A backend as its users have it: HTTP functions of the `scf` and `aws` dialects. Run as a process of its own, so that it can be killed.
+
+Every call is written to a journal, one JSON object a line, before it is answered. Messages say what is to be done with them:
+`echo …` is pushed back, `fail …` is answered with 500 until the file `mended` stands beside the journal, `bad …` with 400.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import requests
+
+JOURNAL = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("journal")
+PUSH = sys.argv[3] if len(sys.argv) > 3 else ""
+_lock = threading.Lock()
+_local = threading.local()
+
+
+def write(line: dict) -> None:
+    with _lock, open(JOURNAL, "a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+
+
+def session() -> requests.Session:
+    if not hasattr(_local, "session"):
+        _local.session = requests.Session()
+    return _local.session
+
+
+def push(connection: str, text: str, key: str) -> None:
+    """Once, however often the event comes: the call's key names the push too."""
+    body = {"websocket": {"action": "data send", "secConnectionID": connection, "dataType": "text", "data": text}}
+    answer = session().post(PUSH, data=json.dumps(body), headers={"idempotency-key": key}, timeout=10).json()
+    assert answer["errNo"] in (0, 410), answer
+
+
+def registration(event: dict, key: str) -> tuple[int, dict]:
+    websocket = event["websocket"]
+    assert event["requestContext"]["websocketEnable"] is True, event
+    answer = {"action": "connecting", "secConnectionID": websocket["secConnectionID"]}
+    if "secWebSocketProtocol" in websocket:
+        answer["secWebSocketProtocol"] = websocket["secWebSocketProtocol"]
+    if "refuse" in websocket.get("secWebSocketProtocol", ""):
+        return 200, {"errNo": 101, "errMsg": "not today"}
+    if "break" in websocket.get("secWebSocketProtocol", ""):
+        return 400, {"errNo": 0, "errMsg": "ok"}
+    return 200, {"errNo": 0, "errMsg": "ok", "websocket": answer}
+
+
+def transmission(event: dict, key: str) -> tuple[int, dict]:
+    websocket = event["websocket"]
+    data = websocket["data"]
+    if data.startswith("echo ") or websocket["dataType"] == "binary":
+        push(websocket["secConnectionID"], data, key)
+    if data.startswith("bad "):
+        return 400, {}
+    if data.startswith("fail ") and not JOURNAL.with_name("mended").exists():
+        return 500, {}
+    return 200, {}
+
+
+def cleanup(event: dict, key: str) -> tuple[int, dict]:
+    return 200, {}
+
+
+FUNCTIONS = {"/registration": registration, "/transmission": transmission, "/cleanup": cleanup}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        websocket = event["websocket"]
+        assert all(isinstance(value, str) for value in websocket.values()), event
+        line = {"function": self.path[1:], "connection": websocket["secConnectionID"], "data": websocket.get("data")}
+        line |= {"key": self.headers["idempotency-key"], "attempt": int(self.headers["x-trunkline-attempt"]), "event": event}
+        write(line)
+        status, answer = FUNCTIONS[self.path](event, line["key"])
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 256
+
+
+if __name__ == "__main__":
+    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+    print(f"listening functions 127.0.0.1:{server.server_address[1]}", flush=True)
+    print("ready", flush=True)
+    server.serve_forever()
+    os._exit(0)
