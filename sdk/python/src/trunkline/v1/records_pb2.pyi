@@ -304,6 +304,16 @@ class GroupDropped(_message.Message):
     epoch: int
     def __init__(self, group: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class ParkedReleased(_message.Message):
+    __slots__ = ("group", "offsets", "discard")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    discard: bool
+    def __init__(self, group: _Optional[str] = ..., offsets: _Optional[_Iterable[int]] = ..., discard: bool = ...) -> None: ...
+
 class EdgeAttached(_message.Message):
     __slots__ = ("edge", "incarnation", "nonce")
     EDGE_FIELD_NUMBER: _ClassVar[int]

@@ -585,3 +585,49 @@ class ResetGroupResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[Group]
     def __init__(self, groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+
+class ParkedRequest(_message.Message):
+    __slots__ = ("group", "partition", "after", "limit")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    partition: int
+    after: int
+    limit: int
+    def __init__(self, group: _Optional[str] = ..., partition: _Optional[int] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ParkedResponse(_message.Message):
+    __slots__ = ("events", "more")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[ParkedEvent]
+    more: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[ParkedEvent, _Mapping]]] = ..., more: bool = ...) -> None: ...
+
+class ParkedEvent(_message.Message):
+    __slots__ = ("record", "attempts", "reason")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    record: LoggedRecord
+    attempts: int
+    reason: str
+    def __init__(self, record: _Optional[_Union[LoggedRecord, _Mapping]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReleaseParkedRequest(_message.Message):
+    __slots__ = ("group", "partition", "offsets", "discard")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    partition: int
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    discard: bool
+    def __init__(self, group: _Optional[str] = ..., partition: _Optional[int] = ..., offsets: _Optional[_Iterable[int]] = ..., discard: bool = ...) -> None: ...
+
+class ReleaseParkedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

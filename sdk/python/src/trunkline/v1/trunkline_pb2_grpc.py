@@ -405,6 +405,16 @@ class ClusterStub(object):
                 request_serializer=trunkline_dot_v1_dot_trunkline__pb2.ResetGroupRequest.SerializeToString,
                 response_deserializer=trunkline_dot_v1_dot_trunkline__pb2.ResetGroupResponse.FromString,
                 _registered_method=True)
+        self.Parked = channel.unary_unary(
+                '/trunkline.v1.Cluster/Parked',
+                request_serializer=trunkline_dot_v1_dot_trunkline__pb2.ParkedRequest.SerializeToString,
+                response_deserializer=trunkline_dot_v1_dot_trunkline__pb2.ParkedResponse.FromString,
+                _registered_method=True)
+        self.ReleaseParked = channel.unary_unary(
+                '/trunkline.v1.Cluster/ReleaseParked',
+                request_serializer=trunkline_dot_v1_dot_trunkline__pb2.ReleaseParkedRequest.SerializeToString,
+                response_deserializer=trunkline_dot_v1_dot_trunkline__pb2.ReleaseParkedResponse.FromString,
+                _registered_method=True)
         self.AddMember = channel.unary_unary(
                 '/trunkline.v1.Cluster/AddMember',
                 request_serializer=trunkline_dot_v1_dot_trunkline__pb2.AddMemberRequest.SerializeToString,
@@ -439,6 +449,20 @@ class ClusterServicer(object):
 
     def ResetGroup(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Parked(self, request, context):
+        """Dead letters of a handler group: events that its members parked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseParked(self, request, context):
+        """Takes dead letters out of a group, to be tried again or forgotten. Retention may have taken the original: that one can only be forgotten.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -479,6 +503,16 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.ResetGroup,
                     request_deserializer=trunkline_dot_v1_dot_trunkline__pb2.ResetGroupRequest.FromString,
                     response_serializer=trunkline_dot_v1_dot_trunkline__pb2.ResetGroupResponse.SerializeToString,
+            ),
+            'Parked': grpc.unary_unary_rpc_method_handler(
+                    servicer.Parked,
+                    request_deserializer=trunkline_dot_v1_dot_trunkline__pb2.ParkedRequest.FromString,
+                    response_serializer=trunkline_dot_v1_dot_trunkline__pb2.ParkedResponse.SerializeToString,
+            ),
+            'ReleaseParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseParked,
+                    request_deserializer=trunkline_dot_v1_dot_trunkline__pb2.ReleaseParkedRequest.FromString,
+                    response_serializer=trunkline_dot_v1_dot_trunkline__pb2.ReleaseParkedResponse.SerializeToString,
             ),
             'AddMember': grpc.unary_unary_rpc_method_handler(
                     servicer.AddMember,
@@ -577,6 +611,60 @@ class Cluster(object):
             '/trunkline.v1.Cluster/ResetGroup',
             trunkline_dot_v1_dot_trunkline__pb2.ResetGroupRequest.SerializeToString,
             trunkline_dot_v1_dot_trunkline__pb2.ResetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Parked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trunkline.v1.Cluster/Parked',
+            trunkline_dot_v1_dot_trunkline__pb2.ParkedRequest.SerializeToString,
+            trunkline_dot_v1_dot_trunkline__pb2.ParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trunkline.v1.Cluster/ReleaseParked',
+            trunkline_dot_v1_dot_trunkline__pb2.ReleaseParkedRequest.SerializeToString,
+            trunkline_dot_v1_dot_trunkline__pb2.ReleaseParkedResponse.FromString,
             options,
             channel_credentials,
             insecure,
