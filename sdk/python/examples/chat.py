@@ -54,9 +54,10 @@ class Chat(Handler):
             if error.is_gone:
                 return None
             raise
-        if nickname := connection.attributes.get("nickname"):
-            self.remember(cx, nickname, 0)
-        return nickname
+        stored = connection.attributes.get("nickname")
+        if stored is not None:
+            self.remember(cx, stored, 0)
+        return stored
 
     def introduce(self, cx: Context, nickname: str) -> None:
         if not 1 <= len(nickname) <= NICKNAME_MAX or not nickname.isprintable() or set(":*") & set(nickname):
