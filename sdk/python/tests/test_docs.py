@@ -53,3 +53,7 @@ def test_the_options_of_the_page_are_those_of_the_program():
     options = {option for action in run._actions for option in action.option_strings if option.startswith("--")} - {"--help"}
     documented = set(re.findall(r"`(--[a-z-]+)`", (ROOT / "docs/python.md").read_text()))
     assert options == documented, options ^ documented
+
+
+def test_the_wheel_s_licence_is_the_repository_s():
+    assert (SDK / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -168,9 +168,15 @@ class Session:
         writer = asyncio.ensure_future(self._write(call))
         self._pump()
         try:
-            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: task is writer):
-                task.result()
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and not writer.cancelled() and writer.exception() is None:
+                return  # drained, or out of time
+            # what ends the stream is read from it; a write fails of it too, with less to say
+            for task in (reader, writer):
+                if task.cancelled():
+                    raise Lost("the call was cancelled")
+                if task.done():
+                    task.result()
         finally:
             for task in (reader, writer):
                 task.cancel()
@@ -196,10 +202,11 @@ class Session:
                 self._schedule.handle_timer(now)
             if self._schedule.has_request(now):
                 if (request := self._schedule.next_request(now)) is not None:
-                    if give_up is None:
-                        await call.write(request)
-                    else:
-                        await asyncio.wait_for(call.write(request), max(give_up - now, 0.001))
+                    try:
+                        async with asyncio.timeout(None if give_up is None else give_up - now):
+                            await call.write(request)
+                    except TimeoutError:
+                        return
                 continue
             times = [at for at in (self._schedule.next_timer(), give_up) if at is not None]
             with contextlib.suppress(TimeoutError):
