@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import sys
 import threading
 import uuid
@@ -216,6 +217,56 @@ def main_handler(event, context):
             while instances.stuck:
                 await asyncio.sleep(0.01)
         assert await asyncio.gather(*(instances.call({}, {}, 5) for _ in range(10))) == ["prompt"] * 10
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_place_is_lost_or_won_whatever_ends_when(tmp_path, seed):
+    """Answers, timeouts, exceptions and cancellations, many of them at the same moment."""
+    file = write(
+        tmp_path,
+        """
+import sys, time
+def main_handler(event, context):
+    if "gate" in event:
+        event["entered"].append(1)
+        event["gate"].wait(20)
+    time.sleep(event.get("time", 0))
+    if event.get("fail"):
+        raise KeyError("x")
+    if event.get("exit"):
+        sys.exit(1)
+""",
+    )
+    chance, places = random.Random(seed), 4
+
+    async def one(instances: Instances) -> None:
+        # around the timeout, so that both happen at once now and then
+        event = {"time": chance.choice([0.0, 0.02, 0.02]), "fail": chance.random() < 0.3, "exit": chance.random() < 0.1}
+        call = asyncio.ensure_future(instances.call(event, {}, chance.choice([0.02, 0.02, 1.0])))
+        if chance.random() < 0.2:
+            await asyncio.sleep(chance.choice([0, 0.01, 0.02]))
+            call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    async def main() -> None:
+        instances = Instances(file, places)
+        await asyncio.gather(*(one(instances) for _ in range(100)))
+        async with asyncio.timeout(20):
+            while instances.stuck:
+                await asyncio.sleep(0.005)
+        # exactly so many run at once
+        entered, gate = [], threading.Event()
+        event = {"entered": entered, "gate": gate}
+        calls = [asyncio.ensure_future(instances.call(event, {}, 30)) for _ in range(places + 1)]
+        async with asyncio.timeout(20):
+            while len(entered) < places:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert len(entered) == places
+        gate.set()
+        assert await asyncio.gather(*calls) == [None] * (places + 1)
 
     asyncio.run(main())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.abc
 import importlib.util
 import itertools
 import logging
@@ -65,13 +66,18 @@ class FunctionFile:
                 sys.path.insert(0, folder)
         name = f"trunkline_function_{self.slot}_{next(_numbers)}"
         spec = importlib.util.spec_from_file_location(name, self.path)
-        if spec is None or spec.loader is None:
+        if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
             raise LoadError(f"{self.path} is no Python file")
         module: ModuleType = importlib.util.module_from_spec(spec)
         # where a class looks for the module it was defined in
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with _loading:
+                # CPython 3.11 counts the depth of what it parses over all threads
+                code = spec.loader.get_code(name)
+            if code is None:
+                raise LoadError(f"{self.path} is no Python source")
+            exec(code, module.__dict__)
             function = getattr(module, self.name, None)
             if not callable(function):
                 raise LoadError(f"{self.path} has no function {self.name}(event, context)")
@@ -135,6 +141,24 @@ def own_frames(traceback: TracebackType | None) -> TracebackType | None:
     return last
 
 
+def _told(future: Future[object]) -> asyncio.Future[None]:
+    """Is done once a thread has come to an end with `future`."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not told.cancelled():
+            told.set_result(None)
+
+    def tell_from_thread(_: Future[object]) -> None:
+        # the loop may have ended before the thread
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell)
+
+    future.add_done_callback(tell_from_thread)
+    return told
+
+
 class TimedOut(Exception):
     """The function has not answered in time."""
 
@@ -167,34 +191,34 @@ class Instances:
         await self._places.acquire()
         instance = self._idle.pop() if self._idle else self._new()
         future = instance.submit(use)
+        ended = _told(future)
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
-                answer = await asyncio.shield(asyncio.wrap_future(future))
-        except BaseException as error:
+            async with limit:
+                await ended
+        except (TimeoutError, asyncio.CancelledError):
             if not future.done():
                 self._leave_behind(instance, future)
                 if limit.expired():
-                    raise TimedOut(f"no answer within {timeout:g} s") from error
+                    raise TimedOut(f"no answer within {timeout:g} s") from None
                 raise
-            if isinstance(future.exception(), Ended):
-                instance.end()
-                self._places.release()
-            else:
-                self._free(instance)
-            if limit.expired():
-                # it ended in the very moment it was given up
-                return future.result()
-            raise
-        self._free(instance)
-        return answer
+            if not limit.expired():
+                self._free(instance, future)
+                raise
+            # it ended in the very moment it was given up
+        self._free(instance, future)
+        return future.result()
 
     def _new(self) -> Instance:
         self._started += 1
         return Instance(self.file, self._started)
 
-    def _free(self, instance: Instance) -> None:
-        # the last one used comes first: few are kept warm
-        self._idle.append(instance)
+    def _free(self, instance: Instance, future: Future[object]) -> None:
+        if isinstance(future.exception(), Ended):
+            instance.end()
+        else:
+            # the last one used comes first: few are kept warm
+            self._idle.append(instance)
         self._places.release()
 
     def _leave_behind(self, instance: Instance, future: Future[object]) -> None:
@@ -205,14 +229,7 @@ class Instances:
         else:
             log.error("%s: %s instances are stuck, no other takes the place of the last one", self.file.slot, self._stuck)
         instance.end()
-        loop = asyncio.get_running_loop()
-
-        def came_back(_: Future[object]) -> None:
-            # the loop may have ended before it
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._came_back, gives_way)
-
-        future.add_done_callback(came_back)
+        _told(future).add_done_callback(lambda _: self._came_back(gives_way))
 
     def _came_back(self, gave_way: bool) -> None:
         self._stuck -= 1
