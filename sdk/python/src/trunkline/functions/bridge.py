@@ -52,7 +52,7 @@ class CallSettings:
 
     def delay(self, failures: int) -> float:
         """Before the next attempt after so many failures, from 1."""
-        return exponential(self.backoff, BACKOFF_MAX, failures - 1) * (0.5 + random.random())
+        return min(exponential(self.backoff, BACKOFF_MAX, failures - 1) * (0.5 + random.random()), BACKOFF_MAX)
 
 
 class CallFailed(Exception):
