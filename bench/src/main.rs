@@ -30,6 +30,8 @@ enum Scenario {
     Disk,
     /// Echo through the log and a handler: messages/s and latency, fsync on.
     Echo,
+    /// Messages to an HTTP function and its answers back, beside calling it directly: requests/s and added latency.
+    Functions,
     /// From sockets to acknowledged: events/s.
     Ingest,
     /// One publish to many: deliveries/s at capacity, and latency at half of it.
@@ -56,6 +58,7 @@ enum Scenario {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Child {
     Floor,
+    Function,
     State,
     StateInChannels,
     Spread,
@@ -162,6 +165,9 @@ async fn run(arguments: &Arguments, setup: &Setup, report: &mut Report) -> anyho
     if wanted(Scenario::Echo) {
         scenarios::echo::echo(setup, report).await?;
     }
+    if wanted(Scenario::Functions) {
+        scenarios::functions::functions(setup, report).await?;
+    }
     if wanted(Scenario::Ingest) {
         scenarios::ingest::ingest(setup, report).await?;
     }
@@ -207,6 +213,9 @@ fn count(partitions: u16) -> anyhow::Result<PartitionCount> {
 fn run_child(child: Child, arguments: &Arguments) -> anyhow::Result<()> {
     match child {
         Child::Floor => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(floor::serve()),
+        Child::Function => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(scenarios::functions::serve())
+        }
         Child::State => scenarios::idle::state_child(arguments.idle, 0),
         Child::StateInChannels => scenarios::idle::state_child(arguments.idle, 1000),
         Child::Spread => scenarios::state::spread_child(arguments.simulated, count(arguments.partitions)?),

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod echo;
 pub(crate) mod fanout;
+pub(crate) mod functions;
 pub(crate) mod handshakes;
 pub(crate) mod idle;
 pub(crate) mod ingest;
@@ -59,8 +60,12 @@ impl Setup {
     }
 
     fn dev(&self, folder: &Path) -> anyhow::Result<Server> {
+        self.dev_with(folder, "[[api]]\nname = \"ingest\"\npath = \"/ingest\"\nregistration = \"accept\"\n")
+    }
+
+    fn dev_with(&self, folder: &Path, text: &str) -> anyhow::Result<Server> {
         let config = folder.join("bench.toml");
-        std::fs::write(&config, "[[api]]\nname = \"ingest\"\npath = \"/ingest\"\nregistration = \"accept\"\n")?;
+        std::fs::write(&config, text)?;
         let data = folder.join("data");
         let (config, data) = (config.to_string_lossy().into_owned(), data.to_string_lossy().into_owned());
         let mut arguments = vec!["dev", "--config", &config, "--data", &data];

@@ -51,6 +51,17 @@ impl From<Problem> for Fault {
     }
 }
 
+impl Fault {
+    /// 429: more requests under way than there may be.
+    pub(super) fn limit_exceeded() -> Self {
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            name: "LimitExceededException",
+            message: "Too Many Requests".to_owned(),
+        }
+    }
+}
+
 impl From<Unsigned> for Fault {
     fn from(unsigned: Unsigned) -> Self {
         Self { status: StatusCode::FORBIDDEN, name: "ForbiddenException", message: unsigned.to_string() }

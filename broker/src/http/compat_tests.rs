@@ -112,6 +112,7 @@ async fn what_is_wrong_with_a_push_is_said_and_the_connection_stays() {
         (data(&connection(7).to_string(), "text", "x").to_string(), 410),
         (data("", "text", "x").to_string(), 410),
         (data("../../etc/passwd", "text", "x").to_string(), 410),
+        (data("AAAAAAAAAAAAAAAAAAAAAA", "text", "x").to_string(), 410),
         (data(&id, "text", &"x".repeat(1025)).to_string(), 413),
         (data(&id, "text", &"x".repeat(100_000)).to_string(), 413),
     ] {

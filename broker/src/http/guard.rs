@@ -7,7 +7,7 @@ use axum::{
 };
 use http::{HeaderValue, Method, header};
 
-use super::{App, problem::Problem, request};
+use super::{App, aws, problem::Problem, push, request};
 
 /// Answers before the routes do, where they must not.
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -19,11 +19,22 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let watches = matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics");
     let permit = app.0.permits.try_acquire();
     if permit.is_err() && !watches {
-        return Problem::overloaded().into_response();
+        return overloaded(request.uri().path());
     }
     let mut response = next.run(request).await;
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// Too much at once, as the path's callers know it.
+fn overloaded(path: &str) -> Response {
+    if path.contains("/@connections/") {
+        aws::Fault::limit_exceeded().into_response()
+    } else if path.starts_with("/push/") {
+        push::Answer::from(Problem::overloaded()).into_response()
+    } else {
+        Problem::overloaded().into_response()
+    }
 }
 
 pub(super) async fn not_found() -> Problem {

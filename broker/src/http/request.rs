@@ -83,7 +83,8 @@ pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Problem> {
 
 /// A connection id as functions of other gateways may write it: padded, or in the other base64 alphabet.
 pub(super) fn liberal_connection_id(text: &str) -> Option<ConnectionId> {
-    text.trim_end_matches('=').replace('+', "-").replace('/', "_").parse().ok()
+    let id: ConnectionId = text.trim_end_matches('=').replace('+', "-").replace('/', "_").parse().ok()?;
+    (!id.is_none()).then_some(id)
 }
 
 /// Parses one value of a path or a query.

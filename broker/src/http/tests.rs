@@ -325,6 +325,10 @@ async fn too_much_at_once_is_refused_but_health_is_seen() {
     let refused = call(&router, "GET", "/v1/cluster", "").await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
     assert!(refused.headers.contains_key(header::RETRY_AFTER));
+    let pushed = call(&router, "POST", "/push/chat", "{}").await;
+    assert_eq!((pushed.status, pushed.json()["errNo"].as_u64()), (503, Some(503)));
+    let posted = call(&router, "POST", "/prod/@connections/x", "x").await;
+    assert_eq!((posted.status, &posted.headers["x-amzn-errortype"]), (429, &"LimitExceededException".parse().unwrap()));
     assert_eq!(call(&router, "GET", "/healthz", "").await.status, 200);
     assert_eq!(call(&router, "GET", "/readyz", "").await.status, 200);
     assert_eq!(call(&router, "GET", "/metrics", "").await.status, 200);

@@ -1,0 +1,218 @@
+"""The shape of AWS: Lambda's events, and `@connections` by the official SDK with only its endpoint set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+import websockets.sync.client
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from harness import Dev, Process, until
+
+pytestmark = pytest.mark.short
+
+CONFIG = """
+[[api]]
+name = "lchat"
+path = "/prod"
+preset = "aws"
+
+[api.functions]
+dialect = "aws"
+stage = "prod"
+route_selection = "$request.body.action"
+
+[api.functions.routes]
+{routes}
+
+{broker}
+"""
+KEYS = """
+[[broker.aws.keys]]
+id = "AKIDEXAMPLE"
+secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+"""
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}
+
+
+class Chat:
+    """The backend of lambda_chat.py behind an API; requests to `@connections` must be signed."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "kick"]
+        routes = "\n".join(f'"{key}" = "http://127.0.0.1:{port}/"' for key in keys)
+        self.dev = Dev(folder, config=CONFIG.format(routes=routes, broker=KEYS)).start()
+        self.endpoint = self.dev.process.http() + "/prod"
+        self.database = folder / "chat.sqlite"
+        argv = [sys.executable, str(Path(__file__).with_name("lambda_chat.py")), str(port), str(self.database), self.endpoint]
+        self.process = Process("lambda", argv, folder, os.environ | CREDENTIALS).start()
+
+    def rows(self, query: str) -> list[tuple]:
+        with sqlite3.connect(self.database, timeout=10) as table:
+            return table.execute(query).fetchall()
+
+    def connect(self, name: str, **kwargs):
+        return websockets.sync.client.connect(f"{self.dev.ws('/prod')}?name={name}", compression=None, legacy=True, **kwargs)
+
+    def client(self, **kwargs):
+        keys = {"aws_access_key_id": CREDENTIALS["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}
+        return boto3.client("apigatewaymanagementapi", endpoint_url=self.endpoint, region_name="eu-central-1", **keys | kwargs)
+
+
+@pytest.fixture(scope="module")
+def chat(module_folder):
+    chat = Chat(module_folder)
+    yield chat
+    chat.process.kill9()
+    chat.dev.process.stop()
+
+
+def test_a_lambda_shaped_chat_works_unchanged(chat):
+    with chat.connect("ada", subprotocols=["other", "chat"]) as ada, chat.connect("bob") as bob:
+        assert (ada.subprotocol, bob.subprotocol) == ("chat", None)
+        ada.send(json.dumps({"action": "sendmessage", "text": "hello"}))
+        assert [socket.recv(timeout=10) for socket in (ada, bob)] == ["ada: hello"] * 2
+        # a connection of the table that is gone is taken out by the exception's name
+        with sqlite3.connect(chat.database) as table:
+            table.execute("insert into connections values ('AAAAAAAAAAAAAAAAAAAAAA', 'ghost'), ('L0SM9cOFvHcCIhw=', 'other cloud')")
+        bob.send(json.dumps({"action": "sendmessage", "text": "anybody?"}))
+        assert [socket.recv(timeout=10) for socket in (ada, bob)] == ["bob: anybody?"] * 2
+        until(lambda: len(chat.rows("select * from connections")) == 2, "the ghosts are gone", 10)
+        bob.send("no json")
+        assert bob.recv(timeout=10) == "no route for no json"
+        bob.send(json.dumps({"action": "whoami"}))
+        me = json.loads(bob.recv(timeout=10))
+        assert me["ip"] == "127.0.0.1" and "websockets" in me["agent"] and me["at"].startswith("20")
+        ((bobs,),) = chat.rows("select id from connections where name = 'bob'")
+        ada.send(json.dumps({"action": "kick", "id": bobs}))
+        with pytest.raises(ConnectionClosed):
+            bob.recv(timeout=10)
+        until(lambda: chat.rows(f"select code from gone where id = '{bobs}'") == [(1000,)], "the disconnect of bob", 10)
+        ((adas,),) = chat.rows("select id from connections where name = 'ada'")
+        ada.close(4000, "enough")
+    until(lambda: chat.rows(f"select code, reason from gone where id = '{adas}'") == [(4000, "enough")], "the disconnect of ada", 10)
+    assert chat.rows("select * from connections") == []
+
+
+def test_connect_may_refuse(chat):
+    with pytest.raises(InvalidStatus) as refused:
+        websockets.sync.client.connect(chat.dev.ws("/prod"), compression=None, legacy=True)
+    assert (refused.value.response.status_code, refused.value.response.body) == (401, b"who are you?")
+
+
+def test_errors_are_the_sdk_s_own_exceptions(chat):
+    client = chat.client()
+    gone = {"ConnectionId": "AAAAAAAAAAAAAAAAAAAAAA"}
+    for call in (lambda: client.post_to_connection(**gone, Data=b"x"), lambda: client.get_connection(**gone), lambda: client.delete_connection(**gone)):
+        with pytest.raises(client.exceptions.GoneException):
+            call()
+    with pytest.raises(client.exceptions.PayloadTooLargeException):
+        client.post_to_connection(**gone, Data=b"x" * (128 * 1024 + 1))
+    # ids of other gateways are padded, and clients encode them
+    with pytest.raises(client.exceptions.GoneException):
+        client.post_to_connection(ConnectionId="L0SM9cOFvHcCIhw=", Data=b"x")
+
+
+@pytest.mark.parametrize("keys", [{"aws_secret_access_key": "another"}, {"aws_access_key_id": "NOBODY"}])
+def test_who_signs_with_other_keys_is_forbidden(chat, keys):
+    client = chat.client(**keys)
+    with pytest.raises(client.exceptions.ForbiddenException):
+        client.post_to_connection(ConnectionId="AAAAAAAAAAAAAAAAAAAAAA", Data=b"x")
+
+
+def test_binary_goes_both_ways(chat):
+    with chat.connect("carl") as carl:
+        ((id_,),) = chat.rows("select id from connections where name = 'carl'")
+        chat.client().post_to_connection(ConnectionId=id_, Data=b"\xff\x00")
+        assert carl.recv(timeout=10) == b"\xff\x00"
+        carl.send(b"\x00\x01")
+        assert carl.recv(timeout=10) == "no route for AAE=", "base64, as Lambda gets it"
+    until(lambda: chat.rows("select * from connections") == [], "the disconnect", 10)
+
+
+def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
+    dev = Dev(folder, flags=["--set", "broker.limits.http_concurrency=1"]).start()
+    client = boto3.client(
+        "apigatewaymanagementapi", endpoint_url=dev.process.http() + "/s", region_name="r", aws_access_key_id="a", aws_secret_access_key="b",
+        config=boto3.session.Config(retries={"max_attempts": 1}),
+    )
+    # one request that never ends takes the only place
+    address = dev.process.address("http")
+    with socket.create_connection(address) as hold:
+        hold.sendall(b"POST /s/@connections/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nx")
+
+        def refused() -> bool:
+            try:
+                client.get_connection(ConnectionId="AAAAAAAAAAAAAAAAAAAAAB")
+            except client.exceptions.LimitExceededException:
+                return True
+            except client.exceptions.GoneException:
+                return False
+
+        until(refused, "a request too many", 10)
+    dev.process.stop()
+
+
+def sdk_for_node(need) -> Path:
+    """The folder of the Node program with its packages, installed once per content of the lock file."""
+    need(shutil.which("node") and shutil.which("npm"), "node and npm are not installed")
+    here = Path(__file__).with_name("node")
+    digest = hashlib.sha256((here / "package-lock.json").read_bytes()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trunkline" / "node" / digest
+    if not (cache / "complete").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(here / name, cache)
+        done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=cache, capture_output=True, timeout=240)
+        need(done.returncode == 0, f"npm ci: {done.stderr.decode(errors='replace')[-500:]}")
+        (cache / "complete").touch()
+    shutil.copy(here / "lambda_chat.mjs", cache)
+    return cache
+
+
+def test_the_same_from_node_with_the_official_sdk(folder, need):
+    packages = sdk_for_node(need)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "leave"]
+    routes = "\n".join(f'"{key}" = "http://127.0.0.1:{port}/"' for key in keys)
+    dev = Dev(folder, config=CONFIG.format(routes=routes, broker=KEYS)).start()
+    argv = ["node", str(packages / "lambda_chat.mjs"), str(port), dev.process.http() + "/prod"]
+    process = Process("node", argv, folder, os.environ | CREDENTIALS | {"AWS_REGION": "us-east-1"}).start()
+
+    def connect(name: str):
+        return websockets.sync.client.connect(f"{dev.ws('/prod')}?name={name}", compression=None, legacy=True, subprotocols=["chat"])
+
+    with pytest.raises(InvalidStatus) as refused:
+        websockets.sync.client.connect(dev.ws("/prod"), compression=None, legacy=True)
+    assert refused.value.response.status_code == 401
+    with connect("ada") as ada, connect("bob") as bob:
+        assert ada.subprotocol == "chat"
+        ada.send(json.dumps({"action": "sendmessage", "text": "hello"}))
+        assert [socket.recv(timeout=10) for socket in (ada, bob)] == ["ada: hello"] * 2
+        ghost = "AAAAAAAAAAAAAAAAAAAAAB"
+        ada.send(json.dumps({"action": "sendmessage", "text": "boo", "ghost": ghost}))
+        for client in (ada, bob):
+            assert {client.recv(timeout=10), client.recv(timeout=10)} == {"ada: boo", f"gone: {ghost}"}
+        bob.send(json.dumps({"action": "whoami"}))
+        assert json.loads(bob.recv(timeout=10))["ip"] == "127.0.0.1"
+        bob.send("x")
+        assert bob.recv(timeout=10) == "no route for x"
+        bob.send(json.dumps({"action": "leave"}))
+        with pytest.raises(ConnectionClosed):
+            bob.recv(timeout=10)
+        assert ada.recv(timeout=10) == "bob left: 1000 "
+    process.kill9()
+    dev.process.stop()
