@@ -301,6 +301,11 @@ def main_handler(event, context):
     asyncio.run(main())
 
 
+def test_a_function_may_be_a_coroutine(tmp_path):
+    file = write(tmp_path, "import asyncio\nasync def main_handler(event, context):\n    await asyncio.sleep(0)\n    return 'ok'\n")
+    assert asyncio.run(Instances(file, 1).call({}, {}, 5)) == "ok"
+
+
 def test_a_module_that_cannot_be_loaded_is_tried_again(tmp_path):
     file = write(tmp_path, "raise RuntimeError('no database yet')\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import logging
 import os
 import re
@@ -126,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; its exit code."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # what functions print is read while they run
+        sys.stdout.reconfigure(line_buffering=True)
     settings = CallSettings(
         timeout=options.timeout,
         registration_timeout=options.registration_timeout,

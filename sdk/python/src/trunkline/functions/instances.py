@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import importlib.abc
 import importlib.util
+import inspect
 import itertools
 import logging
 import queue
@@ -121,7 +122,9 @@ class Instance:
             use, future = job
             try:
                 function = function or self._file.load()
-                future.set_result(use(function))
+                answer = use(function)
+                # `async def main_handler` would do nothing at all otherwise
+                future.set_result(asyncio.run(answer) if inspect.iscoroutine(answer) else answer)
             except Exception as error:
                 future.set_exception(error)
             except BaseException as error:
