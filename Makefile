@@ -7,7 +7,7 @@ DATA ?= trunkline-data
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify fix bench e2e e2e-short chaos chaos-short chaos-clean
+.PHONY: help setup demo test verify fix bench python e2e e2e-short chaos chaos-short chaos-clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -32,6 +32,9 @@ fix: ## rewrite what can be rewritten: format, lints with a mechanical answer
 
 bench: build ## measure it (a quarter of an hour; wants a quiet machine)
 	$(TARGET)/debug/trunkline-bench
+
+python: setup ## check sdk/python: stubs, types, tests, wheel (a minute)
+	sdk/python/check
 
 e2e: setup ## run the end-to-end tests against real processes (about a quarter of an hour; disks need root)
 	tests/e2e/run

@@ -1,0 +1,1 @@
+"""The wire types, generated from proto/ by `sdk/python/generate`."""
