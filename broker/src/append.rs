@@ -1,5 +1,5 @@
 //! Step 5 of the walk, after `link/inbound.rs` and before `raft/group.rs`. Admit, coalesce, stamp time, propose: batches wait here
-//! in a bounded queue, and one task per partition ([`appender`]) builds entries out of whatever waits, pipelines them into Raft,
+//! in a bounded queue, and one task per partition (`append/appender.rs`) builds entries out of whatever waits, pipelines them into Raft,
 //! and answers each batch when it has been applied.
 
 mod appender;
