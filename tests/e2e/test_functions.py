@@ -259,8 +259,10 @@ def test_the_bridge_as_a_process_of_its_own(folder):
     # its functions are called by the process, not by dev: dev is told of the API alone
     dev = Dev(folder, config=config.split("[api.functions]")[0]).start()
     functions.start(dev.process.http())
-    argv = [binary(), "functions", "--config", path, "--broker", dev.grpc]
+    argv = [binary(), "functions", "--config", path, "--broker", dev.grpc, "--http", "127.0.0.1:0"]
     bridge = Process("bridge", argv, folder).start()
+    health = bridge.http("functions-http")
+    assert [requests.get(f"{health}/{path}", timeout=10).status_code for path in ("healthz", "readyz")] == [200, 200]
     with connect(dev, "/apart", open_timeout=20) as client:
         client.send("echo one")
         assert client.recv(timeout=10) == "echo one"
@@ -271,6 +273,8 @@ def test_the_bridge_as_a_process_of_its_own(folder):
             client.recv(timeout=0.5)
         bridge.start()
         assert client.recv(timeout=30) == "echo two"
+    metrics = requests.get(bridge.http("functions-http") + "/metrics", timeout=10).text
+    assert 'trunkline_function_calls_total{api="apart",function="transmission",outcome="ok"} 1' in metrics
     assert bridge.stop() == 0
     functions.process.kill9()
     dev.process.stop()
