@@ -16,7 +16,7 @@ import requests
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from harness import Dev, Process, Timeout, binary, until
+from harness import Cluster, Dev, Process, Timeout, binary, until
 
 pytestmark = pytest.mark.short
 
@@ -364,3 +364,44 @@ def test_functions_behind_tls_are_called_if_the_system_trusts_them(folder, need)
         functions.process.kill9()
         functions.process = None
         dev.process.stop()
+
+
+def test_nothing_is_lost_when_the_broker_is_killed_under_load(folder):
+    """Broker, edge and bridge as processes of their own, in four partitions."""
+    functions = Functions(folder / "functions", "four")
+    config = CONFIG.format(name="four", port=functions.port, on_failure="retry")
+    cluster = Cluster(folder, config, partitions=4).start()
+    functions.start(cluster.broker.http())
+    path = folder / "four.toml"
+    path.write_text(config)
+    bridges = [
+        Process(f"bridge-{number}", [binary(), "functions", "--config", path, "--broker", cluster.grpc, "--member", f"b{number}"], folder).start()
+        for number in range(2)
+    ]
+    clients = [connect(cluster, "/four", open_timeout=30) for _ in range(CLIENTS)]
+    for message in range(MESSAGES):
+        for number, client in enumerate(clients):
+            client.send(f"m {number} {message}")
+        if message == MESSAGES // 3:
+            cluster.broker.kill9()
+            cluster.start_broker()
+        if message == 2 * MESSAGES // 3:
+            bridges[0].kill9()
+    until(lambda: cluster.lag("four") == 0, "everything handled", 120, every=0.2)
+    for client in clients:
+        client.close()
+    until(lambda: len({call["connection"] for call in functions.calls("cleanup")}) == CLIENTS, "every cleanup", 60)
+    by_connection: dict[str, list[dict]] = {}
+    for call in functions.calls():
+        by_connection.setdefault(call["connection"], []).append(call)
+    assert len(by_connection) == CLIENTS
+    for calls in by_connection.values():
+        # after a kill what had not been acknowledged comes again, in order: each event's first call stands in its place
+        first = {call["key"]: call for call in reversed(calls)}
+        ordered = sorted(first.values(), key=lambda call: calls.index(call))
+        assert [call["function"] for call in ordered] == ["registration"] + ["transmission"] * MESSAGES + ["cleanup"]
+        assert [int(call["data"].split()[2]) for call in ordered[1:-1]] == list(range(MESSAGES))
+    assert bridges[1].stop() == 0
+    functions.process.kill9()
+    for process in (cluster.edge, cluster.broker):
+        process.stop()
