@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import shutil
 import socket
@@ -278,6 +280,36 @@ def test_the_bridge_as_a_process_of_its_own(folder):
     assert bridge.stop() == 0
     functions.process.kill9()
     dev.process.stop()
+
+
+def test_secrets_are_used_and_shown_nowhere(folder):
+    secrets = {"signing": "a secret that signs calls", "header": "Bearer a-secret-of-ours", "push": "a secret that signs pushes"}
+    functions = Functions(folder / "functions", "secret")
+    config = CONFIG.format(name="secret", port=functions.port, on_failure="retry") + f"""
+secrets = ["{secrets["signing"]}"]
+headers = {{ authorization = "{secrets["header"]}" }}
+
+[broker.push]
+secrets = ["{secrets["push"]}"]
+"""
+    dev = Dev(folder, config=config, env={"TRUNKLINE_LOG": "debug"}).start()
+    functions.start(dev.process.http())
+    with connect(dev, "/secret") as client:
+        client.send("hello")
+        until(lambda: functions.calls("transmission"), "the call", 10)
+    headers = functions.calls("transmission")[0]["headers"]
+    assert headers["authorization"] == secrets["header"]
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + functions.calls("transmission")[0]["body"].encode()
+    expected = base64.b64encode(hmac.digest(secrets["signing"].encode(), signed, "sha256")).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+    body = {"websocket": {"action": "closing", "secConnectionID": "x"}}
+    assert requests.post(dev.process.http() + "/push/secret", json=body, timeout=10).json()["errNo"] == 401
+    functions.process.kill9()
+    assert dev.process.stop() == 0
+    dump = subprocess.run([*dev.process.argv, "--dump-config"], capture_output=True, timeout=30)
+    assert dump.returncode == 0 and b"[broker.push]" in dump.stdout
+    shown = dump.stdout.decode() + dump.stderr.decode() + dev.process.log_text()
+    assert not [name for name, secret in secrets.items() if secret in shown]
 
 
 def test_wrong_settings_are_refused_before_anything_starts(folder):
