@@ -437,3 +437,24 @@ def test_nothing_is_lost_when_the_broker_is_killed_under_load(folder):
     functions.process.kill9()
     for process in (cluster.edge, cluster.broker):
         process.stop()
+
+
+def test_connections_of_an_edge_that_died_are_cleaned_up(folder):
+    functions = Functions(folder / "functions", "lost")
+    config = CONFIG.format(name="lost", port=functions.port, on_failure="retry")
+    cluster = Cluster(folder, config, edge_grace="1s").start()
+    functions.start(cluster.broker.http())
+    path = folder / "lost.toml"
+    path.write_text(config)
+    bridge = Process("bridge", [binary(), "functions", "--config", path, "--broker", cluster.grpc], folder).start()
+    clients = [connect(cluster, "/lost", open_timeout=30) for _ in range(5)]
+    clients[0].send("before")
+    until(lambda: functions.calls("transmission"), "the message", 10)
+    cluster.edge.kill9()
+    until(lambda: len(functions.calls("cleanup")) == 5, "the cleanups", 30)
+    causes = {(call["event"]["websocket"]["closeCause"], call["event"]["websocket"]["closeCode"]) for call in functions.calls("cleanup")}
+    assert causes == {("edge_lost", "1006")}
+    assert {call["connection"] for call in functions.calls("cleanup")} == {call["connection"] for call in functions.calls("registration")}
+    assert bridge.stop() == 0
+    functions.process.kill9()
+    cluster.broker.stop()
