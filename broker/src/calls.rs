@@ -294,6 +294,87 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn dead_letters_are_taken_out_whichever_broker_is_asked() {
+        let (cluster, uppers) = cluster().await;
+        group(&cluster, "chat").await;
+        let (base, end) = {
+            let state = handle(cluster.node(1), 1).state.read();
+            (state.group("chat").unwrap().through, Offset::end_of(state.applied()))
+        };
+        let record = Record::new(RecordKind::MessageReceived, connection(1, 1), "api", &v1::MessageReceived::default());
+        let parked = v1::Parked { reason: "why".into(), record: record.bytes().clone(), attempt: 2 };
+        let offsets: Vec<u64> = (1..=3).map(|n| base.0 - n).rev().collect();
+        let holes = offsets.iter().map(|offset| v1::Hole { offset: *offset, attempt: 1, not_before: 0 });
+        let assigned = v1::HandlerAssigned {
+            group: "late".into(),
+            member: "m".into(),
+            epoch: 1,
+            start: Some(v1::Start { at: Some(v1::start::At::Earliest(true)) }),
+            ..Default::default()
+        };
+        let settled = v1::HandlerCommitted {
+            group: "late".into(),
+            member: "m".into(),
+            epoch: 1,
+            through: end.0,
+            holes: holes.clone().collect(),
+            ..Default::default()
+        };
+        let outcome =
+            |offset: &u64| v1::Outcome { offset: *offset, verdict: Some(v1::outcome::Verdict::Parked(parked.clone())) };
+        let set_aside = v1::HandlerCommitted {
+            base: end.0,
+            through: end.0,
+            holes: Vec::new(),
+            outcomes: offsets.iter().map(outcome).collect(),
+            ..settled.clone()
+        };
+        let assign = Record::new(RecordKind::HandlerAssigned, Default::default(), "", &assigned);
+        let batch = || Batch::new(Source::Leader, std::slice::from_ref(&assign));
+        assert_eq!(cluster.append(1, batch).await, Verdict::Applied);
+        for commit in [&settled, &set_aside] {
+            let record = Record::new(RecordKind::HandlerCommitted, Default::default(), "", commit);
+            let batch = || Batch::new(Source::Commit, std::slice::from_ref(&record));
+            assert_eq!(cluster.append(1, batch).await, Verdict::Applied);
+        }
+        cluster.same_everywhere(&[1, 2, 3]).await;
+        let left = |broker: u64| {
+            let (events, more) = release::page(cluster.node(broker), PartitionId(1), "late", Offset::ZERO, 10);
+            assert!(!more);
+            events.into_iter().map(|event| event.record.unwrap().offset).collect::<Vec<_>>()
+        };
+        assert_eq!(left(1), offsets);
+        let (first, more) = release::page(cluster.node(1), PartitionId(1), "late", Offset(offsets[0]), 1);
+        let event = &first[0];
+        assert_eq!((event.attempts, event.reason.as_str(), more), (2, "why", true));
+        assert_eq!(event.record.as_ref().unwrap().kind, u32::from(RecordKind::MessageReceived as u8));
+        let wish =
+            |offsets: &[u64], discard| v1::ParkedReleased { group: "late".into(), offsets: offsets.into(), discard };
+        // broker 2 leads partition 1
+        for (broker, offset, discard) in [(1, offsets[0], false), (2, offsets[1], true), (3, offsets[2], false)] {
+            let released = release::release(cluster.node(broker), PartitionId(1), wish(&[offset], discard)).await;
+            assert_eq!(released.code(), v1::Code::Applied, "{}", released.message);
+            let again = release::release(cluster.node(broker), PartitionId(1), wish(&[offset], discard)).await;
+            assert_eq!(again.code(), v1::Code::Gone, "{}", again.message);
+        }
+        for none in [wish(&[], true), v1::ParkedReleased { group: "a b".into(), ..wish(&[1], true) }] {
+            assert_eq!(release::release(cluster.node(1), PartitionId(1), none).await.code(), v1::Code::Invalid);
+        }
+        cluster.same_everywhere(&[1, 2, 3]).await;
+        assert_eq!(left(3), Vec::<u64>::new());
+        let open: Vec<u64> = handle(cluster.node(3), 1)
+            .state
+            .read()
+            .group("late")
+            .unwrap()
+            .holes()
+            .map(|(offset, _)| offset.0)
+            .collect();
+        assert_eq!(open, [offsets[0], offsets[2]], "the one between is forgotten");
+        stop(cluster, uppers).await;
+    }
+
+    #[tokio::test]
     async fn forwards_reach_a_partition_of_another_broker_once_whoever_leads_it() {
         let (mut cluster, mut uppers) = cluster().await;
         let names: Vec<String> =

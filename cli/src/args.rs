@@ -157,6 +157,9 @@ pub(crate) struct FunctionsArgs {
     /// This bridge's name among those that share its work. [default: random]
     #[arg(long, value_name = "NAME")]
     pub(crate) member: Option<String>,
+    /// Health and metrics. [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<SocketAddr>,
 }
 
 /// What every verb takes.

@@ -288,6 +288,7 @@ impl FunctionsRole {
         let mut document = Document::load(&args.file, environment)?;
         document.flag("functions.brokers", (!args.brokers.is_empty()).then(|| args.brokers.clone()))?;
         document.flag("functions.member", args.member.clone())?;
+        document.flag("functions.http", args.http.map(|address| address.to_string()))?;
         document.apply_set(&args.file.set)?;
         document.check(&[Role::Broker, Role::Edge])?;
         let apis: Vec<ApiConfig> = document.part("api", Value::Array(Vec::new()))?;

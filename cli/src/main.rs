@@ -4,6 +4,7 @@ mod args;
 mod config;
 mod dev;
 mod exit;
+mod functions;
 mod logging;
 mod moment;
 mod pages;
@@ -66,7 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dev(args) => dev::run(&args),
         Command::Broker(args) => roles::broker(&args),
         Command::Edge(args) => roles::edge(&args),
-        Command::Functions(args) => roles::functions(&args),
+        Command::Functions(args) => functions::run(&args),
         Command::Verify(args) => verbs::verify::run(args),
         Command::Certs(args) => verbs::certs::run(args),
         verb => roles::runtime()?.block_on(run_verb(verb)),

@@ -15,8 +15,8 @@ use trunkline_broker::server::{self as broker_server, Extras};
 use trunkline_edge::server as edge_server;
 
 use crate::{
-    args::{BrokerArgs, EdgeArgs, FileArgs, FunctionsArgs},
-    config::{self, BrokerRole, EdgeRole, FunctionsRole},
+    args::{BrokerArgs, EdgeArgs, FileArgs},
+    config::{self, BrokerRole, EdgeRole},
     exit::Failure,
     render::out::Out,
 };
@@ -59,25 +59,6 @@ pub(crate) fn edge(args: &EdgeArgs) -> Result<(), Failure> {
         let served = edge_server::run(role.edge, role.apis, listeners, metrics, ready, shutdown.requested()).await;
         upkeep.abort();
         Ok(served.context("edge")?)
-    })
-}
-
-/// `trunkline functions`. It listens nowhere: ready is when it begins to look for brokers.
-pub(crate) fn functions(args: &FunctionsArgs) -> Result<(), Failure> {
-    let role = FunctionsRole::load(args, &config::environment())?;
-    if answered(&args.file, &role)? {
-        return Ok(());
-    }
-    let apis = config::function_settings(&role.apis)?;
-    let member = match role.functions.member.as_str() {
-        "" => format!("functions-{:016x}", rand::random::<u64>()),
-        member => member.to_owned(),
-    };
-    runtime()?.block_on(async {
-        let shutdown = Shutdown::install()?;
-        let running = trunkline_functions::run_until(&role.functions.brokers, &member, apis, shutdown.requested());
-        ready();
-        Ok(running.await.context("functions")?)
     })
 }
 

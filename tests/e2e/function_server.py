@@ -78,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
-        event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        event = json.loads(body)
         if self.path == "/aws":
             write({"function": "aws", "event": event})
             return self.answer(200, {"statusCode": 200})
@@ -86,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         assert all(isinstance(value, str) for value in websocket.values()), event
         line = {"function": self.path[1:], "connection": websocket["secConnectionID"], "data": websocket.get("data")}
         line |= {"key": self.headers["idempotency-key"], "attempt": int(self.headers["x-trunkline-attempt"]), "event": event}
+        line |= {"headers": {name.lower(): value for name, value in self.headers.items()}, "body": body}
         write(line)
         self.answer(*FUNCTIONS[self.path](event, line["key"]))
 

@@ -125,6 +125,18 @@ def test_errors_are_the_sdk_s_own_exceptions(chat):
         client.post_to_connection(ConnectionId="L0SM9cOFvHcCIhw=", Data=b"x")
 
 
+def test_the_preset_s_limits_hold(chat):
+    with chat.connect("dora") as dora:
+        asked = json.dumps({"action": "whoami", "padding": ""})
+        dora.send(asked[:-2] + "x" * (128 * 1024 - len(asked)) + asked[-2:])
+        assert json.loads(dora.recv(timeout=10))["ip"] == "127.0.0.1"
+        dora.send("x" * (128 * 1024 + 1))
+        with pytest.raises(ConnectionClosed) as end:
+            dora.recv(timeout=10)
+        assert end.value.rcvd.code == 1009
+    until(lambda: ("dora",) not in chat.rows("select name from connections"), "the disconnect", 10)
+
+
 @pytest.mark.parametrize("keys", [{"aws_secret_access_key": "another"}, {"aws_access_key_id": "NOBODY"}])
 def test_who_signs_with_other_keys_is_forbidden(chat, keys):
     client = chat.client(**keys)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import shutil
 import socket
@@ -16,7 +18,7 @@ import requests
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from harness import Dev, Process, Timeout, binary, until
+from harness import Cluster, Dev, Process, Timeout, binary, until
 
 pytestmark = pytest.mark.short
 
@@ -259,8 +261,10 @@ def test_the_bridge_as_a_process_of_its_own(folder):
     # its functions are called by the process, not by dev: dev is told of the API alone
     dev = Dev(folder, config=config.split("[api.functions]")[0]).start()
     functions.start(dev.process.http())
-    argv = [binary(), "functions", "--config", path, "--broker", dev.grpc]
+    argv = [binary(), "functions", "--config", path, "--broker", dev.grpc, "--http", "127.0.0.1:0"]
     bridge = Process("bridge", argv, folder).start()
+    health = bridge.http("functions-http")
+    assert [requests.get(f"{health}/{path}", timeout=10).status_code for path in ("healthz", "readyz")] == [200, 200]
     with connect(dev, "/apart", open_timeout=20) as client:
         client.send("echo one")
         assert client.recv(timeout=10) == "echo one"
@@ -271,9 +275,41 @@ def test_the_bridge_as_a_process_of_its_own(folder):
             client.recv(timeout=0.5)
         bridge.start()
         assert client.recv(timeout=30) == "echo two"
+    metrics = requests.get(bridge.http("functions-http") + "/metrics", timeout=10).text
+    assert 'trunkline_function_calls_total{api="apart",function="transmission",outcome="ok"} 1' in metrics
     assert bridge.stop() == 0
     functions.process.kill9()
     dev.process.stop()
+
+
+def test_secrets_are_used_and_shown_nowhere(folder):
+    secrets = {"signing": "a secret that signs calls", "header": "Bearer a-secret-of-ours", "push": "a secret that signs pushes"}
+    functions = Functions(folder / "functions", "secret")
+    config = CONFIG.format(name="secret", port=functions.port, on_failure="retry") + f"""
+secrets = ["{secrets["signing"]}"]
+headers = {{ authorization = "{secrets["header"]}" }}
+
+[broker.push]
+secrets = ["{secrets["push"]}"]
+"""
+    dev = Dev(folder, config=config, env={"TRUNKLINE_LOG": "debug"}).start()
+    functions.start(dev.process.http())
+    with connect(dev, "/secret") as client:
+        client.send("hello")
+        until(lambda: functions.calls("transmission"), "the call", 10)
+    headers = functions.calls("transmission")[0]["headers"]
+    assert headers["authorization"] == secrets["header"]
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + functions.calls("transmission")[0]["body"].encode()
+    expected = base64.b64encode(hmac.digest(secrets["signing"].encode(), signed, "sha256")).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+    body = {"websocket": {"action": "closing", "secConnectionID": "x"}}
+    assert requests.post(dev.process.http() + "/push/secret", json=body, timeout=10).json()["errNo"] == 401
+    functions.process.kill9()
+    assert dev.process.stop() == 0
+    dump = subprocess.run([*dev.process.argv, "--dump-config"], capture_output=True, timeout=30)
+    assert dump.returncode == 0 and b"[broker.push]" in dump.stdout
+    shown = dump.stdout.decode() + dump.stderr.decode() + dev.process.log_text()
+    assert not [name for name, secret in secrets.items() if secret in shown]
 
 
 def test_wrong_settings_are_refused_before_anything_starts(folder):
@@ -360,3 +396,65 @@ def test_functions_behind_tls_are_called_if_the_system_trusts_them(folder, need)
         functions.process.kill9()
         functions.process = None
         dev.process.stop()
+
+
+def test_nothing_is_lost_when_the_broker_is_killed_under_load(folder):
+    """Broker, edge and bridge as processes of their own, in four partitions."""
+    functions = Functions(folder / "functions", "four")
+    config = CONFIG.format(name="four", port=functions.port, on_failure="retry")
+    cluster = Cluster(folder, config, partitions=4).start()
+    functions.start(cluster.broker.http())
+    path = folder / "four.toml"
+    path.write_text(config)
+    bridges = [
+        Process(f"bridge-{number}", [binary(), "functions", "--config", path, "--broker", cluster.grpc, "--member", f"b{number}"], folder).start()
+        for number in range(2)
+    ]
+    clients = [connect(cluster, "/four", open_timeout=30) for _ in range(CLIENTS)]
+    for message in range(MESSAGES):
+        for number, client in enumerate(clients):
+            client.send(f"m {number} {message}")
+        if message == MESSAGES // 3:
+            cluster.broker.kill9()
+            cluster.start_broker()
+        if message == 2 * MESSAGES // 3:
+            bridges[0].kill9()
+    until(lambda: cluster.lag("four") == 0, "everything handled", 120, every=0.2)
+    for client in clients:
+        client.close()
+    until(lambda: len({call["connection"] for call in functions.calls("cleanup")}) == CLIENTS, "every cleanup", 60)
+    by_connection: dict[str, list[dict]] = {}
+    for call in functions.calls():
+        by_connection.setdefault(call["connection"], []).append(call)
+    assert len(by_connection) == CLIENTS
+    for calls in by_connection.values():
+        # after a kill what had not been acknowledged comes again, in order: each event's first call stands in its place
+        first = {call["key"]: call for call in reversed(calls)}
+        ordered = sorted(first.values(), key=lambda call: calls.index(call))
+        assert [call["function"] for call in ordered] == ["registration"] + ["transmission"] * MESSAGES + ["cleanup"]
+        assert [int(call["data"].split()[2]) for call in ordered[1:-1]] == list(range(MESSAGES))
+    assert bridges[1].stop() == 0
+    functions.process.kill9()
+    for process in (cluster.edge, cluster.broker):
+        process.stop()
+
+
+def test_connections_of_an_edge_that_died_are_cleaned_up(folder):
+    functions = Functions(folder / "functions", "lost")
+    config = CONFIG.format(name="lost", port=functions.port, on_failure="retry")
+    cluster = Cluster(folder, config, edge_grace="1s").start()
+    functions.start(cluster.broker.http())
+    path = folder / "lost.toml"
+    path.write_text(config)
+    bridge = Process("bridge", [binary(), "functions", "--config", path, "--broker", cluster.grpc], folder).start()
+    clients = [connect(cluster, "/lost", open_timeout=30) for _ in range(5)]
+    clients[0].send("before")
+    until(lambda: functions.calls("transmission"), "the message", 10)
+    cluster.edge.kill9()
+    until(lambda: len(functions.calls("cleanup")) == 5, "the cleanups", 30)
+    causes = {(call["event"]["websocket"]["closeCause"], call["event"]["websocket"]["closeCode"]) for call in functions.calls("cleanup")}
+    assert causes == {("edge_lost", "1006")}
+    assert {call["connection"] for call in functions.calls("cleanup")} == {call["connection"] for call in functions.calls("registration")}
+    assert bridge.stop() == 0
+    functions.process.kill9()
+    cluster.broker.stop()

@@ -225,6 +225,20 @@ mod tests {
         assert_eq!(check("/", &HeaderMap::new(), b"", now), Err(Unsigned::Missing));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn nothing_a_caller_writes_passes(credential in ".*", names in ".*", signature in "[0-9a-f]{0,64}", time in ".*", uri in "/[a-z%0-9/?=&]*") {
+            let authorization = format!("{ALGORITHM} Credential={credential}, SignedHeaders={names}, Signature={signature}");
+            let mut given = HeaderMap::new();
+            for (name, value) in [("host", "h"), ("authorization", &authorization), ("x-amz-date", &time)] {
+                if let Ok(value) = http::HeaderValue::from_str(value) {
+                    given.insert(name, value);
+                }
+            }
+            proptest::prop_assert!(uri.parse::<Uri>().is_err() || check(&uri, &given, b"", 1_440_938_160).is_err());
+        }
+    }
+
     #[test]
     fn paths_are_encoded_once_more() {
         assert_eq!(encoded("/prod/@connections/a%3D"), "/prod/%40connections/a%253D");

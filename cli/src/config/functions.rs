@@ -1,5 +1,7 @@
 //! What the function bridge needs of a file: its own table `[functions]`, and of each API the functions.
 
+use std::net::SocketAddr;
+
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -17,11 +19,15 @@ pub(crate) struct BridgeConfig {
     pub(crate) brokers: Vec<String>,
     /// Unique among the bridges of the same APIs: a second one of the same name replaces the first. Empty: random. Default empty.
     pub(crate) member: String,
+    /// Health and metrics. Default none.
+    pub(crate) http: Option<SocketAddr>,
+    /// Lets it listen beyond loopback without TLS. Default false.
+    pub(crate) insecure: bool,
 }
 
 impl Default for BridgeConfig {
     fn default() -> Self {
-        Self { brokers: vec!["http://127.0.0.1:7070".to_owned()], member: String::new() }
+        Self { brokers: vec!["http://127.0.0.1:7070".to_owned()], member: String::new(), http: None, insecure: false }
     }
 }
 
@@ -34,7 +40,7 @@ impl BridgeConfig {
             let member = &self.member;
             return Err(Failure::usage(format!("functions.member: {member:?} is not 1 to 64 of [A-Za-z0-9._-]")));
         }
-        Ok(())
+        crate::functions::check_address(self.http, self.insecure).map_err(Failure::usage)
     }
 }
 

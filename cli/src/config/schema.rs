@@ -45,7 +45,7 @@ impl Schema {
         let value = "configuration as TOML";
         root.insert("broker".to_owned(), Value::try_from(sample_broker()).context(value)?);
         root.insert("edge".to_owned(), Value::try_from(sample_edge()?).context(value)?);
-        root.insert("functions".to_owned(), Value::try_from(BridgeConfig::default()).context(value)?);
+        root.insert("functions".to_owned(), Value::try_from(sample_bridge()).context(value)?);
         root.insert("api".to_owned(), Value::Array(vec![Value::try_from(sample_api()?).context(value)?]));
         Ok(Self { root })
     }
@@ -173,6 +173,10 @@ fn sample_broker() -> BrokerConfig {
         members: vec![MemberConfig { id: 1, link: "broker.example:7443".to_owned() }],
         ..BrokerConfig::default()
     }
+}
+
+fn sample_bridge() -> BridgeConfig {
+    BridgeConfig { http: Some(([127, 0, 0, 1], 0).into()), ..BridgeConfig::default() }
 }
 
 /// Valid, so that a table `[edge]` that leaves out what flags will say can be checked on top of it.

@@ -168,6 +168,7 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[[api]]` handler_group", "the API's name"),
         ("`[[api]]` preset", "none"),
         ("`[broker]` aws.keys", "none"),
+        ("`[functions]` http", "none"),
         ("`[api.functions]` dialect", "required"),
         ("`[api.functions]` registration", "none"),
         ("`[api.functions]` transmission", "none"),

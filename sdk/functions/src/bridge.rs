@@ -16,6 +16,7 @@ use crate::{
     failure::{Failure, backoff},
     http::Caller,
     known::{Identity, Known},
+    measure,
     settings::{ApiSettings, OnFailure},
 };
 
@@ -55,7 +56,7 @@ impl Bridge {
             let deadline = until.map_or(own, |until| until.min(own));
             let answered = self.caller.call(&self.settings, place, call, deadline).await;
             let judged = answered.and_then(|reply| judge(&reply));
-            self.count(call, since.elapsed(), judged.as_ref().err());
+            measure::count_call(&self.settings.api, call.function, since.elapsed(), judged.as_ref().err());
             let failure = match judged {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
@@ -71,29 +72,28 @@ impl Bridge {
         }
     }
 
-    fn count(&self, call: &Call, took: Duration, failure: Option<&Failure>) {
-        let (api, outcome) = (self.settings.api.clone(), failure.map_or("ok", Failure::name));
-        let labels = [("api", api.clone()), ("function", call.function.to_owned()), ("outcome", outcome.to_owned())];
-        metrics::counter!("trunkline_function_calls_total", &labels).increment(1);
-        metrics::histogram!("trunkline_function_call_seconds", "api" => api).record(took.as_secs_f64());
-    }
-
     /// The end of an event whose call failed for good.
     fn failed(&self, cx: &mut Context, failure: Failure, is_open: bool) -> Result<(), HandlerError> {
+        let count = |then| measure::count_failure(&self.settings.api, then);
         match self.settings.on_failure {
             OnFailure::Retry => {
+                count("retry");
                 let wait =
                     backoff(self.settings.backoff, cx.attempt().saturating_add(self.settings.retries), rand::random());
                 Err(HandlerError::retry_after(failure.retry_after().map_or(wait, |asked| asked.max(wait)))
                     .because(failure))
             }
             OnFailure::Close if is_open => {
+                count("close");
                 tracing::warn!(api = self.settings.api, connection = %cx.connection(), offset = %cx.offset(), %failure,
                     "the connection is closed");
                 cx.close(CloseCode::INTERNAL, "the function failed");
                 Ok(())
             }
-            OnFailure::Close | OnFailure::DeadLetter => Err(HandlerError::park(failure.to_string())),
+            OnFailure::Close | OnFailure::DeadLetter => {
+                count("dead_letter");
+                Err(HandlerError::park(failure.to_string()))
+            }
         }
     }
 
@@ -147,6 +147,7 @@ impl Handler for Bridge {
             }
             Ok(Decision::Reject { status, body }) => Ok(Registration::reject(status, body)),
             Err(failure) if self.settings.decides => {
+                measure::count_failure(&self.settings.api, "reject");
                 tracing::warn!(api = self.settings.api, connection = %cx.connection(), %failure, "a registration is refused");
                 Ok(Registration::reject(failure.status(), "the registration function failed"))
             }

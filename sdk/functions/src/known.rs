@@ -1,10 +1,13 @@
 //! What is known of open connections besides their ids: the events of some dialects tell more of a connection than a message's
 //! record does. A bounded memory of what this process has seen opened; what it has not seen is asked for.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::OnceLock,
+};
 
 use parking_lot::Mutex;
-use trunkline_proto::{ConnectionId, Offset, RecordKind, v1};
+use trunkline_proto::{ConnectionId, Offset, PartitionCount, RecordKind, v1};
 use trunkline_sdk::{Client, ClientError};
 
 /// Most connections remembered, about 200 bytes each. With more the oldest are asked for again.
@@ -52,6 +55,8 @@ pub(crate) fn address(peer: &str) -> &str {
 #[derive(Debug)]
 pub struct Known {
     client: Client,
+    /// Fixed with the cluster.
+    partitions: OnceLock<PartitionCount>,
     remembered: Mutex<Remembered>,
 }
 
@@ -78,7 +83,7 @@ impl Remembered {
 impl Known {
     /// Remembers nothing yet, and asks by `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, remembered: Mutex::default() }
+        Self { client, partitions: OnceLock::new(), remembered: Mutex::default() }
     }
 
     pub(crate) fn remember(&self, id: ConnectionId, identity: Identity) {
@@ -115,9 +120,15 @@ impl Known {
     }
 
     async fn opened(&self, id: ConnectionId, offset: u64) -> Result<Option<v1::ConnectionOpened>, ClientError> {
-        let cluster = self.client.describe().await?;
-        let count = u16::try_from(cluster.partition_count).ok().and_then(trunkline_proto::PartitionCount::new);
-        let Some(count) = count else { return Ok(None) };
+        let count = match self.partitions.get() {
+            Some(count) => *count,
+            None => {
+                let cluster = self.client.describe().await?;
+                let count = u16::try_from(cluster.partition_count).ok().and_then(PartitionCount::new);
+                let Some(count) = count else { return Ok(None) };
+                *self.partitions.get_or_init(|| count)
+            }
+        };
         let request = v1::ReadRequest {
             partition: u32::from(id.partition(count).0),
             from: Some(v1::Start { at: Some(v1::start::At::Offset(offset)) }),

@@ -10,6 +10,7 @@ mod dialect;
 mod failure;
 mod http;
 mod known;
+mod measure;
 mod route;
 mod run;
 mod settings;
@@ -19,6 +20,7 @@ pub use self::{
     bridge::Bridge,
     http::{Caller, CallerError},
     known::Known,
+    measure::{FUNCTION_CALL_SECONDS, FUNCTION_CALLS_TOTAL, FUNCTION_FAILURES_TOTAL},
     route::RouteSelection,
     run::{BridgeError, run_until},
     settings::{

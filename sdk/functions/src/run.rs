@@ -14,6 +14,7 @@ use crate::{
     bridge::Bridge,
     http::{Caller, CallerError},
     known::Known,
+    measure,
     settings::{ApiSettings, SettingsError},
 };
 
@@ -61,6 +62,7 @@ pub async fn run_until(
     for settings in &apis {
         settings.check().map_err(|error| BridgeError::Settings { api: settings.api.clone(), error })?;
     }
+    measure::describe();
     let caller = Caller::new(&apis)?;
     let known = Arc::new(Known::new(Client::new(brokers.to_vec())?));
     let (stop_sender, stopped) = watch::channel(false);

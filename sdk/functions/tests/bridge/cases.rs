@@ -356,6 +356,104 @@ async fn an_answer_that_cannot_be_pushed_is_a_failure_and_not_tried_for_ever() {
 }
 
 #[tokio::test]
+async fn who_is_in_already_may_be_shown_the_door_and_a_failure_is_like_any_other() {
+    let functions = Functions::start(|_, n| match n {
+        0 => answer(200, r#"{"errNo":7,"errMsg":"no"}"#),
+        1 => answer(404, ""),
+        _ => answer(200, OK),
+    })
+    .await;
+    let accepting = ApiSettings { decides: false, on_failure: OnFailure::DeadLetter, ..settings(&functions) };
+    let mut running = Running::start(accepting).await;
+    let opened = || v1::event::Event::Opened(v1::ConnectionOpened::default());
+    running.event(1, opened());
+    running.settled().await;
+    match &running.commands()[..] {
+        [C::Close(close)] => assert_eq!(close.code, 1008),
+        other => panic!("{other:?}"),
+    }
+    running.event(2, opened());
+    running.settled().await;
+    assert_eq!(running.parked(), ["the function answered 404 Not Found"]);
+    running.event(3, opened());
+    running.settled().await;
+    assert_eq!((running.commands().len(), running.parked().len()), (1, 1), "the third is welcome");
+    running.stop().await;
+}
+
+/// A connection from its first event to its last, of somebody called Ada.
+async fn life(settings: ApiSettings) -> Running {
+    let mut running = Running::start(settings).await;
+    let opened = v1::ConnectionOpened {
+        handler_group: "test".into(),
+        peer: "10.0.2.14:5000".into(),
+        principal: "ada".into(),
+        headers: vec![v1::Header { name: "host".into(), value: "example.com:8080".into() }],
+        subprotocols: vec!["v1".into()],
+        ..Default::default()
+    };
+    running.event(1, v1::event::Event::Opened(opened));
+    running.message(1, r#"{"action":"send"}"#);
+    running.closed(1, v1::CloseCause::Client);
+    running.settled().await;
+    running
+}
+
+#[tokio::test]
+async fn cloud_events_reach_their_upstream() {
+    let functions =
+        Functions::start(|_, n| answer(if n == 0 { 204 } else { 200 }, if n == 1 { "welcome" } else { "" })).await;
+    let dialect = ApiSettings { dialect: Dialect::CloudEvents, integration_response: true, ..settings(&functions) };
+    let running = life(dialect).await;
+    assert!(matches!(running.commands()[0], C::Accept(_)));
+    assert_eq!(running.broker.with(|state| state.pushed()), ["welcome"]);
+    let seen = functions.seen();
+    let types: Vec<&str> = seen.iter().map(|request| request.header("ce-type")).collect();
+    assert_eq!(
+        types,
+        ["azure.webpubsub.sys.connect", "azure.webpubsub.user.message", "azure.webpubsub.sys.disconnected"]
+    );
+    assert!(seen.iter().all(|request| request.header("ce-userid") == "ada" && request.header("ce-hub") == "test"));
+    assert_eq!(seen[1].body, br#"{"action":"send"}"#);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn lambda_events_reach_their_routes() {
+    let functions = Functions::start(|_, _| {
+        answer(200, r#"{"statusCode":200,"headers":{"Sec-WebSocket-Protocol":"v1"},"body":"thanks"}"#)
+    })
+    .await;
+    let route = |path: &str| (path.to_owned(), functions.url("x").parse().unwrap());
+    let dialect = ApiSettings {
+        routes: ["$connect", "$disconnect", "send"].map(route).into(),
+        route_selection: Some("$request.body.action".parse().unwrap()),
+        integration_response: true,
+        ..ApiSettings::new("test", Dialect::Aws)
+    };
+    let running = life(dialect).await;
+    match &running.commands()[0] {
+        C::Accept(accept) => assert_eq!(accept.subprotocol, "v1"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(running.broker.with(|state| state.pushed()), ["thanks"]);
+    let contexts: Vec<_> = functions.seen().iter().map(|request| request.json()["requestContext"].clone()).collect();
+    let routes: Vec<_> = contexts.iter().map(|context| context["routeKey"].as_str().unwrap()).collect();
+    assert_eq!(routes, ["$connect", "send", "$disconnect"]);
+    for context in &contexts {
+        assert_eq!(
+            (&context["identity"]["sourceIp"], &context["domainName"]),
+            (&json!("10.0.2.14"), &json!("example.com"))
+        );
+        assert_eq!(
+            (&context["authorizer"]["principalId"], &context["connectedAt"]),
+            (&json!("ada"), &contexts[0]["connectedAt"])
+        );
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn calls_are_signed_and_carry_the_operator_s_headers() {
     let functions = Functions::start(|_, _| answer(200, "")).await;
     let secret = "0123456789abcdef";
