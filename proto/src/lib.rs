@@ -11,6 +11,7 @@ pub mod peer;
 pub mod record;
 #[cfg(test)]
 mod tests;
+pub mod token;
 pub mod units;
 
 pub use close::CloseCode;

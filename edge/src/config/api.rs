@@ -8,7 +8,7 @@ use trunkline_proto::{
     units::{HumanDuration, HumanSize},
 };
 
-use super::{ConfigProblem, PathPattern, Problems};
+use super::{AuthConfig, ConfigProblem, PathPattern, Problems};
 
 /// One API. Every key but `name` and `path` has a default.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -83,32 +83,6 @@ pub enum Registration {
     Handler,
     /// Nobody is asked.
     Accept,
-}
-
-/// `auth = { kind = "none" }`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct AuthConfig {
-    /// Which way.
-    #[serde(default)]
-    pub kind: AuthKind,
-    /// Settings of that kind.
-    #[serde(flatten)]
-    pub settings: BTreeMap<String, toml::Value>,
-}
-
-/// Ways to prove who one is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AuthKind {
-    /// Anybody may connect.
-    #[default]
-    None,
-    /// A signed token of an identity provider.
-    Jwt,
-    /// A signature over the request.
-    Hmac,
-    /// A token minted by `trunkline token`.
-    Token,
 }
 
 /// `[api.functions]`: HTTP endpoints called by the function bridge.
@@ -252,6 +226,7 @@ impl ApiConfig {
         check.times(self);
         check.sizes(self);
         check.lists(self);
+        self.auth.check(&mut |problem| check.require(false, "auth", || problem));
         check.not_yet(self);
     }
 }
@@ -341,15 +316,6 @@ impl Check<'_> {
 
     /// Parsed, so that files written for later versions fail with this and not with "unknown key".
     fn not_yet(&mut self, api: &ApiConfig) {
-        let kind = api.auth.kind;
-        self.require(kind == AuthKind::None, "auth", || {
-            format!("kind {kind:?} is not available yet; only \"none\" is").to_lowercase()
-        });
-        if kind == AuthKind::None {
-            for key in api.auth.settings.keys() {
-                self.require(false, "auth", || format!("unknown key {key:?}"));
-            }
-        }
         self.require(api.functions.is_none(), "functions", || {
             "HTTP functions are not available yet; write a handler with the SDK".to_owned()
         });
