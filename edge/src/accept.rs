@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use socket2::{Domain, Protocol, Type};
@@ -19,7 +19,8 @@ use trunkline_proto::{ConnectionId, RecordKind, record::encode_record, v1};
 use crate::{
     api::Api,
     core::{
-        Answer, Registration,
+        Answer, Millis, Registration,
+        auth::Identity,
         connection::Connection,
         handshake::{Head, HeadReader, Upgrade, is_origin_allowed},
     },
@@ -119,8 +120,10 @@ async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, p
         Err(_) => Head::Answer(Answer::new(408, "the request took longer than 10 s")),
     };
     let (answer, outcome, api) = match head {
-        Head::Upgrade(upgrade) => match admit(shard, &upgrade, on_loopback) {
-            Ok((api, parameters)) => return open(shard, stream, peer, *upgrade, api, parameters),
+        Head::Upgrade(mut upgrade) => match admit(shard, &mut upgrade, on_loopback) {
+            Ok((api, parameters, identity)) => {
+                return open(shard, stream, peer, *upgrade, Admitted { api, parameters, identity });
+            }
             Err((answer, outcome, api)) => (answer, outcome, api),
         },
         Head::Answer(answer) => (answer, HandshakeOutcome::Refused, None),
@@ -166,19 +169,28 @@ type Refusal<'a> = (Answer, HandshakeOutcome, Option<&'a Api>);
 /// Finds the API and checks what stands before a connection. The API's place is taken.
 fn admit<'a, S: RecordSink>(
     shard: &'a Shard<S>,
-    upgrade: &Upgrade,
+    upgrade: &mut Upgrade,
     on_loopback: bool,
-) -> Result<(&'a Arc<Api>, Vec<v1::Header>), Refusal<'a>> {
+) -> Result<(&'a Arc<Api>, Vec<v1::Header>, Identity), Refusal<'a>> {
     let Some((api, parameters)) = route(&shard.options.apis, &upgrade.path) else {
         return Err((Answer::new(404, "no API has this path"), HandshakeOutcome::Refused, None));
     };
     if !is_origin_allowed(upgrade.origin.as_deref(), &api.config.origins, on_loopback) {
         return Err((Answer::new(403, "this origin may not connect"), HandshakeOutcome::Refused, Some(api)));
     }
+    let identity = api
+        .auth
+        .authenticate(upgrade, unix_seconds())
+        .map_err(|denied| (api.auth.answer(denied), HandshakeOutcome::Refused, Some(&**api)))?;
     if !shard.is_accepting.get() || !shard.sink.has_room() || !api.take_place() {
         return Err((busy(), HandshakeOutcome::Unavailable, Some(api)));
     }
-    Ok((api, parameters))
+    Ok((api, parameters, identity))
+}
+
+/// By the machine's clock: tokens are made by others.
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// The API whose path answers this one, the most literal first, and its parameters.
@@ -194,14 +206,20 @@ fn route<'a>(apis: &'a [Arc<Api>], path: &str) -> Option<(&'a Arc<Api>, Vec<v1::
     best
 }
 
+/// Who may come in, where.
+struct Admitted<'a> {
+    api: &'a Arc<Api>,
+    parameters: Vec<v1::Header>,
+    identity: Identity,
+}
+
 /// Appends ConnectionOpened; the socket's own task does the rest.
 fn open<S: RecordSink>(
     shard: &Rc<Shard<S>>,
     stream: TcpStream,
     peer: SocketAddr,
     upgrade: Upgrade,
-    api: &Arc<Api>,
-    parameters: Vec<v1::Header>,
+    Admitted { api, parameters, identity }: Admitted<'_>,
 ) {
     let connection = draw_id(&shard.options);
     let subprotocol = api.subprotocol(&upgrade.subprotocols);
@@ -212,6 +230,7 @@ fn open<S: RecordSink>(
         subprotocol: subprotocol.clone(),
         channels: api.config.channels.clone(),
         needs_decision: !handler_group.is_empty(),
+        expires: identity.expires.map(|at| shard.now() + Millis::from_secs(at.saturating_sub(unix_seconds()))),
     };
     let opened = v1::ConnectionOpened {
         edge: shard.options.edge.to_string(),
@@ -221,7 +240,8 @@ fn open<S: RecordSink>(
         query: upgrade.query,
         headers: upgrade.headers,
         subprotocols: upgrade.subprotocols,
-        principal: String::new(),
+        principal: identity.principal,
+        attributes: identity.attributes,
         channels: api.config.channels.clone(),
         handler_group: handler_group.to_owned(),
         subprotocol,
@@ -271,7 +291,7 @@ mod tests {
 
     #[test]
     fn most_literal_path_wins() {
-        let api = |name: &str, path: &str| Arc::new(Api::new(ApiConfig::new(name, path.parse().unwrap())));
+        let api = |name: &str, path: &str| Arc::new(Api::load(ApiConfig::new(name, path.parse().unwrap())).unwrap());
         let apis = [api("any", "/rooms/{room}"), api("lobby", "/rooms/lobby"), api("deep", "/{a}/{b}")];
         let routed = |path| route(&apis, path).map(|(api, parameters)| (api.name().to_owned(), parameters.len()));
         assert_eq!(routed("/rooms/lobby"), Some(("lobby".to_owned(), 0)));

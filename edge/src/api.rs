@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
-    config::ApiConfig,
-    core::{Limits, Rate},
+    auth,
+    config::{ApiConfig, ConfigProblem},
+    core::{Limits, Rate, auth::Auth},
     metrics::ApiMetrics,
 };
 
@@ -19,12 +20,15 @@ pub struct Api {
     pub limits: Limits,
     /// Its counters.
     pub metrics: ApiMetrics,
+    /// How its clients prove who they are.
+    pub auth: Auth,
     connections: AtomicU64,
 }
 
 impl Api {
-    /// An API without connections. Made after the metrics recorder is installed.
-    pub fn new(config: ApiConfig) -> Self {
+    /// An API without connections, its keys read from the files that it names. Made after the metrics recorder is installed.
+    pub fn load(config: ApiConfig) -> Result<Self, ConfigProblem> {
+        let auth = auth::load(&config)?;
         let limits = Limits {
             max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
             max_fragments: config.max_fragments,
@@ -37,7 +41,7 @@ impl Api {
             messages: Rate::UNBOUNDED,
         };
         let metrics = ApiMetrics::new(&config.name);
-        Self { config, limits, metrics, connections: AtomicU64::new(0) }
+        Ok(Self { config, limits, metrics, auth, connections: AtomicU64::new(0) })
     }
 
     /// Its name.
@@ -45,9 +49,11 @@ impl Api {
         &self.config.name
     }
 
-    /// The subprotocol chosen without asking anybody (registration "accept"): the first the client offered that is listed.
+    /// The subprotocol chosen without asking anybody (registration "accept"): the first the client offered that is listed, else the one that
+    /// said where its token is.
     pub(crate) fn subprotocol(&self, offered: &[String]) -> String {
-        offered.iter().find(|offered| self.config.subprotocols.contains(offered)).cloned().unwrap_or_default()
+        let listed = offered.iter().find(|offered| self.config.subprotocols.contains(offered));
+        listed.or_else(|| self.auth.marker(offered)).cloned().unwrap_or_default()
     }
 
     /// Takes a place for one connection; `false` if all are taken.

@@ -1,6 +1,7 @@
 //! Typed configuration of an edge: `[edge]` and `[[api]]`. Parsing only validates; building happens later.
 
 mod api;
+mod auth;
 mod functions;
 mod path;
 #[cfg(test)]
@@ -15,10 +16,13 @@ use trunkline_proto::{
 };
 
 pub use self::{
-    api::{ApiConfig, AuthConfig, AuthKind, Preset, Registration},
+    api::{ApiConfig, Preset, Registration},
+    auth::{Algorithm, AuthConfig, HmacConfig, HmacKeyConfig, JwtConfig, KeyConfig, Secret, TokenConfig, TokenEntry},
     functions::{Dialect, FunctionsConfig, OnFailure},
     path::{PathError, PathPattern, SEGMENTS_MAX},
 };
+
+pub(crate) use self::auth::PRINCIPAL_BYTES_MAX;
 
 /// Longest time a drain may take, the closing of sockets and the flush of their records together (SURFACE, promise P14).
 pub const DRAIN_SECONDS_MAX: u64 = 30;

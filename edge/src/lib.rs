@@ -8,6 +8,8 @@ pub mod metrics;
 
 pub mod core;
 
+pub mod auth;
+
 pub mod api;
 pub mod inbox;
 

@@ -88,7 +88,7 @@ impl HandshakeOutcome {
 }
 
 /// Highest number of a [`CloseCause`].
-const CAUSE_MAX: i32 = CloseCause::RegistrationTimeout as i32;
+const CAUSE_MAX: i32 = CloseCause::TokenExpired as i32;
 
 /// Metrics of one API. Made once, after the recorder is installed; cheap to use from every shard.
 #[derive(Clone)]
@@ -287,9 +287,9 @@ mod tests {
     #[test]
     fn every_cause_and_outcome_has_a_counter() {
         let metrics = ApiMetrics::new("chat");
-        assert_eq!(metrics.closes.len(), 15);
+        assert_eq!(metrics.closes.len(), 16);
         assert!(CloseCause::try_from(CAUSE_MAX + 1).is_err(), "a new cause must raise CAUSE_MAX");
-        metrics.closed(CloseCause::RegistrationTimeout);
+        metrics.closed(CloseCause::TokenExpired);
         for outcome in HandshakeOutcome::ALL {
             metrics.handshake(outcome);
         }

@@ -141,7 +141,8 @@ pub async fn run(
 ) -> Result<(), ServeError> {
     config.validate(&apis)?;
     metrics::describe();
-    let apis: Arc<[Arc<Api>]> = apis.into_iter().map(|api| Arc::new(Api::new(api))).collect();
+    let loaded = apis.into_iter().map(|api| Api::load(api).map(Arc::new)).collect::<Result<_, _>>();
+    let apis: Arc<[Arc<Api>]> = loaded.map_err(|problem| ConfigError { problems: vec![problem] })?;
     let (handles, inboxes): (Vec<_>, Vec<_>) = (0..listeners.ws.len()).map(|_| inbox::inbox()).unzip();
     let downlink = Downlink::new(handles);
     let settings = Settings {

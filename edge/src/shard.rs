@@ -364,7 +364,8 @@ mod tests {
     fn idle_connection_is_small() {
         // DESIGN 9: at most 1.1 KiB with tokio's own parts (a task of 256 bytes, an IO registration of 256)
         assert!(size_of::<Socket>() <= 480, "{}", size_of::<Socket>());
-        let apis: Arc<[Arc<Api>]> = Arc::new([Arc::new(Api::new(ApiConfig::new("a", "/a".parse().unwrap())))]);
+        let apis: Arc<[Arc<Api>]> =
+            Arc::new([Arc::new(Api::load(ApiConfig::new("a", "/a".parse().unwrap())).unwrap())]);
         let options =
             ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, headers: Arc::default(), handshakes_max: 1 };
         let count = trunkline_proto::PartitionCount::new(1).unwrap();

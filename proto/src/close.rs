@@ -52,7 +52,7 @@ pub fn code_of(cause: CloseCause) -> CloseCode {
         CloseCause::SlowConsumer => CloseCode::TRY_LATER,
         CloseCause::ProtocolError => CloseCode::PROTOCOL,
         CloseCause::TooLarge => CloseCode::TOO_LARGE,
-        CloseCause::RateLimited => CloseCode::POLICY,
+        CloseCause::RateLimited | CloseCause::TokenExpired => CloseCode::POLICY,
         CloseCause::EdgeDrained => CloseCode::RESTART,
         // never upgraded: no frame was sent
         CloseCause::Rejected | CloseCause::RegistrationTimeout => CloseCode::ABNORMAL,

@@ -187,7 +187,7 @@ fn opened(object: &mut Object, opened: v1::ConnectionOpened) {
     object.put("headers", headers(&opened.headers)).put("subprotocols", opened.subprotocols);
     object.put_text("subprotocol", opened.subprotocol).put_text("principal", opened.principal);
     object.put("channels", opened.channels).put_text("group", opened.handler_group);
-    object.put("parameters", headers(&opened.parameters));
+    object.put("parameters", headers(&opened.parameters)).put("attributes", json!(opened.attributes));
 }
 
 fn accepted(object: &mut Object, accepted: v1::ConnectionAccepted) {

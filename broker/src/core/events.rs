@@ -67,6 +67,7 @@ impl Partition {
         connection.peer = body.peer.as_str().into();
         connection.set_principal(&body.principal);
         connection.set_subprotocol(&body.subprotocol);
+        connection.set_attributes(connection.changed_attributes(&body.attributes, &[])?);
         if !body.handler_group.is_empty() {
             connection.phase = Phase::Pending;
             connection.registrar = NonZeroU16::new(self.registrars.intern(&body.handler_group) + 1);

@@ -1,6 +1,6 @@
 //! `[[api]]`: a named front door of the edge (SURFACE: an API on an edge).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use trunkline_proto::{
@@ -8,7 +8,7 @@ use trunkline_proto::{
     units::{HumanDuration, HumanSize},
 };
 
-use super::{ConfigProblem, FunctionsConfig, PathPattern, Problems};
+use super::{AuthConfig, ConfigProblem, FunctionsConfig, PathPattern, Problems};
 
 /// One API. Every key but `name` and `path` has a default.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -97,32 +97,6 @@ pub enum Registration {
     Accept,
 }
 
-/// `auth = { kind = "none" }`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct AuthConfig {
-    /// Which way.
-    #[serde(default)]
-    pub kind: AuthKind,
-    /// Settings of that kind.
-    #[serde(flatten)]
-    pub settings: BTreeMap<String, toml::Value>,
-}
-
-/// Ways to prove who one is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AuthKind {
-    /// Anybody may connect.
-    #[default]
-    None,
-    /// A signed token of an identity provider.
-    Jwt,
-    /// A signature over the request.
-    Hmac,
-    /// A token minted by `trunkline token`.
-    Token,
-}
-
 mod defaults {
     use trunkline_proto::units::{HumanDuration, HumanSize};
 
@@ -204,7 +178,7 @@ impl ApiConfig {
         check.times(self);
         check.sizes(self);
         check.lists(self);
-        check.not_yet(self);
+        self.auth.check(&mut |problem| check.require(false, "auth", || problem));
     }
 }
 
@@ -288,19 +262,6 @@ impl Check<'_> {
         let mut seen = BTreeSet::new();
         for value in values {
             self.require(seen.insert(value), key, || format!("{value:?} stands there twice"));
-        }
-    }
-
-    /// Parsed, so that files written for later versions fail with this and not with "unknown key".
-    fn not_yet(&mut self, api: &ApiConfig) {
-        let kind = api.auth.kind;
-        self.require(kind == AuthKind::None, "auth", || {
-            format!("kind {kind:?} is not available yet; only \"none\" is").to_lowercase()
-        });
-        if kind == AuthKind::None {
-            for key in api.auth.settings.keys() {
-                self.require(false, "auth", || format!("unknown key {key:?}"));
-            }
         }
     }
 }

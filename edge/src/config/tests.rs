@@ -134,8 +134,36 @@ fn wrong_apis_are_refused_with_the_reason() {
         ("origins = [\"https://example.com/\"]", "origins: \"https://example.com/\" is no origin"),
         ("origins = [\"https://Example.com\"]", "is no origin"),
         ("origins = [\"*\"]", "is no origin"),
-        ("auth = { kind = \"none\", secret = \"x\" }", "auth: unknown key \"secret\""),
-        ("auth = { kind = \"jwt\", keys = \"https://id/jwks\" }", "auth: kind jwt is not available yet"),
+        ("auth = { kind = \"none\", secret = \"x\" }", "unknown field `secret`"),
+        ("auth = { kind = \"jwt\" }", "missing field `algorithms`"),
+        ("auth = { kind = \"jwt\", algorithms = [\"none\"] }", "unknown variant `none`"),
+        ("auth = { kind = \"jwt\", algorithms = [], bogus = 1 }", "unknown field `bogus`"),
+        ("auth = { kind = \"jwt\", algorithms = [] }", "api \"chat\": auth: algorithms is empty"),
+        ("auth = { kind = \"jwt\", algorithms = [\"RS256\"] }", "auth: neither keys nor jwks_file"),
+        ("auth = { kind = \"jwt\", algorithms = [\"RS256\"], jwks_file = \"a\" }", ""),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"RS256\"], jwks_file = \"a\", leeway = \"51s\" }",
+            "leeway 51s is more than 50s",
+        ),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"RS256\"], keys = [{ algorithm = \"RS256\", secret = \"hush\" }] }",
+            "keys[0]: RS256 needs public_key_file, and nothing else",
+        ),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"RS256\"], keys = [{ algorithm = \"HS256\", secret = \"hush\" }] }",
+            "keys[0]: HS256 is not among algorithms",
+        ),
+        ("auth = { kind = \"hmac\", keys = [] }", "auth: keys: 1 to 1000 are expected"),
+        ("auth = { kind = \"hmac\", keys = [{ id = \"a\" }] }", "keys[0]: secret or secret_file, one of them"),
+        (
+            "auth = { kind = \"hmac\", keys = [{ id = \"a\", secret = \"x\" }], max_age = \"0s\" }",
+            "max_age 0s is not above 0",
+        ),
+        (
+            "auth = { kind = \"token\", tokens = [{ sha256 = \"the-token\", principal = \"a\" }] }",
+            "is no SHA-256 digest",
+        ),
+        ("auth = { kind = \"token\", tokens = [], query = \"a b\" }", "query \"a b\" is no token"),
         ("auth = { kind = \"magic\" }", "unknown variant `magic`"),
         ("[api.functions]\ndialect = \"scf\"\nbogus = 1", "unknown field `bogus`"),
         ("[[api]]\nname = \"chat\"\npath = \"/c\"", "name: another API has it too"),
@@ -150,6 +178,15 @@ fn wrong_apis_are_refused_with_the_reason() {
     }
     let found = problems("uplink_bytes = \"20MiB\"", "max_message = \"16MiB\"\nmax_queue = \"16MiB\"");
     assert!(found.contains("20MiB is less than 32MiB"), "{found}");
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let auth = "auth = { kind = \"hmac\", keys = [{ id = \"a\", secret = \"HUSH\" }] }";
+    let text = format!("{EDGE}\n[[api]]\nname = \"chat\"\npath = \"/chat\"\n{auth}");
+    let file: File = toml::from_str(&text).unwrap();
+    let shown = format!("{:?} {}", file.api, toml::to_string(&file.api[0]).unwrap());
+    assert!(shown.contains("(hidden)") && !shown.contains("HUSH"), "{shown}");
 }
 
 #[test]

@@ -94,6 +94,8 @@ pub struct Connection {
     pinged: Option<Millis>,
     /// The unfinished message began.
     assembling: Option<Millis>,
+    /// Its token expires then.
+    expires: Millis,
     /// The edge drains: close then.
     drain: Option<(Millis, CloseCause)>,
     /// The close handshake ends then, one way or the other.
@@ -105,6 +107,7 @@ pub struct Connection {
 impl Connection {
     /// A connection whose request is complete and whose ConnectionOpened is on its way.
     pub fn new(now: Millis, limits: &Limits, registration: Registration) -> Self {
+        let expires = registration.expires.unwrap_or(Millis::NEVER);
         let pending = Pending::new(registration, now + limits.registration_timeout);
         Self {
             phase: Phase::Pending,
@@ -120,6 +123,7 @@ impl Connection {
             messaged: now,
             pinged: None,
             assembling: None,
+            expires,
             drain: None,
             ends: now,
             messages: Bucket::default(),

@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use trunkline_proto::v1;
 
-use super::answer::Answer;
+use super::{answer::Answer, auth::Hidden};
 
 /// Longest request head (431).
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -17,6 +17,8 @@ pub const FIELDS_MAX: usize = 64;
 pub const TARGET_BYTES_MAX: usize = 2 << 10;
 /// Most subprotocols a client may offer (400).
 pub const SUBPROTOCOLS_MAX: usize = 32;
+/// Longest of them (400): one may be a signed token.
+const SUBPROTOCOL_BYTES_MAX: usize = 8 << 10;
 
 /// A correct upgrade request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Upgrade {
     pub subprotocols: Vec<String>,
     /// Those that are kept, names in lower case.
     pub headers: Vec<v1::Header>,
+    /// The Authorization header.
+    pub authorization: Option<Hidden>,
 }
 
 /// What has become of a request so far.
@@ -165,6 +169,7 @@ fn upgrade(target: &str, fields: &Fields<'_>, kept: &[String]) -> Result<Upgrade
         accept: derive_accept_key(key.as_bytes()),
         subprotocols: fields.subprotocols()?,
         headers: fields.kept(kept),
+        authorization: fields.one("authorization")?.map(|value| Hidden(value.to_owned())),
     })
 }
 
@@ -205,7 +210,7 @@ impl<'a> Fields<'a> {
         for value in self.all("sec-websocket-protocol") {
             for item in visible("sec-websocket-protocol", value)?.split(',') {
                 let item = item.trim();
-                if !is_token(item) || offered.len() == SUBPROTOCOLS_MAX {
+                if !are_token_bytes(item) || item.len() > SUBPROTOCOL_BYTES_MAX || offered.len() == SUBPROTOCOLS_MAX {
                     return Err(Answer::bad_request("Sec-WebSocket-Protocol is no short list of tokens"));
                 }
                 offered.push(item.to_owned());
@@ -236,8 +241,11 @@ fn visible<'a>(name: &str, value: &'a [u8]) -> Result<&'a str, Answer> {
 
 /// RFC 9110 §5.6.2.
 pub(crate) fn is_token(text: &str) -> bool {
-    (1..=256).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    text.len() <= 256 && are_token_bytes(text)
+}
+
+fn are_token_bytes(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 /// Whether a request with this origin may be upgraded. Clients that send none are no browsers. Compared byte by byte: a prefix

@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod answer;
+pub mod auth;
 pub mod connection;
 pub mod frame;
 pub mod handshake;

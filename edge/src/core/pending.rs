@@ -19,6 +19,8 @@ pub struct Registration {
     pub channels: Vec<String>,
     /// Whether a handler decides.
     pub needs_decision: bool,
+    /// What proves who the client is holds until then; none: for good.
+    pub expires: Option<Millis>,
 }
 
 /// A registration under way.

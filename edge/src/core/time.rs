@@ -9,6 +9,8 @@ pub struct Millis(pub u64);
 impl Millis {
     /// No time, or the shard's start.
     pub const ZERO: Self = Self(0);
+    /// Later than anything.
+    pub const NEVER: Self = Self(u64::MAX);
 
     /// So many seconds.
     pub const fn from_secs(seconds: u64) -> Self {

@@ -31,7 +31,7 @@ struct Edge {
 }
 
 fn settings(pki: &Pki, brokers: &[&Broker]) -> Settings {
-    let api = Api::new(ApiConfig::new("chat", "/chat".parse().unwrap()));
+    let api = Api::load(ApiConfig::new("chat", "/chat".parse().unwrap())).unwrap();
     Settings {
         edge: "e1".to_owned(),
         brokers: brokers.iter().map(|broker| broker.address()).collect(),

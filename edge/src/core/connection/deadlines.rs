@@ -16,7 +16,8 @@ impl Connection {
             Phase::Pending => earlier(self.pending.as_ref().map(|pending| pending.deadline), drain),
             Phase::Open => {
                 let lifetime = after(self.opened, limits.max_lifetime);
-                let always = earlier(lifetime, drain);
+                let expires = (self.expires < Millis::NEVER).then_some(self.expires);
+                let always = earlier(earlier(lifetime, expires), drain);
                 if self.paused.is_some() { always } else { earlier(always, self.client_deadline(limits)) }
             }
             Phase::Closing | Phase::Lingering => Some(self.ends),
@@ -64,6 +65,9 @@ impl Connection {
         let is_due = |deadline: Option<Millis>| deadline.is_some_and(|deadline| deadline <= now);
         if is_due(after(self.opened, limits.max_lifetime)) {
             return self.close(now, (CloseCode::AWAY, "end of its lifetime", CloseCause::MaxLifetime), out);
+        }
+        if self.expires <= now {
+            return self.close(now, (CloseCode::POLICY, "token expired", CloseCause::TokenExpired), out);
         }
         if self.paused.is_some() {
             return;

@@ -192,7 +192,7 @@ pub(crate) fn api(name: &str, change: impl FnOnce(&mut ApiConfig)) -> ApiConfig 
 
 impl Edge {
     pub(crate) fn start(apis: Vec<ApiConfig>) -> Self {
-        let apis: Arc<[Arc<Api>]> = apis.into_iter().map(|api| Arc::new(Api::new(api))).collect();
+        let apis: Arc<[Arc<Api>]> = apis.into_iter().map(|api| Arc::new(Api::load(api).unwrap())).collect();
         let log = FakeLog::new();
         let listener = accept::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
         let address = listener.local_addr().unwrap();

@@ -1,0 +1,97 @@
+//! Where a request holds its token, and how it is taken out of what is kept.
+
+use super::{Denied, Hidden};
+use crate::core::handshake::Upgrade;
+
+/// Query parameters that hold secrets whatever an API is configured with.
+const SECRET_PARAMETERS: [&str; 2] = ["access_token", super::hmac::SIGNATURE];
+/// Headers that may hold secrets: not kept where clients prove who they are, whatever the edge keeps elsewhere.
+const SECRET_HEADERS: [&str; 3] = ["authorization", "cookie", "sec-websocket-protocol"];
+
+/// Where tokens may be, besides the Authorization header.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Places {
+    /// This query parameter; empty: none.
+    pub query: String,
+    /// After this offered subprotocol; empty: none.
+    pub subprotocol: String,
+}
+
+impl Places {
+    pub(super) fn is_marker(&self, subprotocol: &str) -> bool {
+        !self.subprotocol.is_empty() && self.subprotocol == subprotocol
+    }
+
+    /// Takes the token out of the request: exactly one (RFC 6750 §2).
+    pub(super) fn take(&self, request: &mut Upgrade) -> Result<Hidden, Denied> {
+        let mut found = Vec::new();
+        if let Some(Hidden(value)) = request.authorization.take() {
+            found.push(bearer(&value));
+        }
+        let in_query = parameters(&request.query).filter(|(name, _)| !self.query.is_empty() && *name == self.query);
+        found.extend(in_query.map(|(_, value)| Some(value)));
+        let mut offered = Vec::new();
+        let mut names = std::mem::take(&mut request.subprotocols).into_iter();
+        while let Some(name) = names.next() {
+            let is_marker = self.is_marker(&name);
+            offered.push(name);
+            if is_marker {
+                found.push(names.next());
+            }
+        }
+        request.subprotocols = offered;
+        redact(request, &self.query);
+        let mut found = found.into_iter();
+        match (found.next(), found.next()) {
+            (None, _) => Err(Denied::Missing),
+            (Some(_), Some(_)) => Err(Denied::Twice),
+            (Some(token), None) => {
+                let token = token.filter(|token| !token.is_empty() && token.len() <= super::TOKEN_BYTES_MAX);
+                token.map(Hidden).ok_or(Denied::Malformed)
+            }
+        }
+    }
+}
+
+/// The token of `Bearer TOKEN`.
+fn bearer(value: &str) -> Option<String> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+}
+
+/// Takes out what may be a secret.
+pub(super) fn redact(request: &mut Upgrade, parameter: &str) {
+    request.authorization = None;
+    request.headers.retain(|header| !SECRET_HEADERS.contains(&header.name.as_str()));
+    let is_secret = |pair: &&str| {
+        let name = decoded(pair.split_once('=').map_or(*pair, |(name, _)| name));
+        SECRET_PARAMETERS.contains(&name.as_str()) || (!parameter.is_empty() && name == parameter)
+    };
+    let kept: Vec<&str> = request.query.split('&').filter(|pair| !is_secret(pair)).collect();
+    request.query = kept.join("&");
+}
+
+/// Names and values of a query, decoded.
+pub(super) fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), decoded(value))
+    })
+}
+
+/// Percent-decoded; `+` is a space. What is no UTF-8 gets replacement characters, and so is nobody's token.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, after @ ..] = rest {
+        let escaped = (*byte == b'%').then(|| hex_pair(after)).flatten();
+        bytes.push(escaped.unwrap_or(if *byte == b'+' { b' ' } else { *byte }));
+        rest = if escaped.is_some() { after.get(2..).unwrap_or_default() } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn hex_pair(digits: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+}
