@@ -49,6 +49,8 @@ pub use members::AdminError;
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
 pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
+/// How long what is trimmed is kept by default for followers that are there and still need it.
+pub const TRIM_PATIENCE_DEFAULT: Duration = Duration::from_secs(180);
 /// How long a shutdown waits for readers that still hold the database.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -80,6 +82,9 @@ pub struct NodeConfig {
     pub dialer: Option<Dialer>,
     /// Bytes per second to a follower far behind; 0: no bound.
     pub catchup_rate: u64,
+    /// How long what is trimmed is kept for a follower that is there and still needs it ([`TRIM_PATIENCE_DEFAULT`]). Then it gets a
+    /// snapshot.
+    pub trim_patience: Duration,
 }
 
 /// A broker that the config names.
@@ -107,6 +112,7 @@ impl NodeConfig {
             advertised: Advertised::default(),
             dialer: None,
             catchup_rate: 0,
+            trim_patience: TRIM_PATIENCE_DEFAULT,
         }
     }
 }

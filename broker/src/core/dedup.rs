@@ -72,7 +72,6 @@ impl Dedup {
     pub(super) fn check(&self, key: CommandKey, body: &[u8]) -> Result<(), Refusal> {
         match self.commands.get(&key) {
             None => Ok(()),
-            Some(_) if controls::NO_DEDUP.is_on() => Ok(()),
             Some(first) if first.body == xxh3_64(body) => {
                 Err(Refusal::Repeated { original: first.offset, code: first.code })
             }
@@ -89,6 +88,9 @@ impl Dedup {
         at: Timestamp,
         verdict: &Result<Done, Refusal>,
     ) {
+        if controls::NO_DEDUP.is_on() {
+            return;
+        }
         let code = match verdict {
             Ok(Done::Here) => v1::Code::Applied,
             Ok(Done::Forwarded(_)) => v1::Code::Forwarded,

@@ -104,6 +104,7 @@ impl Cluster {
             dialer: Some(Dialer { endpoint: endpoint.clone(), config }),
             // a byte: what a test pretends decides
             disk_reserve: 1,
+            trim_patience: Duration::from_secs(2),
             ..NodeConfig::new(self.data(id), "test", count(PARTITIONS))
         });
         let node = node.await.unwrap();

@@ -99,7 +99,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
             Err(error) => Err(error.into()),
         };
         match step {
-            Ok(partition) => started.push(partition),
+            Ok(partition) => started.push(&config, partition),
             // the others are sound: this one is closed, and neither votes nor acknowledges
             Err(error @ (OpenError::Damaged { .. } | OpenError::Raft { .. })) if config.partitions.get() > 1 => {
                 started.push_damaged(&config, reader, &error.to_string(), &health);
@@ -201,12 +201,13 @@ impl Started {
         self.damaged.insert(id, reason.to_owned());
     }
 
-    fn push(&mut self, partition: StartedPartition) {
+    fn push(&mut self, config: &NodeConfig, partition: StartedPartition) {
         self.partitions.push(partition.handle);
         self.trimmers.push(Trimmer {
             group: partition.group.clone(),
             reader: partition.reader.0.clone(),
             floor: partition.floor.clone(),
+            patience: config.trim_patience,
         });
         self.readers.push(partition.reader);
         self.floors.push(partition.floor);

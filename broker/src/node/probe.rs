@@ -1,5 +1,7 @@
 //! What tests of the layers above reach through: to stall the log, or to put into it what no appender would.
 
+use std::time::Duration;
+
 use trunkline_proto::{LogIndex, PartitionId};
 
 use super::Node;
@@ -22,6 +24,13 @@ impl Node {
     pub(crate) async fn hold_trims(&self) -> tokio::sync::OwnedSemaphorePermit {
         let turn = self.inner.running.lock().as_ref().expect("the node runs").snapshotter.turn();
         turn.acquire_owned().await.expect("it is never closed")
+    }
+
+    /// From now on each append of another broker takes so long here.
+    pub(crate) fn drag(&self, each: Duration) {
+        let running = self.inner.running.lock();
+        let drag = &running.as_ref().expect("the node runs").server.drag;
+        drag.store(each.as_millis() as u64, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Damages an entry on disk.

@@ -38,6 +38,9 @@ pub(super) enum WireError {
     /// The other side says no.
     #[error("refused: {0}")]
     Refused(String),
+    /// A follower needs what is trimmed, and that was kept for it long enough.
+    #[error("it needs entries that are trimmed, and has for long: it gets a snapshot")]
+    Trimmed,
     /// Nothing came in time.
     #[error("no answer in time")]
     Slow,

@@ -193,11 +193,12 @@ impl Group {
         let settings = settings.map_err(|error| failed(error.to_string()))?;
         let applied_term = config.parts.term.subscribe();
         let receiver = Receiver::new(config.parts.reader.clone(), config.parts.writer.clone());
+        let floor = config.parts.floor.clone();
         let machine = StateMachine::new(config.initial, config.parts);
         let state = machine.state();
         let pace = Arc::clone(config.peers.pace());
         let (node, voted) = (config.node_id, config.log.log().term());
-        let network = Network { peers: config.peers, partition, log: config.log.log().clone() };
+        let network = Network { peers: config.peers, partition, log: config.log.log().clone(), floor };
         let raft = Raft::new(node, Arc::new(settings), network, config.log, machine).await;
         let raft = raft.map_err(|error| failed(error.to_string()))?;
         if !raft.is_initialized().await.map_err(|error| failed(error.to_string()))? {

@@ -6,7 +6,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -29,6 +32,7 @@ use tokio_stream::{Stream, StreamExt};
 use trunkline_proto::{PartitionId, peer::Stream as Kind, v1::peer as pb};
 
 use super::{
+    Floor,
     frames::{self, Receiver, Sender, WireError},
     log_store::Log,
     pace,
@@ -47,6 +51,8 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a peer may take to install a snapshot that it has.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often it is looked whether a peer still needs what is sent no more.
+const TRIMMED_CHECK: Duration = Duration::from_secs(1);
 /// Between attempts at a peer that is not there.
 const BACKOFF: Duration = Duration::from_millis(200);
 
@@ -59,6 +65,8 @@ pub struct Network {
     pub partition: PartitionId,
     /// Says how far behind a peer is.
     pub log: Log,
+    /// Says what is sent.
+    pub floor: Floor,
 }
 
 /// One group's way to one peer.
@@ -96,7 +104,7 @@ fn network_error(error: &WireError) -> NetworkError<Types> {
 }
 
 impl PeerClient {
-    fn connected(&self) -> Result<(Connected, std::sync::Arc<peers::Peer>), Unreachable<Types>> {
+    fn connected(&self) -> Result<(Connected, Arc<peers::Peer>), Unreachable<Types>> {
         self.network.peers.connected(self.target, &self.member).map_err(unreachable)
     }
 
@@ -107,7 +115,7 @@ impl PeerClient {
                 Timeout { action, id, target: self.target, timeout: patience }.into()
             }
             // its connection is gone, or it will not have us: waiting is in order
-            WireError::Stream(_) | WireError::Refused(_) => unreachable(error.to_string()).into(),
+            WireError::Stream(_) | WireError::Refused(_) | WireError::Trimmed => unreachable(error.to_string()).into(),
             error => network_error(error).into(),
         }
     }
@@ -327,20 +335,24 @@ struct AppendStream<'s> {
 }
 
 impl<'s> AppendStream<'s> {
-    fn new<S>(
-        client: &'s PeerClient,
-        peer: std::sync::Arc<peers::Peer>,
-        input: S,
-        (sender, receiver): (Sender, Receiver),
-    ) -> Self
+    fn new<S>(client: &'s PeerClient, peer: Arc<peers::Peer>, input: S, (sender, receiver): (Sender, Receiver)) -> Self
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
     {
         let (sent, in_flight) = mpsc::channel(PIPELINE_MAX);
         let (answered, answers) = mpsc::channel(1);
+        let next = Arc::new(AtomicU64::new(NOTHING_SENT));
+        let trimmed = trimmed(client, Arc::clone(&next));
+        let reading = read(client, receiver, in_flight, answered, Arc::clone(&next));
+        let reader = async move {
+            tokio::select! {
+                done = reading => done,
+                () = trimmed => Err(WireError::Trimmed),
+            }
+        };
         Self {
-            writer: Some(Box::pin(write(&client.network, peer, input, sender, sent))),
-            reader: Some(Box::pin(read(client, receiver, in_flight, answered))),
+            writer: Some(Box::pin(write(&client.network, peer, input, sender, sent, next))),
+            reader: Some(Box::pin(reader)),
             answers,
             client,
         }
@@ -380,13 +392,33 @@ impl Stream for AppendStream<'_> {
     }
 }
 
+/// In place of the first entry that a peer has not acknowledged on a stream: none was sent to it yet.
+const NOTHING_SENT: u64 = u64::MAX;
+
+/// Until a peer needs what is sent no more: as long as a stream may still need it, openraft does not purge.
+async fn trimmed(client: &PeerClient, next: Arc<AtomicU64>) {
+    loop {
+        tokio::time::sleep(TRIMMED_CHECK).await;
+        let next = next.load(Ordering::Relaxed);
+        if !client.network.floor.is_sent(next) {
+            let (partition, peer) = (client.network.partition, client.target);
+            tracing::warn!(
+                %partition, peer, next,
+                "a broker has been too slow for long: what it needs next is trimmed, and it gets a snapshot"
+            );
+            return;
+        }
+    }
+}
+
 /// Sends appends until there are no more.
 async fn write<S>(
     network: &Network,
-    peer: std::sync::Arc<peers::Peer>,
+    peer: Arc<peers::Peer>,
     mut input: S,
     mut sender: Sender,
     sent: mpsc::Sender<Sent>,
+    next: Arc<AtomicU64>,
 ) -> Result<(), WireError>
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
@@ -394,6 +426,10 @@ where
     let (mut opening, mut is_far) = (Some(frames::opening(Kind::Append, network.partition)), false);
     while let Ok(place) = sent.reserve().await {
         let Some(request) = input.next().await else { break };
+        // later ones follow those before
+        if let Some(first) = request.entries.first() {
+            let _ = next.compare_exchange(NOTHING_SENT, first.index(), Ordering::Relaxed, Ordering::Relaxed);
+        }
         let last = request.entries.last().map(RaftEntry::log_id).or(request.prev_log_id);
         let before: &[u8] = opening.as_ref().map_or(&[], |opening| opening.as_slice());
         let bytes = frames::encode(before, &wire::append(network.partition, &request));
@@ -417,6 +453,7 @@ async fn read(
     mut receiver: Receiver,
     mut in_flight: mpsc::Receiver<Sent>,
     answered: mpsc::Sender<StreamAppendResult<Types>>,
+    next: Arc<AtomicU64>,
 ) -> Result<(), WireError> {
     while let Some((followed, sent)) = in_flight.recv().await {
         if controls::EARLY_ACK.is_on() {
@@ -428,6 +465,9 @@ async fn read(
         let answer = timeout(APPEND_TIMEOUT, receiver.answer()).await.map_err(|_| WireError::Slow)??;
         let answer = wire::from_appended(frames::decode(answer.ok_or(WireError::Cut)?)?, followed, sent)?;
         client.note(&answer);
+        if let Ok(Some(last)) = &answer {
+            next.store(last.index + 1, Ordering::Relaxed);
+        }
         // whatever is not a match ends the stream
         let is_last = answer.is_err();
         if answered.send(answer).await.is_err() || is_last {

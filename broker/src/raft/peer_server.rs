@@ -58,6 +58,9 @@ pub struct PeerServer {
     calls: RwLock<Option<Arc<dyn Calls>>>,
     snapshots: Semaphore,
     connections: TaskTracker,
+    /// Milliseconds that each append of a test takes.
+    #[cfg(test)]
+    pub(crate) drag: std::sync::atomic::AtomicU64,
 }
 
 impl std::fmt::Debug for PeerServer {
@@ -91,6 +94,8 @@ impl PeerServer {
             calls: RwLock::default(),
             snapshots: Semaphore::new(SNAPSHOTS_MAX),
             connections: TaskTracker::new(),
+            #[cfg(test)]
+            drag: Default::default(),
         }
     }
 
@@ -316,6 +321,8 @@ impl PeerServer {
             while let Some(frame) = receiver.frame(PEER_FRAME_BYTES_MAX).await? {
                 let request = wire::from_append(partition, caller.id, frames::decode(frame)?)?;
                 group.hear(caller.id);
+                #[cfg(test)]
+                tokio::time::sleep(Duration::from_millis(self.drag.load(std::sync::atomic::Ordering::Relaxed))).await;
                 if requests.send(request).await.is_err() {
                     break;
                 }

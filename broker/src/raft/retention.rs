@@ -1,7 +1,7 @@
 //! What every replica does when a `Trimmed` is applied: a state snapshot where it trims, Raft's purge up to there, and then the
 //! deletion. In the background, one task a partition; each step is done again after a crash if it is not known to be done.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use tokio::task::JoinSet;
@@ -17,6 +17,9 @@ use crate::store::{Reader, StoreError, WriterHandle, retention, snapshot};
 /// After a step failed, and while Raft has not purged yet because a follower is being sent what goes.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long Raft may take to purge, unless a follower is being sent what goes.
+const PURGE_TIMEOUT: Duration = RETRY.saturating_mul(5);
+
 /// Follows the trims of one partition.
 #[derive(Debug)]
 pub struct Trimmer {
@@ -26,6 +29,8 @@ pub struct Trimmer {
     pub reader: Reader,
     /// Where its readable log begins: everything before it goes.
     pub floor: Floor,
+    /// How long what is trimmed is kept for followers that are there and still need it.
+    pub patience: Duration,
 }
 
 /// The tasks that trim a broker's partitions.
@@ -84,17 +89,33 @@ impl Work {
         let mut raised = self.trimmer.floor.subscribe();
         let stop = self.stop.clone();
         let partition = self.trimmer.reader.partition();
+        // a trim that waits is carried out before a later one: who follows slowly may always be before the newest
+        let mut waiting: Option<(LogIndex, Instant)> = None;
         loop {
             raised.mark_unchanged();
-            let outcome = match self.trimmer.floor.trimmed() {
+            let through = waiting.map(|(through, _)| through).or_else(|| self.trimmer.floor.trimmed());
+            let begun = Instant::now();
+            let outcome = match through {
                 Some(through) => match stop.run_until_cancelled(self.trim(through)).await {
                     Some(outcome) => outcome,
                     None => return,
                 },
                 None => Ok(()),
             };
+            let is_newest = through == self.trimmer.floor.trimmed();
+            waiting = match (&outcome, waiting) {
+                (Err(TrimError::NotPurged(through)), None) => Some((*through, begun)),
+                (Err(_), waiting) => waiting,
+                (Ok(()), _) => None,
+            };
+            if let Some((through, since)) = waiting
+                && since.elapsed() >= self.trimmer.patience
+            {
+                self.trimmer.floor.send_from(LogIndex(through.0 + 1));
+            }
             let retry = match outcome {
-                Ok(()) => Duration::MAX,
+                Ok(()) if is_newest => Duration::MAX,
+                Ok(()) => continue,
                 Err(error @ (TrimError::NotPurged(_) | TrimError::NoSnapshot(_))) => {
                     tracing::debug!(%partition, %error, "trimming waits");
                     RETRY
@@ -162,7 +183,7 @@ impl Work {
             }
             Ok::<_, TrimError>(())
         };
-        match tokio::time::timeout(RETRY * 5, noted).await {
+        match tokio::time::timeout(PURGE_TIMEOUT, noted).await {
             Ok(noted) => noted?,
             Err(_) => return Err(TrimError::NoSnapshot(through)),
         }
@@ -173,7 +194,7 @@ impl Work {
             }
             Ok::<_, TrimError>(())
         };
-        match tokio::time::timeout(RETRY * 5, purged).await {
+        match tokio::time::timeout(PURGE_TIMEOUT, purged).await {
             Ok(purged) => purged,
             Err(_) => Err(TrimError::NotPurged(through)),
         }

@@ -6,7 +6,7 @@ use super::Addresses;
 use crate::{
     config::{BrokerConfig, ConfigError, RetentionConfig, WhenFull},
     http, link,
-    node::{Advertised, Dialer, Founder, NodeConfig},
+    node::{Advertised, Dialer, Founder, NodeConfig, TRIM_PATIENCE_DEFAULT},
     raft::SnapshotEvery,
     retention,
 };
@@ -29,6 +29,7 @@ pub(super) fn node(config: &BrokerConfig, addresses: Addresses, dialer: Dialer) 
         advertised: advertised(config, addresses),
         dialer: Some(dialer),
         catchup_rate: config.replication.catchup_rate.get(),
+        trim_patience: TRIM_PATIENCE_DEFAULT,
         dir: config.data.clone(),
         node_id: config.node_id,
         cluster: config.cluster.clone(),

@@ -13,6 +13,7 @@ use super::{
     files::{self, damaged},
     identity, keys, wal,
 };
+use crate::controls;
 
 /// All memtables together: with eight partitions files become 16 to 32 MB (costs A5).
 const MEMTABLE_BYTES: usize = 192 << 20;
@@ -81,7 +82,7 @@ impl Db {
 
     /// Reads every block of a column family, those too whose values are overwritten since.
     pub(super) fn scrub(&self, name: &str) -> Result<(), StoreError> {
-        let mut options = ReadOptions::default();
+        let mut options = reading();
         options.fill_cache(false);
         let family = self.rocks.cf_handle(name).ok_or_else(|| missing(name))?;
         let mut iterator = self.rocks.raw_iterator_cf_opt(family, options);
@@ -113,6 +114,13 @@ impl Db {
     pub(super) fn snapshots(&self) -> Result<&ColumnFamily, StoreError> {
         self.rocks.cf_handle(keys::CF_SNAPSHOTS).ok_or_else(|| missing(keys::CF_SNAPSHOTS))
     }
+}
+
+/// How everything is read: with the checksums of its blocks.
+pub(super) fn reading() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_verify_checksums(!controls::NO_CHECKSUM.is_on());
+    options
 }
 
 fn missing(name: &str) -> StoreError {

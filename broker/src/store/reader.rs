@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::{DBRawIterator, ReadOptions};
+use rocksdb::DBRawIterator;
 use trunkline_proto::{Entry, LogIndex, PartitionId, Timestamp};
 
 use super::{
-    db::Db,
+    db::{Db, reading},
     error::StoreError,
     keys::{self, MetaTag},
     record::{self, Payload, RefusedRecords, StoredEntry, StoredLogId, StoredVote},
 };
-use crate::{controls, core::LoggedEntry};
+use crate::core::LoggedEntry;
 
 /// Bytes read ahead of a scan.
 const READAHEAD_BYTES: usize = 1 << 20;
@@ -42,7 +42,7 @@ impl Reader {
 
     /// The last entry's place.
     pub fn last(&self) -> Result<Option<StoredLogId>, StoreError> {
-        let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
+        let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, reading());
         iterator.seek_to_last();
         let entry = self.current(&iterator);
         let entry =
@@ -53,7 +53,7 @@ impl Reader {
     /// The first entry's place. What is purged is not there, whether or not it is deleted yet.
     pub fn first(&self) -> Result<Option<StoredLogId>, StoreError> {
         let from = self.purged()?.map_or(LogIndex(0), |purged| LogIndex(purged.index.0 + 1));
-        let mut options = ReadOptions::default();
+        let mut options = reading();
         // what is deleted below is not even looked at
         options.set_iterate_lower_bound(keys::log_key(from));
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, options);
@@ -64,7 +64,7 @@ impl Reader {
 
     /// The first entry that is on disk, purged or not.
     pub(crate) fn first_on_disk(&self) -> Result<Option<LogIndex>, StoreError> {
-        let mut iterator = self.db.rocks().raw_iterator_cf(self.db.log(self.partition)?);
+        let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, reading());
         iterator.seek_to_first();
         let first = iterator.key().and_then(keys::parse_log_key);
         iterator.status().map_err(|error| StoreError::from(error).near(self.partition, LogIndex(0)))?;
@@ -78,7 +78,7 @@ impl Reader {
 
     /// The entry at `index`.
     pub fn entry(&self, index: LogIndex) -> Result<Option<StoredEntry>, StoreError> {
-        let value = self.db.rocks().get_pinned_cf(self.db.log(self.partition)?, keys::log_key(index));
+        let value = self.db.rocks().get_pinned_cf_opt(self.db.log(self.partition)?, keys::log_key(index), &reading());
         let value = value.map_err(|error| {
             StoreError::from(error).within(|| format!("partition {} at index {index}", self.partition))
         })?;
@@ -102,13 +102,12 @@ impl Reader {
 
     /// Walks the entries from `first` up to and without `end`.
     pub fn scan(&self, first: LogIndex, end: LogIndex) -> Result<Scan<'_>, StoreError> {
-        let mut options = ReadOptions::default();
+        let mut options = reading();
         // bounded below too: a scan must not cross the tombstones of what retention deleted
         options.set_iterate_lower_bound(keys::log_key(first));
         options.set_iterate_upper_bound(keys::log_key(end));
         options.set_readahead_size(READAHEAD_BYTES);
         options.fill_cache(false);
-        options.set_verify_checksums(!controls::NO_CHECKSUM.is_on());
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, options);
         iterator.seek(keys::log_key(first));
         Ok(Scan { reader: self, iterator, expected: first })
@@ -116,7 +115,7 @@ impl Reader {
 
     /// Refused records of the entries from `first` up to and with `last`.
     pub fn refused(&self, first: LogIndex, last: LogIndex) -> Result<Vec<(LogIndex, RefusedRecords)>, StoreError> {
-        let mut options = ReadOptions::default();
+        let mut options = reading();
         options.set_iterate_lower_bound(keys::refused_key(self.partition, first));
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.refused()?, options);
         iterator.seek(keys::refused_key(self.partition, first));
@@ -202,7 +201,7 @@ impl Reader {
 
     /// The last entry with records from `first` on, at or before `through`.
     pub fn last_with_records(&self, first: LogIndex, through: LogIndex) -> Result<Option<LogIndex>, StoreError> {
-        let mut options = ReadOptions::default();
+        let mut options = reading();
         options.set_iterate_lower_bound(keys::log_key(first));
         let mut iterator = self.db.rocks().raw_iterator_cf_opt(self.db.log(self.partition)?, options);
         iterator.seek_for_prev(keys::log_key(through));
@@ -243,7 +242,7 @@ impl Reader {
     }
 
     fn meta(&self, tag: MetaTag, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let value = self.db.rocks().get_cf(self.db.meta()?, keys::meta_key(tag, self.partition));
+        let value = self.db.rocks().get_cf_opt(self.db.meta()?, keys::meta_key(tag, self.partition), &reading());
         value.map_err(|error| StoreError::from(error).within(|| format!("partition {} {name}", self.partition)))
     }
 

@@ -3,6 +3,7 @@
 use trunkline_proto::{LogIndex, PartitionId};
 
 use super::{
+    db::reading,
     error::StoreError,
     keys::{self, MANIFEST_CHUNK},
     reader::Reader,
@@ -136,7 +137,7 @@ fn manifest(partition: PartitionId, index: LogIndex, value: &[u8]) -> Result<Man
 /// The newest snapshot that covers nothing after `through`. Unfinished ones (a crash while they were written) are passed over.
 pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, StoreError> {
     let (db, partition) = (reader.db(), reader.partition());
-    let mut iterator = db.rocks().raw_iterator_cf(db.snapshots()?);
+    let mut iterator = db.rocks().raw_iterator_cf_opt(db.snapshots()?, reading());
     let mut target = keys::snapshot_key(partition, through, MANIFEST_CHUNK);
     loop {
         iterator.seek_for_prev(target);
@@ -160,7 +161,7 @@ pub fn newest(reader: &Reader, through: LogIndex) -> Result<Option<Manifest>, St
 /// The oldest snapshot that covers everything up to `from`.
 pub fn oldest(reader: &Reader, from: LogIndex) -> Result<Option<Manifest>, StoreError> {
     let (db, partition) = (reader.db(), reader.partition());
-    let mut options = rocksdb::ReadOptions::default();
+    let mut options = reading();
     // what is deleted below is not even looked at
     options.set_iterate_lower_bound(keys::snapshot_key(partition, from, 0));
     let mut iterator = db.rocks().raw_iterator_cf_opt(db.snapshots()?, options);
@@ -190,7 +191,7 @@ pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError>
     let mut state = Vec::new();
     // exactly that many: a vector that grows holds up to three times as much at once. If there is no room it fails further down
     let _ = state.try_reserve_exact(usize::try_from(manifest.bytes).unwrap_or_default());
-    let mut iterator = db.rocks().raw_iterator_cf(db.snapshots()?);
+    let mut iterator = db.rocks().raw_iterator_cf_opt(db.snapshots()?, reading());
     iterator.seek(keys::snapshot_key(partition, index, 0));
     for chunk in 0.. {
         if state.len() as u64 >= manifest.bytes {
@@ -214,7 +215,7 @@ pub fn load(reader: &Reader, manifest: &Manifest) -> Result<Vec<u8>, StoreError>
 /// Reads one chunk of a snapshot.
 pub fn chunk(reader: &Reader, index: LogIndex, n: u32) -> Result<Vec<u8>, StoreError> {
     let (db, partition) = (reader.db(), reader.partition());
-    let value = db.rocks().get_pinned_cf(db.snapshots()?, keys::snapshot_key(partition, index, n));
+    let value = db.rocks().get_pinned_cf_opt(db.snapshots()?, keys::snapshot_key(partition, index, n), &reading());
     let value = value.map_err(|error| unreadable(partition, error))?;
     let value = value.ok_or_else(|| damaged(partition, index, &format!("chunk {n} is missing")))?;
     let bytes = record::decode_chunk(partition, index, n, &value);

@@ -189,3 +189,26 @@ async fn another_leads_between_a_trim_and_the_purge() {
     cluster.same_on_disk(leader, others[0], 0).await;
     cluster.stop_all().await;
 }
+
+#[tokio::test]
+async fn a_follower_that_is_slow_for_long_does_not_keep_what_is_trimmed_and_gets_a_snapshot() {
+    let cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    cluster.talk(0, 2..=10).await;
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    let (leader, slow) = (cluster.leader(0).unwrap(), cluster.follower(0).await);
+    // it answers each append in time, and is minutes behind
+    cluster.node(slow).drag(Duration::from_secs(3));
+    cluster.talk(0, 11..=60).await;
+    let before = handle(cluster.node(slow), 0).tail.applied();
+    let through = cluster.trim(0, 5).await;
+    cluster.gone(&[leader], 0, through).await;
+    eventually(|| (cluster.joined_at(slow, 0) == through).then_some(())).await;
+    assert!(before.0 + 40 < through.0, "it was behind when the log was trimmed: {before} of {through}");
+    cluster.node(slow).drag(Duration::ZERO);
+    cluster.talk(0, 61..=80).await;
+    cluster.same_everywhere(&[1, 2, 3]).await;
+    cluster.gone(&[1, 2, 3], 0, through).await;
+    cluster.same_on_disk(leader, slow, 0).await;
+    cluster.stop_all().await;
+}
