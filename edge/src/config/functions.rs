@@ -45,7 +45,7 @@ pub struct FunctionsConfig {
     /// What becomes of an event whose call failed. Default retry.
     #[serde(default)]
     pub on_failure: OnFailure,
-    /// Calls at once, of one connection always one. 1 to 10,000. Default 64.
+    /// Calls at once, and as many for new connections; of one connection always one. 1 to 10,000. Default 64.
     #[serde(default = "defaults::concurrency")]
     pub concurrency: usize,
     /// Whether a call's answer is sent to the client. Default false.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use trunkline_proto::{limits, v1::CloseCause};
 use trunkline_sdk::{CloseCode, Closed, Context, Handler, HandlerError, Message, Opened, Registration};
 
@@ -33,34 +33,48 @@ pub struct Bridge {
     settings: Arc<ApiSettings>,
     caller: Caller,
     known: Arc<Known>,
+    places: Arc<Places>,
+}
+
+/// Calls at once. Those for new connections have places of their own: a function that hangs keeps nobody out that another one lets in.
+#[derive(Debug)]
+struct Places {
+    registrations: Semaphore,
+    others: Semaphore,
 }
 
 impl Bridge {
     /// A handler for the events of the settings' API.
     pub fn new(settings: ApiSettings, caller: Caller, known: Arc<Known>) -> Self {
-        Self { settings: Arc::new(settings), caller, known }
+        let places = || Semaphore::new(settings.concurrency);
+        let places = Places { registrations: places(), others: places() };
+        Self { settings: Arc::new(settings), caller, known, places: Arc::new(places) }
     }
 
-    /// Calls until an attempt succeeds by `judge`, it makes no sense to try again, or attempts or time are over.
+    /// Calls until an attempt succeeds by `judge`, it makes no sense to try again, or attempts or time are over. A place is taken for the
+    /// call alone, not for the wait before the next.
     async fn attempts<T>(
         &self,
-        place: &Place,
-        call: &Call,
+        places: &Semaphore,
+        (place, call): (&Place, &Call),
         until: Option<Instant>,
         judge: impl Fn(&Reply) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut attempt = 1;
         loop {
-            let since = Instant::now();
-            let own = since + self.settings.timeout;
-            let deadline = until.map_or(own, |until| until.min(own));
-            let answered = self.caller.call(&self.settings, place, call, deadline).await;
-            let judged = answered.and_then(|reply| judge(&reply));
-            measure::count_call(&self.settings.api, call.function, since.elapsed(), judged.as_ref().err());
+            let judged = match within(until, places.acquire()).await {
+                // an error: closed, which it never is
+                Ok(_place) => self.attempt(place, call, until).await.and_then(|reply| judge(&reply)),
+                Err(late) => Err(late),
+            };
             let failure = match judged {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    measure::count_call(&self.settings.api, call.function, None);
+                    return Ok(value);
+                }
                 Err(failure) => failure,
             };
+            measure::count_call(&self.settings.api, call.function, Some(&failure));
             let wait = backoff(self.settings.backoff, attempt, rand::random());
             let wait = failure.retry_after().map_or(wait, |asked| asked.max(wait));
             let in_time = until.is_none_or(|until| Instant::now() + wait < until);
@@ -70,6 +84,15 @@ impl Bridge {
             attempt += 1;
             tokio::time::sleep(wait).await;
         }
+    }
+
+    async fn attempt(&self, place: &Place, call: &Call, until: Option<Instant>) -> Result<Reply, Failure> {
+        let since = Instant::now();
+        let own = since + self.settings.timeout;
+        let deadline = until.map_or(own, |until| until.min(own));
+        let answered = self.caller.call(&self.settings, place, call, deadline).await;
+        measure::record_call(&self.settings.api, since.elapsed());
+        answered
     }
 
     /// The end of an event whose call failed for good.
@@ -119,7 +142,7 @@ impl Bridge {
         let place = place(cx);
         let Some(call) = dialect::registration(&self.settings, &place, opened) else { return Ok(Decision::accept()) };
         let until = self.settings.decides.then(|| Instant::now() + self.settings.registration_timeout);
-        self.attempts(&place, &call, until, |reply| {
+        self.attempts(&self.places.registrations, (&place, &call), until, |reply| {
             let decision = dialect::decide(&self.settings, reply, opened)?;
             match &decision {
                 Decision::Reject { body, .. } if body.len() > REJECTION_BYTES_MAX => {
@@ -167,7 +190,7 @@ impl Handler for Bridge {
             Transmission::Nothing => return Ok(()),
         };
         drop(message);
-        match self.attempts(&place, &call, None, |reply| self.response(reply)).await {
+        match self.attempts(&self.places.others, (&place, &call), None, |reply| self.response(reply)).await {
             Ok(response) => {
                 if let Some(response) = response {
                     cx.push(response);
@@ -186,7 +209,10 @@ impl Handler for Bridge {
         }
         let place = place(cx);
         let Some(call) = dialect::cleanup(&self.settings, &place, &who, &closed) else { return Ok(()) };
-        match self.attempts(&place, &call, None, |reply| dialect::done(&self.settings, reply)).await {
+        match self
+            .attempts(&self.places.others, (&place, &call), None, |reply| dialect::done(&self.settings, reply))
+            .await
+        {
             Ok(()) => Ok(()),
             Err(failure) => {
                 // for the next attempt
@@ -196,6 +222,15 @@ impl Handler for Bridge {
                 self.failed(cx, failure, false)
             }
         }
+    }
+}
+
+/// What is ready by then; without a moment, whenever it is.
+async fn within<T>(until: Option<Instant>, ready: impl Future<Output = T>) -> Result<T, Failure> {
+    let since = Instant::now();
+    match until {
+        Some(until) => tokio::time::timeout_at(until, ready).await.map_err(|_| Failure::Timeout(since.elapsed())),
+        None => Ok(ready.await),
     }
 }
 

@@ -18,6 +18,9 @@ use crate::{
     settings::{ApiSettings, SettingsError},
 };
 
+/// Longest work on one event, waiting for a place included; then it comes again.
+const RUN_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
+
 /// Why bridges do not run, or not any more. Brokers that are away are no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum BridgeError {
@@ -96,18 +99,17 @@ pub async fn run_until(
 }
 
 fn subscriber(brokers: &[String], member: &str, settings: &ApiSettings) -> Subscriber {
-    let attempts = settings.retries + 1;
-    // with every wait at its longest
-    let run = (settings.timeout + crate::BACKOFF_MAX) * attempts + Duration::from_secs(30);
+    // what one busy connection has waiting here must leave room for the others
+    let held = (settings.concurrency * 16).clamp(1024, limits::CREDIT_MAX as usize);
     Subscriber::builder(brokers.to_vec())
         .group(&settings.group)
         .member(member)
         .apis([&settings.api])
         .start(start(settings))
-        .workers(settings.concurrency)
-        // what one busy connection has waiting here must leave room for the others
-        .credit(u32::try_from(settings.concurrency * 16).unwrap_or(u32::MAX).clamp(1024, limits::CREDIT_MAX))
-        .timeout(run)
+        .credit(u32::try_from(held).unwrap_or(limits::CREDIT_MAX))
+        // the bridge itself bounds calls, and so does each call its time: waiting for a place costs a task
+        .workers(held)
+        .timeout(RUN_TIMEOUT)
 }
 
 /// A client may be faster than the group's first member: it waits for an answer no longer than this.

@@ -82,7 +82,7 @@ pub struct ApiSettings {
     pub backoff: Duration,
     /// What becomes of an event whose call failed for good.
     pub on_failure: OnFailure,
-    /// Calls at once; of one connection always one at a time, in order.
+    /// Calls at once, and as many for new connections; of one connection always one at a time, in order.
     pub concurrency: usize,
     /// Whether a transmission's answer is sent to the client.
     pub integration_response: bool,

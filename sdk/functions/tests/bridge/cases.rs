@@ -256,6 +256,42 @@ async fn a_connection_s_calls_never_overlap_and_all_together_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_function_that_hangs_keeps_nobody_out() {
+    let hanging = Functions::start(|_, _| Reaction::Silence).await;
+    let functions = Functions::start(|_, _| answer(200, OK)).await;
+    let transmission = Some(hanging.url("transmission").parse().unwrap());
+    let mut running = Running::start(ApiSettings { transmission, concurrency: 1, ..settings(&functions) }).await;
+    for connection in 1..=20 {
+        running.message(connection, "hello");
+    }
+    running.opened(30);
+    let accepted = |state: &crate::broker::State| {
+        let mut commands = state.commits.iter().flat_map(|commit| &commit.commands);
+        commands.any(|command| matches!(command.command, Some(C::Accept(_))))
+    };
+    running.broker.until("the new connection is let in", accepted).await;
+    assert_eq!((hanging.seen().len(), functions.seen().len()), (1, 1), "one call hangs, the others wait for its place");
+    running.task.abort();
+}
+
+#[tokio::test]
+async fn the_wait_before_another_attempt_takes_no_place() {
+    let functions = Functions::start(|request, _| {
+        let is_first = request.json()["websocket"]["data"] == "away";
+        answer(if is_first { 503 } else { 200 }, "")
+    })
+    .await;
+    let patient = ApiSettings { concurrency: 1, retries: 10, backoff: Duration::from_secs(20), ..settings(&functions) };
+    let mut running = Running::start(patient).await;
+    running.message(1, "away");
+    running.message(2, "here");
+    let settled = |state: &crate::broker::State| !state.commits.is_empty();
+    running.broker.until("the other connection's event is done", settled).await;
+    assert_eq!(functions.seen().len(), 2);
+    running.task.abort();
+}
+
+#[tokio::test]
 async fn connections_are_kept_and_one_that_was_closed_loses_no_event() {
     let functions = Functions::start(|_, n| if n == 5 { Reaction::AnswerAndCut } else { answer(200, "") }).await;
     let mut running = Running::start(settings(&functions)).await;
