@@ -53,6 +53,8 @@ class Settings:
     pause: float = 0.25
     """Seconds between two messages of a writer."""
     submit_pause: float = 0.02
+    submitters: int = 1
+    """Of each partition."""
 
     @property
     def names(self) -> list[str]:
@@ -321,6 +323,7 @@ class Clients:
             "channels": list(cluster.channels.values()),
             "pause": settings.pause,
             "submit_pause": settings.submit_pause,
+            "submitters": settings.submitters,
             "folder": str(self.folder),
         }
         script = Path(__file__).with_name("crowd.py")
