@@ -249,7 +249,8 @@ class Cluster:
             said = []
             for broker in self.brokers:
                 answer = broker.get("/readyz")
-                said.append(f"{broker.name}: alive {broker.process.alive}, says {answer.text.strip()[:200] if answer is not None else 'nothing'}")
+                says = answer.text.strip()[:200] if answer is not None else "nothing"
+                said.append(f"{broker.name}: says {says}" if broker.process.alive else f"{broker.name} ended: {broker.process.tail_of_log(2)[-600:]}")
             raise Timeout(f"{error}\n" + "\n".join(said)) from None
 
     def caught_up(self, seconds: float = 60) -> None:
