@@ -203,6 +203,26 @@ mod tests {
         stop(cluster, uppers).await;
     }
 
+    #[tokio::test]
+    async fn what_a_replaced_leader_has_not_answered_goes_to_the_next_one_under_its_key() {
+        let (cluster, uppers) = cluster().await;
+        cluster.same_everywhere(&[1, 2, 3]).await;
+        cluster.deafen(2, true);
+        let (keyed, bare) = ([push(connection(1, 1))], [push(connection(1, 1))]);
+        let keyed = uppers[0].submitter.submit("me", "key", &keyed);
+        let (keyed, bare) = tokio::join!(keyed, uppers[2].submitter.submit("me", "", &bare));
+        let keyed = keyed.unwrap();
+        assert_eq!(codes(&keyed), [v1::Code::Applied], "{keyed:?}");
+        // without a key it could take effect twice
+        assert_eq!(codes(&bare.unwrap()), [v1::Code::Unknown]);
+        cluster.deafen(2, false);
+        let first = uppers[0].submitter.submit("me", "key", &[push(connection(1, 1))]).await.unwrap();
+        let message = first[0].status.as_ref().unwrap().message.clone();
+        assert!(message.contains("before"), "it took effect once: {message}");
+        cluster.same_everywhere(&[1, 2, 3]).await;
+        stop(cluster, uppers).await;
+    }
+
     /// Answers as a broker does, but for calls of one kind.
     struct But {
         answers: Answers,

@@ -52,8 +52,9 @@ class Outcome:
 class Run:
     """One plan, carried out. Everything it makes is gone when it is left, however that is."""
 
-    def __init__(self, plan: Plan, *, env: dict[str, str] | None = None, keep: bool = False, say=print) -> None:
+    def __init__(self, plan: Plan, *, env: dict[str, str] | None = None, keep: bool = False, patience: float = RECOVER_SECONDS, say=print) -> None:
         self.plan = plan
+        self.patience = patience
         self.env = env
         self.keep = keep
         self.say = say
@@ -67,6 +68,7 @@ class Run:
         self.begun = time.monotonic()
 
     def __enter__(self) -> Run:
+        self._turn = leftovers.take_turn(self.say)
         parent = Path(os.environ.get("TMPDIR", "/tmp"))
         self.folder = Path(tempfile.mkdtemp(prefix=f"trunkline-{self.prefix}.", dir=parent))
         leftovers.claim(self.prefix, self.folder)
@@ -85,6 +87,7 @@ class Run:
     def _leave(self, *, failed: bool) -> None:
         Process.kill_all()
         leftovers.clean(self.prefix)
+        self._turn.close()
         if failed or self.keep:
             for image in self.folder.glob("*/disk.img"):
                 image.unlink(missing_ok=True)
@@ -108,7 +111,7 @@ class Run:
         begun = time.monotonic()
         settings = self.plan.settings
         before = self.clients.status()
-        self.cluster.until_ready("all brokers to be ready", RECOVER_SECONDS)
+        self.cluster.until_ready("all brokers to be ready", self.patience)
 
         def flows() -> bool:
             now = self.clients.status()
@@ -116,7 +119,7 @@ class Run:
             return acked and now["received"] > before["received"] + more and now["connected"] == settings.writers + settings.watchers
 
         try:
-            until(flows, "every partition to acknowledge, all clients to be connected and answered", RECOVER_SECONDS, every=0.2)
+            until(flows, "every partition to acknowledge, all clients to be connected and answered", self.patience, every=0.2)
         except Timeout as error:
             raise Timeout(f"{error}\n  before: {before}\n  now:    {self.clients.status()}") from None
         return time.monotonic() - begun
@@ -152,7 +155,7 @@ class Run:
 
     def judge(self) -> None:
         self.progress("the faults are over; judging")
-        judge = Judge(self.cluster, self.clients)
+        judge = Judge(self.cluster, self.clients, self.patience)
         judge.all()
         self.outcome.found += judge.found
         self.outcome.acked = judge.histories.acked
@@ -169,12 +172,13 @@ class Run:
     def wreck(self) -> None:
         if not self.clients or not self.clients.process.alive:
             return
-        judge = Judge(self.cluster, self.clients)
+        judge = Judge(self.cluster, self.clients, self.patience)
         try:
             judge.wreck()
         except (Timeout, AssertionError, OSError) as error:
             self.progress(f"and nothing more can be said: {error}")
         self.outcome.found += judge.found
+        self.outcome.acked = judge.histories.acked
 
     def verdict(self) -> bool:
         outcome = self.outcome
@@ -209,9 +213,9 @@ def play(faults: list[Fault]) -> None:
             heapq.heappush(acts, (now + fault.planned.hold, next(order), fault, fault.heal))
 
 
-def perform(plan: Plan, *, env: dict[str, str] | None = None, keep: bool = False, say=print) -> Outcome:
+def perform(plan: Plan, *, env: dict[str, str] | None = None, keep: bool = False, patience: float = RECOVER_SECONDS, say=print) -> Outcome:
     """Carries out a plan and says the verdict. What breaks on the way is red too: a cluster that does not recover."""
-    with Run(plan, env=env, keep=keep, say=say) as run:
+    with Run(plan, env=env, keep=keep, patience=patience, say=say) as run:
         try:
             run.carry_out()
             run.judge()

@@ -72,7 +72,7 @@ class Everybody:
         self.crowd = Crowd(task["edges"], writers=task["writers"], watchers=task["watchers"], pause=task["pause"])
         self.submitters = [
             # in turn from another broker on, and short of patience: one that hangs must not hide that another would answer
-            Submitters(task["brokers"], channel=channel, threads=1, pause=task["submit_pause"], give_up=120, timeout=1)
+            Submitters(task["brokers"], channel=channel, threads=task["submitters"], pause=task["submit_pause"], give_up=120, timeout=1)
             for channel in task["channels"]
         ]
         self._reads = open(self.folder / "reads.jsonl", "w", buffering=1)

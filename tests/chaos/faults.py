@@ -529,6 +529,19 @@ class EdgeCut(Fault):
             self.evidence = f"{self.host.name} cut from {names} for {self.planned.hold:.1f} s, {dropped} packets dropped"
 
 
+class ClientDeaf(Fault):
+    """What clients submit arrives and takes effect, its answer does not; so they submit it again, under the same key."""
+
+    def apply(self) -> None:
+        self.host = self.cluster.network["c1"]
+        self.host.drop_from(self.tag, *(broker.host for broker in self.cluster.brokers))
+
+    def heal(self) -> None:
+        dropped = self.host.heal(self.tag)
+        if dropped:
+            self.evidence = f"clients heard no broker for {self.planned.hold:.1f} s, {dropped} packets dropped"
+
+
 class OneMember(Fault):
     """A fault of the handler member that works on a partition."""
 
@@ -619,6 +632,7 @@ FAULTS: dict[str, type[Fault]] = {
     "edge-kill": EdgeKill,
     "edge-pause": EdgePause,
     "edge-cut": EdgeCut,
+    "client-deaf": ClientDeaf,
     "handler-kill": HandlerKill,
     "handler-pause": HandlerPause,
     "membership": Membership,

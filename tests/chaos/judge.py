@@ -17,7 +17,6 @@ from harness import Timeout, until
 from history import Record, Session, Submit, parse_journal, parse_record, parse_tail
 from nodes import GROUP, Broker, Clients, Cluster, offset
 
-SETTLE_SECONDS = 60
 LOG_BYTES_MAX = 8 << 20
 """Of one start of a process. More is no log but a loop."""
 RULES = [
@@ -81,8 +80,10 @@ def longest_gap(histories: Histories, begin: float, end: float) -> float:
 
 
 class Judge:
-    def __init__(self, cluster: Cluster, clients: Clients) -> None:
+    def __init__(self, cluster: Cluster, clients: Clients, patience: float) -> None:
+        """`patience`: seconds in which everything must come to rest."""
         self.cluster = cluster
+        self.patience = patience
         self.clients = clients
         self.found: list[Violation] = []
         self.histories = Histories()
@@ -100,16 +101,21 @@ class Judge:
         for broker in self.cluster.brokers:
             if not broker.process.alive or not broker.ready():
                 continue
-            log = self._log(broker)
+            try:
+                log = self._log(broker)
+            except AssertionError as error:
+                # it says that it is ready and is not; another one's log is as good
+                self.found.append(Violation("settled", broker.name, str(error)))
+                continue
             for channel, submits in self.histories.submits.items():
                 for violation in checker.submits(log, submits, channel=channel):
                     # what is under way is not in the history yet
                     if "never submitted" not in violation.detail:
                         self.found.append(Violation(violation.rule, f"{broker.name}: {violation.subject}", violation.detail))
 
-    def settle(self, condition, what: str, seconds: float = SETTLE_SECONDS) -> None:
+    def settle(self, condition, what: str) -> None:
         try:
-            until(condition, what, seconds, every=0.2)
+            until(condition, what, self.patience, every=0.2)
         except Timeout as error:
             self.found.append(Violation("settled", "the cluster", str(error)))
 
@@ -243,15 +249,39 @@ class Judge:
 def _pages(broker: Broker, partitions: int) -> Iterable[dict]:
     """All that a broker's own replicas hold, read from this broker."""
     for partition in range(partitions):
+        records: list[dict] = []
         after = "earliest"
         while True:
-            answer = until(lambda at=after, of=partition: broker.get("/v1/log", 20, partition=of, **{"from": at}, limit=1000), f"{broker.name}'s log", 40)
-            assert answer.status_code == 200, f"{broker.name} partition {partition} from {after}: {answer.status_code} {answer.text}"
-            page = answer.json()
-            yield from page["records"]
+            page = _page(broker, partition, after)
+            if page is None:
+                # retention goes on meanwhile and has taken what would come next
+                records, after = [], "earliest"
+                continue
+            records += page["records"]
             if not page["records"]:
                 break
             after = page["next"]
+        yield from records
+
+
+def _page(broker: Broker, partition: int, after: str) -> dict | None:
+    """Records from `after` on; `None` where that is trimmed."""
+    refused = "no answer"
+
+    def ask() -> list:
+        nonlocal refused
+        answer = broker.get("/v1/log", 20, partition=partition, **{"from": after}, limit=1000)
+        if answer is None or answer.status_code not in (200, 410):
+            refused = "no answer" if answer is None else f"{answer.status_code} {answer.text}"
+            return []
+        # in a list, for an answer that refuses is false
+        return [answer]
+
+    try:
+        (answer,) = until(ask, f"{broker.name}'s log", 40)
+    except Timeout as error:
+        raise Timeout(f"{error}, partition {partition} from {after}: {refused}") from None
+    return None if answer.status_code == 410 else answer.json()
 
 
 def verdicts(found: list[Violation]) -> str:

@@ -6,6 +6,7 @@ whose owner is dead: its processes, namespaces and mounts. It ends no process by
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,12 +15,15 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import network
 
 NOTES = Path("/run/trunkline-chaos")
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SEED_MAX = 36**6 - 1
+TURN_SECONDS = 1800
+"""How long a run waits for others to end."""
 
 
 def prefix_of(seed: int) -> str:
@@ -38,6 +42,30 @@ def _started(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     return None
+
+
+def take_turn(say=print) -> TextIO:
+    """Waits until no other run is under way on this machine: two at once make each other too slow to be judged. Held as long as
+    the file is open, at most as long as this process lives."""
+    NOTES.mkdir(parents=True, exist_ok=True)
+    turn = open(NOTES / "turn", "a+")
+    end, told = time.monotonic() + TURN_SECONDS, False
+    while True:
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not told:
+                turn.seek(0)
+                say(f"waiting for another run: process {turn.read().strip() or 'unknown'}")
+                told = True
+            if time.monotonic() > end:
+                raise SystemExit(f"another run has not ended within {TURN_SECONDS:.0f} s") from None
+            time.sleep(0.5)
+    turn.truncate(0)
+    turn.write(str(os.getpid()))
+    turn.flush()
+    return turn
 
 
 def claim(prefix: str, folder: Path) -> None:

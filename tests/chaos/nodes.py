@@ -53,6 +53,8 @@ class Settings:
     pause: float = 0.25
     """Seconds between two messages of a writer."""
     submit_pause: float = 0.02
+    submitters: int = 1
+    """Of each partition."""
 
     @property
     def names(self) -> list[str]:
@@ -247,7 +249,8 @@ class Cluster:
             said = []
             for broker in self.brokers:
                 answer = broker.get("/readyz")
-                said.append(f"{broker.name}: alive {broker.process.alive}, says {answer.text.strip()[:200] if answer is not None else 'nothing'}")
+                says = answer.text.strip()[:200] if answer is not None else "nothing"
+                said.append(f"{broker.name}: says {says}" if broker.process.alive else f"{broker.name} ended: {broker.process.tail_of_log(2)[-600:]}")
             raise Timeout(f"{error}\n" + "\n".join(said)) from None
 
     def caught_up(self, seconds: float = 60) -> None:
@@ -321,6 +324,7 @@ class Clients:
             "channels": list(cluster.channels.values()),
             "pause": settings.pause,
             "submit_pause": settings.submit_pause,
+            "submitters": settings.submitters,
             "folder": str(self.folder),
         }
         script = Path(__file__).with_name("crowd.py")

@@ -26,7 +26,7 @@ class Kind:
 
     name: str
     on: str
-    """`broker`: one of them · `brokers`: all of them, or their links · `edge` · `handler` · `all`: every process"""
+    """`broker`: one of them · `brokers`: all of them, or their links · `edge` · `handler` · `client` · `all`: every process"""
     hold: tuple[float, float]
     """Seconds it lasts, from, to."""
     repair: float
@@ -64,6 +64,7 @@ KINDS = {
         Kind("edge-kill", "edge", (0.2, 4), 5, about="kill -9 of an edge"),
         Kind("edge-pause", "edge", (4, 7), 6, about="SIGSTOP of an edge past its grace"),
         Kind("edge-cut", "edge", (1, 7), 5, about="an edge cut from the brokers, or from one of them"),
+        Kind("client-deaf", "client", (1.5, 3), 4, about="clients hear nothing of what brokers answer them"),
         Kind("handler-kill", "handler", (0.2, 3), 4, about="kill -9 of a handler member"),
         Kind("handler-pause", "handler", (4, 8), 6, about="SIGSTOP of a handler member past its lease"),
         Kind("membership", "broker", (1, 2), 25, brokers=3, costs_disk=True, about="a broker removed, emptied and added, with snapshots"),

@@ -136,3 +136,13 @@ def test_the_clock_of_a_claim_is_the_process_not_its_number():
     time.sleep(0.1)
     assert leftovers._started(ended.pid) is None, "a zombie has ended"
     ended.wait()
+
+
+def test_a_second_run_waits_for_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "NOTES", tmp_path)
+    turn = leftovers.take_turn()
+    script = f"import pathlib, leftovers\nleftovers.NOTES = pathlib.Path({str(tmp_path)!r})\nleftovers.take_turn(lambda text: print(text, flush=True))\nprint('mine')"
+    second = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert second.stdout.readline() == f"waiting for another run: process {os.getpid()}\n"
+    turn.close()
+    assert second.communicate(timeout=20)[0] == "mine\n"

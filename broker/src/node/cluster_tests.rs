@@ -140,6 +140,11 @@ impl Cluster {
         self
     }
 
+    /// From now on, until it is taken back, a broker is heard and hears nothing.
+    pub(crate) fn deafen(&self, id: u64, deaf: bool) {
+        self.brokers[id as usize - 1].as_ref().unwrap().deaf.store(deaf, std::sync::atomic::Ordering::SeqCst);
+    }
+
     pub(crate) fn node(&self, id: u64) -> &Node {
         &self.brokers[id as usize - 1].as_ref().unwrap().node
     }

@@ -1,27 +1,35 @@
 //! Commands for partitions that other brokers lead: asked there, with the same principal, key and numbers, so that a repeat by any way
 //! takes effect once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use trunkline_proto::{Batch, PartitionId, Record, Source, limits, v1, v1::peer as pb};
 
-use super::{Run, Submitter, append_runs, leader, status};
+use super::{LEADER_TIMEOUT, Run, Submitter, append_runs, leader, status};
 use crate::{
     metrics::link::UNLOGGED_DROPPED_TOTAL,
-    node::{CallError, CallKind, Node},
+    node::{CallError, CallKind, Node, Role},
 };
 
 /// How long another broker may take to apply commands.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between attempts at a leader that is just elected.
+const RETRY: Duration = Duration::from_millis(50);
 /// Unlogged publishes on their way to other brokers. More are dropped: they are promised at most once.
 const RELAYED_MAX: usize = 256;
 
-fn results(runs: Vec<Run>, partition: PartitionId, status: &v1::Status) -> Vec<(usize, v1::CommandResult)> {
+fn results(runs: &[Run], partition: PartitionId, status: &v1::Status) -> Vec<(usize, v1::CommandResult)> {
     let result = || v1::CommandResult { status: Some(status.clone()), partition: u32::from(partition.0), offset: 0 };
-    runs.into_iter().flat_map(|run| run.numbers).map(|n| (n, result())).collect()
+    runs.iter().flat_map(|run| &run.numbers).map(|n| (*n, result())).collect()
 }
 
 fn to_wire(run: &Run) -> pb::SubmitRun {
@@ -31,7 +39,8 @@ fn to_wire(run: &Run) -> pb::SubmitRun {
     pb::SubmitRun { numbers: numbers.collect(), records: records.freeze() }
 }
 
-/// Has broker `id` apply the runs of a partition that it leads.
+/// Has broker `id` apply the runs of a partition that it leads. Under a key they go to the next leader too, as soon as there is one
+/// and `id` has not answered: whatever `id` makes of them, they take effect once.
 pub(super) async fn apply(
     node: &Node,
     id: u64,
@@ -42,12 +51,96 @@ pub(super) async fn apply(
 ) -> Vec<(usize, v1::CommandResult)> {
     let call = pb::SubmitCall {
         partition: u32::from(partition.0),
-        principal,
-        key,
+        principal: principal.clone(),
+        key: key.clone(),
         runs: runs.iter().map(to_wire).collect(),
         unlogged: false,
     };
-    let answer = node.peers().call(id, CallKind::Submit, call.encode_to_vec().into(), PATIENCE).await;
+    let call: Bytes = call.encode_to_vec().into();
+    let (mut id, mut is_first, deadline) = (id, true, Instant::now() + PATIENCE);
+    loop {
+        let calling = ask(node, id, &call, deadline);
+        let answer = match key.is_empty() {
+            true => Err(calling.await),
+            false => first_of(calling, replaced(node, partition, id)).await,
+        };
+        match answer {
+            Ok(Role::Follower { leader: Some(next) }) => (id, is_first) = (next, false),
+            Ok(_) => return again(append_runs(leader(node, partition), partition, principal, key, runs).await),
+            Err(answer) => {
+                let done = outcome(answer, id, partition, &runs);
+                if is_first {
+                    return done;
+                }
+                if Instant::now() + RETRY >= deadline || !done.iter().all(|(_, result)| is_no_leader(result)) {
+                    return again(done);
+                }
+                // who is elected leads once it has applied what was committed before
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Broker `id`'s answer, or who leads in its place: of a call whose outcome is not known it is waited for a while, for it is a
+/// leader's end that cuts calls off.
+async fn first_of(
+    calling: impl Future<Output = Result<Bytes, CallError>>,
+    replaced: impl Future<Output = Role>,
+) -> Result<Role, Result<Bytes, CallError>> {
+    let (calling, mut replaced) = (std::pin::pin!(calling), std::pin::pin!(replaced));
+    tokio::select! {
+        biased;
+        answer = calling => match answer {
+            Err(CallError::Unknown(_)) => timeout(LEADER_TIMEOUT, replaced).await.map_err(|_| answer),
+            answer => Err(answer),
+        },
+        role = &mut replaced => Ok(role),
+    }
+}
+
+/// Until this broker leads, or another than `id`.
+async fn replaced(node: &Node, partition: PartitionId, id: u64) -> Role {
+    let Some(partition) = node.partition(partition) else { return std::future::pending().await };
+    let mut role = partition.role.clone();
+    let is_other = |role: &Role| match role {
+        Role::Leader { .. } => true,
+        Role::Follower { leader } => leader.is_some_and(|leader| leader != id),
+        Role::Closed => false,
+    };
+    let found = role.wait_for(is_other).await.map(|role| *role);
+    match found {
+        Ok(role) => role,
+        // the node is gone
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn ask(node: &Node, id: u64, call: &Bytes, deadline: Instant) -> Result<Bytes, CallError> {
+    let patience = deadline.saturating_duration_since(Instant::now());
+    node.peers().call(id, CallKind::Submit, call.clone(), patience).await
+}
+
+fn is_no_leader(result: &v1::CommandResult) -> bool {
+    result.status.as_ref().is_some_and(|status| status.code() == v1::Code::NoLeader)
+}
+
+/// What was sent twice and was refused the second time may have happened the first time.
+fn again(mut done: Vec<(usize, v1::CommandResult)>) -> Vec<(usize, v1::CommandResult)> {
+    for status in done.iter_mut().filter_map(|(_, result)| result.status.as_mut()) {
+        if matches!(status.code(), v1::Code::NoLeader | v1::Code::Throttled) {
+            status.set_code(v1::Code::Unknown);
+        }
+    }
+    done
+}
+
+fn outcome(
+    answer: Result<Bytes, CallError>,
+    id: u64,
+    partition: PartitionId,
+    runs: &[Run],
+) -> Vec<(usize, v1::CommandResult)> {
     let unknown = |reason: String| status(v1::Code::Unknown, format!("broker {id}: {reason}"));
     let answer = match answer {
         Ok(answer) => pb::SubmitAnswer::decode(answer).map_err(|error| unknown(error.to_string())),

@@ -71,9 +71,8 @@ async fn a_leader_that_is_heard_and_hears_nothing_is_replaced() {
     let cluster = Cluster::formed().await;
     cluster.open_connections().await;
     let leader = cluster.leader(0).unwrap();
-    let deaf = Arc::clone(&cluster.brokers[leader as usize - 1].as_ref().unwrap().deaf);
     let begun = Instant::now();
-    deaf.store(true, Ordering::SeqCst);
+    cluster.deafen(leader, true);
     let next = eventually(|| cluster.leader(0).filter(|next| *next != leader)).await;
     cluster.say(0, 2).await;
     // its heartbeats kept the others from it as long as it sent them
@@ -84,7 +83,7 @@ async fn a_leader_that_is_heard_and_hears_nothing_is_replaced() {
     eventually(|| (begun.elapsed() > Duration::from_secs(8)).then_some(())).await;
     cluster.say(0, 3).await;
     assert_eq!(*handle(cluster.node(next), 0).role.borrow(), term);
-    deaf.store(false, Ordering::SeqCst);
+    cluster.deafen(leader, false);
     cluster.same_everywhere(&[1, 2, 3]).await;
     cluster.stop_all().await;
 }
