@@ -67,6 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Edge(args) => roles::edge(&args),
         Command::Verify(args) => verbs::verify::run(args),
         Command::Certs(args) => verbs::certs::run(args),
+        Command::Token(args) => verbs::token::run(args),
         verb => roles::runtime()?.block_on(run_verb(verb)),
     }
 }
@@ -81,6 +82,11 @@ async fn run_verb(verb: Command) -> Result<(), Failure> {
         Command::State(args) => verbs::state::run(args).await,
         Command::Groups(args) => verbs::groups::run(args).await,
         Command::Cluster(args) => verbs::cluster::run(args).await,
-        Command::Dev(_) | Command::Broker(_) | Command::Edge(_) | Command::Verify(_) | Command::Certs(_) => Ok(()),
+        Command::Dev(_)
+        | Command::Broker(_)
+        | Command::Edge(_)
+        | Command::Verify(_)
+        | Command::Certs(_)
+        | Command::Token(_) => Ok(()),
     }
 }

@@ -29,7 +29,9 @@ pub use pages::{Page, Pages};
 pub use problem::Problem;
 pub use serve::serve;
 
-use crate::{grpc::About, handlers::Registry, metrics::PrometheusHandle, node::Node, submit::Submitter};
+use crate::{
+    access::Access, grpc::About, handlers::Registry, metrics::PrometheusHandle, node::Node, submit::Submitter,
+};
 
 /// What a command came to, or why the request as a whole was refused.
 pub type Submitted<'a> = Pin<Box<dyn Future<Output = Result<v1::CommandResult, Problem>> + Send + 'a>>;
@@ -43,8 +45,7 @@ pub trait Commands: Send + Sync + 'static {
 impl Commands for Submitter {
     fn submit<'a>(&'a self, key: &'a str, command: v1::Command) -> Submitted<'a> {
         Box::pin(async move {
-            // nobody proves who they are yet: the listener is loopback or `insecure`
-            let results = Submitter::submit(self, "", key, &[command]).await;
+            let results = Submitter::submit(self, &guard::caller_name(), key, &[command]).await;
             let mut results = results.map_err(|error| Problem::invalid(error.to_string()))?;
             results.pop().ok_or_else(|| Problem::internal("a command without a result"))
         })
@@ -60,6 +61,8 @@ pub struct Settings {
     pub body_limit: u64,
     /// Requests under way at once.
     pub concurrency: usize,
+    /// Who may ask.
+    pub access: Arc<Access>,
 }
 
 /// What handlers of requests work with. Cheap to clone.

@@ -50,7 +50,8 @@ impl Commands for Arc<Keeps> {
 }
 
 fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize) -> Router {
-    let settings = Settings { submit_timeout: Duration::from_millis(200), body_limit: 1024, concurrency };
+    let settings =
+        Settings { submit_timeout: Duration::from_millis(200), body_limit: 1024, concurrency, access: Arc::default() };
     let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
     let page = Page { content_type: "text/html; charset=utf-8".into(), body: Bytes::from_static(b"<p>chat") };
     let pages = Pages([("/demo/chat".to_owned(), page)].into());

@@ -8,9 +8,9 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trunkline_broker::config::{BrokerConfig, MemberConfig};
+use trunkline_broker::config::{BrokerConfig, MemberConfig, Role, TlsConfig, TokenConfig};
 use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, OnFailure};
-use trunkline_proto::units::HumanDuration;
+use trunkline_proto::{token::TokenDigest, units::HumanDuration};
 
 use crate::exit::Failure;
 
@@ -164,6 +164,14 @@ fn sample_broker() -> BrokerConfig {
         link_advertised: address(),
         grpc_advertised: address(),
         http_advertised: address(),
+        tls: Some(TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() }),
+        tokens: vec![TokenConfig {
+            name: "name".to_owned(),
+            sha256: TokenDigest::of(""),
+            role: Role::Handler,
+            groups: vec!["group".to_owned()],
+            apis: vec!["api".to_owned()],
+        }],
         members: vec![MemberConfig { id: 1, link: "broker.example:7443".to_owned() }],
         ..BrokerConfig::default()
     }

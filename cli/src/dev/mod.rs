@@ -16,11 +16,13 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use trunkline_broker::{
+    config::{BrokerConfig, Role, TokenConfig},
     http::Pages,
     server::{self as broker_server, Addresses, Extras},
 };
 use trunkline_edge::server as edge_server;
-use trunkline_sdk::{Client, Handler, StartAt, Subscriber};
+use trunkline_proto::token::TokenDigest;
+use trunkline_sdk::{Client, ClientError, Handler, StartAt, Subscriber};
 
 use crate::{
     args::DevArgs,
@@ -29,10 +31,11 @@ use crate::{
     pages,
     pki::Pki,
     roles,
+    verbs::token::mint,
 };
 
 pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
-    let role = DevRole::load(args, &config::environment())?;
+    let mut role = DevRole::load(args, &config::environment())?;
     if roles::answered(&args.file, &role)? {
         return Ok(());
     }
@@ -41,13 +44,14 @@ pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
     pki.edge(&role.edge.name)?;
     let edge_listeners = edge_server::bind(&role.edge).context("edge")?;
     let runtime = roles::runtime()?;
-    runtime.block_on(serve(role, edge_listeners, !args.no_handlers))
+    let handlers = if args.no_handlers { None } else { Some(Access::grant(&mut role.broker)?) };
+    runtime.block_on(serve(role, edge_listeners, handlers))
 }
 
-async fn serve(mut role: DevRole, listeners: edge_server::Listeners, with_handlers: bool) -> Result<(), Failure> {
+async fn serve(mut role: DevRole, listeners: edge_server::Listeners, handlers: Option<Access>) -> Result<(), Failure> {
     let shutdown = roles::Shutdown::install()?;
     let pages = pages::demo(&format!("ws://{}/chat", listeners.ws_address()));
-    let mut broker = BrokerThread::start(&role, pages, with_handlers)?;
+    let mut broker = BrokerThread::start(&role, pages, handlers)?;
     let addresses = broker.addresses().await?;
     role.edge.brokers =
         vec![format!("{}@{}", role.broker.node_id, addresses.link).parse().context("the link's address")?];
@@ -109,7 +113,7 @@ struct BrokerThread {
 }
 
 impl BrokerThread {
-    fn start(role: &DevRole, pages: Pages, with_handlers: bool) -> anyhow::Result<Self> {
+    fn start(role: &DevRole, pages: Pages, handlers: Option<Access>) -> anyhow::Result<Self> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let (address_sender, addresses) = oneshot::channel();
         let (ready_sender, ready) = oneshot::channel();
@@ -128,7 +132,7 @@ impl BrokerThread {
                 };
                 let extras = Extras { pages, ready: Some(Box::new(is_ready)) };
                 let handlers_stop = stopped.child_token();
-                let handlers = with_handlers.then(|| Handlers::start(addresses.grpc, handlers_stop.clone()));
+                let handlers = handlers.map(|access| Handlers::start(addresses.grpc, access, handlers_stop.clone()));
                 let broker_stop = async move {
                     stopped.cancelled().await;
                     if let Some(handlers) = handlers {
@@ -172,6 +176,46 @@ impl BrokerThread {
     }
 }
 
+/// How the demo's handlers reach the broker if that asks for tokens: with one that lives as long as the process.
+struct Access {
+    token: Option<String>,
+}
+
+impl Access {
+    fn grant(broker: &mut BrokerConfig) -> Result<Self, Failure> {
+        if broker.tls.is_some() {
+            return Err(Failure::usage(
+                "the demo's handlers speak plain text: with broker.tls, start dev with --no-handlers and yours beside it",
+            ));
+        }
+        let token = (!broker.tokens.is_empty()).then(mint);
+        broker.tokens.extend(token.as_ref().map(|token| TokenConfig {
+            name: "dev".to_owned(),
+            sha256: TokenDigest::of(token),
+            role: Role::Handler,
+            groups: Vec::new(),
+            apis: Vec::new(),
+        }));
+        Ok(Self { token })
+    }
+
+    fn subscriber(&self, address: &str) -> Subscriber {
+        let subscriber = Subscriber::builder(address);
+        match &self.token {
+            Some(token) => subscriber.token(token),
+            None => subscriber,
+        }
+    }
+
+    fn client(&self, address: &str) -> Result<Client, ClientError> {
+        let builder = Client::builder(address);
+        match &self.token {
+            Some(token) => builder.token(token).build(),
+            None => builder.build(),
+        }
+    }
+}
+
 /// The demo's handlers.
 struct Handlers {
     tasks: tokio_util::task::TaskTracker,
@@ -179,12 +223,14 @@ struct Handlers {
 
 impl Handlers {
     /// On the runtime this is called in.
-    fn start(grpc: SocketAddr, stop: CancellationToken) -> Self {
+    fn start(grpc: SocketAddr, access: Access, stop: CancellationToken) -> Self {
         let tasks = tokio_util::task::TaskTracker::new();
-        let address = format!("http://{grpc}");
-        tasks.spawn(handle(address.clone(), "echo", echo::Echo, stop.clone()));
-        match Client::new(address.clone()) {
-            Ok(client) => drop(tasks.spawn(handle(address, "chat", chat::Chat::new(client), stop))),
+        let address = grpc.to_string();
+        tasks.spawn(handle(access.subscriber(&address), "echo", echo::Echo, stop.clone()));
+        match access.client(&address) {
+            Ok(client) => {
+                drop(tasks.spawn(handle(access.subscriber(&address), "chat", chat::Chat::new(client), stop)));
+            }
             Err(error) => tracing::error!(%error, "no chat"),
         }
         tasks.close();
@@ -197,8 +243,8 @@ impl Handlers {
 }
 
 /// A group named as the API it decides for. From the earliest event on: a client may be faster than the group's first member.
-async fn handle(address: String, api: &'static str, handler: impl Handler, stop: CancellationToken) {
-    let subscriber = Subscriber::builder(address).group(api).member("dev").apis([api]).start(StartAt::Earliest);
+async fn handle(subscriber: Subscriber, api: &'static str, handler: impl Handler, stop: CancellationToken) {
+    let subscriber = subscriber.group(api).member("dev").apis([api]).start(StartAt::Earliest);
     if let Err(error) = subscriber.run_until(handler, stop.cancelled_owned()).await {
         tracing::error!(api, %error, "the demo's handler ended");
     }
