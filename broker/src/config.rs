@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub use trunkline_proto::units::{HumanDuration, HumanSize};
 use trunkline_proto::{PartitionCount, limits, peer::MEMBERS_MAX};
 
+use crate::access;
+pub use crate::access::{Role, TokenConfig};
+
 pub use self::{
     compat::{AwsConfig, AwsKeyConfig, PushConfig, secret_bytes},
     retention::{RetentionConfig, WhenFull},
@@ -47,8 +50,14 @@ pub struct BrokerConfig {
     pub replication: ReplicationConfig,
     /// Folder with `ca.pem`, `broker-<node_id>.pem` and `broker-<node_id>.key` (`trunkline certs` makes it). Default `./trunkline-pki`.
     pub pki: PathBuf,
-    /// Lets gRPC and HTTP listen beyond loopback without TLS. Default false.
+    /// Lets gRPC and HTTP listen beyond loopback without TLS or without tokens. Default false.
     pub insecure: bool,
+    /// Certificate and key of gRPC and HTTP. Default none: they speak plain text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// Who may call gRPC and HTTP. Default none: everybody who reaches them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<TokenConfig>,
     /// Silence after which an edge is lost and its connections are closed. Default 10s, at least 1s. Shorter finds dead edges sooner and
     /// loses live ones in a hiccup of the network.
     pub edge_grace: HumanDuration,
@@ -69,6 +78,16 @@ pub struct BrokerConfig {
     pub push: PushConfig,
     /// The management of connections as AWS has it, `/{stage}/@connections/{id}`.
     pub aws: AwsConfig,
+}
+
+/// Table `[broker.tls]`. Read once, at start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// PEM file of the certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// PEM file of its key.
+    pub key: PathBuf,
 }
 
 /// One of `[[broker.members]]`.
@@ -138,6 +157,8 @@ impl Default for BrokerConfig {
             replication: ReplicationConfig::default(),
             pki: PathBuf::from("./trunkline-pki"),
             insecure: false,
+            tls: None,
+            tokens: Vec::new(),
             edge_grace: HumanDuration::from_secs(10),
             handler_lease: HumanDuration::from_secs(10),
             tail_bytes: HumanSize::mib(64),
@@ -204,10 +225,16 @@ impl BrokerConfig {
             format!("broker.partitions {} must be 1 to {}", self.partitions, PartitionCount::MAX),
         );
         for (key, address) in [("grpc", self.grpc), ("http", self.http)] {
+            let lacks = match (&self.tls, self.tokens.is_empty()) {
+                (None, true) => "has neither TLS nor tokens",
+                (None, false) => "has no TLS",
+                (Some(_), true) => "asks nobody for a token",
+                (Some(_), false) => "",
+            };
             check(
-                self.insecure || address.ip().is_loopback(),
+                self.insecure || address.ip().is_loopback() || lacks.is_empty(),
                 format!(
-                    "broker.{key} {address} is not loopback and has no TLS; set broker.insecure = true to allow it"
+                    "broker.{key} {address} is not loopback and {lacks}: set broker.tls.cert and broker.tls.key, and broker.tokens (`trunkline token new`), or broker.insecure = true where the network itself keeps others out"
                 ),
             );
         }
@@ -224,6 +251,7 @@ impl BrokerConfig {
             format!("broker.tail_bytes {} must be at least 1MiB", self.tail_bytes),
         );
         check_members(&self.members, &mut check);
+        access::check(&self.tokens, &mut check);
         self.snapshots.check(&mut check);
         self.retention.check(&mut check);
         self.limits.check(&mut check);

@@ -2,6 +2,7 @@
 //!
 //! Modules import downwards only, in the order of the ranks in ARCHITECTURE.md (a tidy test checks it).
 
+pub mod access;
 pub mod append;
 pub mod calls;
 pub mod clock;

@@ -1,12 +1,14 @@
 //! A broker: its listeners, everything behind them, and an orderly end.
 
 mod settings;
+mod tls;
 
 use std::{
     convert::Infallible,
     future::Future,
     io,
     net::{SocketAddr, UdpSocket},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::Access,
     calls::Answers,
     config::{BrokerConfig, ConfigError},
     controls, forward, grpc,
@@ -28,7 +31,7 @@ use crate::{
     link::{self, Link, Sessions},
     metrics,
     node::{Advertised, Dialer, Node},
-    quic::{self, Handlers, Identity, Pki, TlsError, endpoint, tls},
+    quic::{self, Handlers, Identity, Pki, TlsError, endpoint, tls as quic_tls},
     retention,
     store::OpenError,
     submit::Submitter,
@@ -89,6 +92,14 @@ pub enum ServeError {
     /// The PKI folder.
     #[error("edge link: {0}")]
     Tls(#[from] TlsError),
+    /// Certificate or key of gRPC and HTTP.
+    #[error("broker.tls: {}: {error}", path.display())]
+    Certificate {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: io::Error,
+    },
     /// The data folder.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -148,15 +159,17 @@ pub async fn run(
     config.validate()?;
     controls::announce();
     let recorder = metrics::install()?;
+    let tls = config.tls.as_ref().map(tls::load).transpose()?;
     let pki = Pki::load(&config.pki, &Identity::broker(config.node_id))?;
-    let (server, client) = (tls::server_config(&pki)?, endpoint::client_config(tls::peer_client_config(&pki)?));
+    let (server, client) =
+        (quic_tls::server_config(&pki)?, endpoint::client_config(quic_tls::peer_client_config(&pki)?));
     let addresses = listeners.addresses()?;
     let endpoint = endpoint::endpoint(listeners.link, server, config.partition_count()?)?;
     let dialer = Dialer { endpoint: endpoint.clone(), config: client };
     let node = Node::open(settings::node(&config, addresses, dialer)?).await?;
     let stop = CancellationToken::new();
     let broker = Broker { node: node.clone(), stop: stop.clone(), tasks: JoinSet::new(), registry: None };
-    let bound = Bound { grpc: listeners.grpc, http: listeners.http, endpoint: endpoint.clone(), addresses };
+    let bound = Bound { grpc: listeners.grpc, http: listeners.http, endpoint: endpoint.clone(), addresses, tls };
     let served = broker.serve(config, bound, recorder, extras, shutdown).await;
     // whatever has happened: nothing may hold the database when the process ends
     stop.cancel();
@@ -173,6 +186,7 @@ struct Bound {
     http: TcpListener,
     endpoint: quinn::Endpoint,
     addresses: Addresses,
+    tls: Option<tls::Tls>,
 }
 
 /// A broker that runs.
@@ -255,15 +269,17 @@ impl Broker {
         }));
         let registry = Registry::new(node.clone(), config.limits.handler_deadline.get(), stop.clone());
         let streams = config.limits.handler_streams;
+        let access = Arc::new(Access::new(config.tokens.clone()));
         let services = grpc::Services::new(
             node.clone(),
             registry.clone(),
             submitter.clone(),
             about.clone(),
+            access.clone(),
             streams,
             stop.clone(),
         );
-        let settings = settings::http(config);
+        let settings = settings::http(config, access);
         let app =
             App::new(node.clone(), about, registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
         let keeping = settings::retention(&config.retention);
@@ -289,10 +305,13 @@ impl Broker {
             edges_max: config.limits.edges,
         };
         self.spawn("edge link", quic::serve(bound.endpoint, handlers, stop.clone()));
-        self.spawn("http", http::serve(bound.http, app.router(), stop.clone()));
+        let (grpc_tls, http_tls) = bound.tls.map(|tls| (tls.grpc, tls.http)).unzip();
+        self.spawn("http", http::serve(bound.http, http_tls, app.router(), stop.clone()));
         let lease = config.handler_lease.get();
-        self.tasks
-            .spawn(async move { ("grpc", grpc::serve(bound.grpc, services, lease, stop).await.map_err(Into::into)) });
+        self.tasks.spawn(async move {
+            let served = grpc::serve(bound.grpc, grpc_tls, services, lease, stop).await;
+            ("grpc", served.map_err(Into::into))
+        });
         Ok(())
     }
 

@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Cluster(ClusterArgs),
     /// Read a stopped broker's log: checksums, gaps, state digest.
     Verify(VerifyArgs),
+    /// Tokens for gRPC and HTTP, and for clients of an API.
+    Token(TokenArgs),
     /// Make a test CA and certificates of brokers and edges. Nothing is overwritten.
     Certs(CertsArgs),
 }
@@ -174,6 +176,12 @@ pub(crate) struct RemoteArgs {
         value_delimiter = ','
     )]
     pub(crate) broker: Vec<String>,
+    /// Token to show, where brokers ask for one; safer in the environment, for others see the command line.
+    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Authority (PEM) of the brokers' certificates, where gRPC speaks TLS.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_CA")]
+    pub(crate) ca: Option<PathBuf>,
     /// For machines: JSON, one object a line.
     #[arg(long)]
     pub(crate) json: bool,
@@ -469,6 +477,43 @@ pub(crate) struct CertsArgs {
     /// For machines: JSON, one object a file.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) verb: TokenVerb,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum TokenVerb {
+    /// Make a token and print it, once, with what to put into the configuration: a digest. Nothing is stored.
+    New {
+        /// Whose it is.
+        #[arg(long)]
+        name: String,
+        /// What it is good for: handler, publisher, operator or read_only; client: a client of an API with auth kind "token".
+        #[arg(long, value_parser = ["handler", "publisher", "operator", "read_only", "client"])]
+        role: String,
+        /// Role handler: only these groups. May be repeated.
+        #[arg(long)]
+        group: Vec<String>,
+        /// Role handler: only events of these APIs. May be repeated.
+        #[arg(long)]
+        api: Vec<String>,
+        /// For machines: JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The tokens of a configuration: names, roles and digests.
+    List {
+        /// TOML file of a broker or edge.
+        #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG")]
+        config: PathBuf,
+        /// For machines: JSON, one object a token.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn parse_connection(text: &str) -> Result<ConnectionId, String> {

@@ -1,18 +1,18 @@
 //! `trunkline functions`: the bridge to HTTP functions as a process of its own, with a listener for health and metrics where one is
 //! configured.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fs, io, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, http::StatusCode, routing::get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use trunkline_broker::{http, metrics};
-use trunkline_sdk::Client;
+use trunkline_functions::Brokers;
 
 use crate::{
     args::FunctionsArgs,
-    config::{self, FunctionsRole},
+    config::{self, BridgeConfig, FunctionsRole},
     exit::Failure,
     roles::{self, Shutdown},
 };
@@ -32,14 +32,15 @@ pub(crate) fn run(args: &FunctionsArgs) -> Result<(), Failure> {
         "" => format!("functions-{:016x}", rand::random::<u64>()),
         member => member.to_owned(),
     };
+    let brokers = brokers(&bridge)?;
     roles::runtime()?.block_on(async {
         let shutdown = Shutdown::install()?;
         let stop = CancellationToken::new();
         let served = match bridge.http {
-            Some(address) => Some(tokio::spawn(serve(bind(address).await?, &bridge.brokers, stop.clone())?)),
+            Some(address) => Some(tokio::spawn(serve(bind(address).await?, &brokers, stop.clone())?)),
             None => None,
         };
-        let running = trunkline_functions::run_until(&bridge.brokers, &member, apis, shutdown.requested());
+        let running = trunkline_functions::run_until(&brokers, &member, apis, shutdown.requested());
         roles::ready();
         let ended = running.await.context("functions");
         stop.cancel();
@@ -51,6 +52,16 @@ pub(crate) fn run(args: &FunctionsArgs) -> Result<(), Failure> {
     })
 }
 
+fn brokers(bridge: &BridgeConfig) -> Result<Brokers, Failure> {
+    let ca_pem = match &bridge.ca {
+        Some(path) => {
+            Some(fs::read(path).map_err(|error| Failure::usage(format!("functions.ca: {}: {error}", path.display())))?)
+        }
+        None => None,
+    };
+    Ok(Brokers { addresses: bridge.brokers.clone(), token: bridge.token.clone(), ca_pem })
+}
+
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     roles::announce("functions-http", listener.local_addr().context("functions-http")?)?;
@@ -60,11 +71,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 /// `/healthz` (the process), `/readyz` (a broker answers), `/metrics`.
 fn serve(
     listener: TcpListener,
-    brokers: &[String],
+    brokers: &Brokers,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + 'static, Failure> {
     let recorder = metrics::install().context("metrics")?;
-    let client = Client::builder(brokers.to_vec()).timeout(READY_TIMEOUT).build().map_err(Failure::usage)?;
+    let client = brokers.client().timeout(READY_TIMEOUT).build().map_err(Failure::usage)?;
     let readiness = move || {
         let client = client.clone();
         async move {
@@ -81,7 +92,7 @@ fn serve(
         .route("/readyz", get(readiness))
         .route("/metrics", get(move || std::future::ready(rendered.render())));
     Ok(async move {
-        tokio::join!(http::serve(listener, router, stop.clone()), metrics::upkeep(recorder, stop));
+        tokio::join!(http::serve(listener, None, router, stop.clone()), metrics::upkeep(recorder, stop));
     })
 }
 

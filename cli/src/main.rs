@@ -70,6 +70,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Functions(args) => functions::run(&args),
         Command::Verify(args) => verbs::verify::run(args),
         Command::Certs(args) => verbs::certs::run(args),
+        Command::Token(args) => verbs::token::run(args),
         verb => roles::runtime()?.block_on(run_verb(verb)),
     }
 }
@@ -90,6 +91,7 @@ async fn run_verb(verb: Command) -> Result<(), Failure> {
         | Command::Edge(_)
         | Command::Functions(_)
         | Command::Verify(_)
-        | Command::Certs(_) => Ok(()),
+        | Command::Certs(_)
+        | Command::Token(_) => Ok(()),
     }
 }

@@ -18,12 +18,14 @@ use trunkline_proto::{ConnectionId, RecordKind, record::encode_record, v1};
 
 use crate::{
     api::Api,
+    config::ApiConfig,
     core::{
         Answer, Millis, Registration,
         auth::Identity,
         connection::Connection,
         handshake::{Head, HeadReader, Upgrade, is_origin_allowed},
     },
+    gate::Place,
     inbox::shard_of,
     metrics::HandshakeOutcome,
     shard::{Shard, ShardOptions},
@@ -96,7 +98,7 @@ pub(crate) async fn serve<S: RecordSink>(shard: Rc<Shard<S>>, listener: TcpListe
         }
         let (shard, held) = (Rc::clone(&shard), Rc::clone(&handshakes));
         tokio::task::spawn_local(async move {
-            handshake(&shard, stream, peer, on_loopback).await;
+            handshake(&shard, stream, Peer { address: peer, on_loopback }).await;
             drop(held);
         });
     }
@@ -111,8 +113,24 @@ fn retry_after() -> u32 {
     rand::random_range(1..=5)
 }
 
-async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, peer: SocketAddr, on_loopback: bool) {
+/// Where a request comes from, and to.
+#[derive(Clone, Copy)]
+struct Peer {
+    address: SocketAddr,
+    on_loopback: bool,
+}
+
+async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, mut peer: Peer) {
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let gate = &shard.options.gate;
+    // who speaks for others is known by the head only
+    let mut place = None;
+    if !gate.is_proxy(peer.address.ip()) {
+        place = match gate.enter(peer.address.ip()) {
+            Ok(place) => place,
+            Err(()) => return turn_away(shard, &mut stream, &crowded(), HandshakeOutcome::RateLimited, None).await,
+        };
+    }
     let head = match timeout_at(deadline, read_head(&stream, &shard.options.headers)).await {
         Ok(Ok(head)) => head,
         // nobody is there to be answered
@@ -120,19 +138,51 @@ async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, p
         Err(_) => Head::Answer(Answer::new(408, "the request took longer than 10 s")),
     };
     let (answer, outcome, api) = match head {
-        Head::Upgrade(mut upgrade) => match admit(shard, &mut upgrade, on_loopback) {
-            Ok((api, parameters, identity)) => {
-                return open(shard, stream, peer, *upgrade, Admitted { api, parameters, identity });
+        Head::Upgrade(mut upgrade) => {
+            if gate.is_proxy(peer.address.ip()) {
+                peer.address = match gate.client(peer.address.ip(), &upgrade.forwarded) {
+                    same if same == peer.address.ip() => peer.address,
+                    // its port is not known
+                    client => SocketAddr::new(client, 0),
+                };
+                place = match gate.enter(peer.address.ip()) {
+                    Ok(place) => place,
+                    Err(()) => {
+                        return turn_away(shard, &mut stream, &crowded(), HandshakeOutcome::RateLimited, None).await;
+                    }
+                };
             }
-            Err((answer, outcome, api)) => (answer, outcome, api),
-        },
+            match admit(shard, &mut upgrade, peer.on_loopback) {
+                Ok((api, parameters, identity)) => {
+                    let admitted = Admitted { api, parameters, identity, place };
+                    return open(shard, stream, peer.address, *upgrade, admitted);
+                }
+                Err(refusal) => refusal,
+            }
+        }
         Head::Answer(answer) => (answer, HandshakeOutcome::Refused, None),
         Head::More => return,
     };
+    turn_away(shard, &mut stream, &answer, outcome, api).await;
+}
+
+fn crowded() -> Answer {
+    Answer::new(429, "too many connections from this address; try again later")
+        .header("Retry-After", &retry_after().to_string())
+}
+
+/// Counts and sends a refusal.
+async fn turn_away<S: RecordSink>(
+    shard: &Shard<S>,
+    stream: &mut TcpStream,
+    answer: &Answer,
+    outcome: HandshakeOutcome,
+    api: Option<&Api>,
+) {
     api.map_or(&shard.unmatched, |api| &api.metrics).handshake(outcome);
     // a client that does not read it is left alone
     // boxed: its buffer must not be part of every handshake
-    let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, Box::pin(refuse(&mut stream, &answer))).await;
+    let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, Box::pin(refuse(stream, answer))).await;
 }
 
 async fn read_head(stream: &TcpStream, kept: &Arc<[String]>) -> io::Result<Head> {
@@ -175,7 +225,8 @@ fn admit<'a, S: RecordSink>(
     let Some((api, parameters)) = route(&shard.options.apis, &upgrade.path) else {
         return Err((Answer::new(404, "no API has this path"), HandshakeOutcome::Refused, None));
     };
-    if !is_origin_allowed(upgrade.origin.as_deref(), &api.config.origins, on_loopback) {
+    let ApiConfig { origins, origin_required, .. } = &api.config;
+    if !is_origin_allowed(upgrade.origin.as_deref(), origins, *origin_required, on_loopback) {
         return Err((Answer::new(403, "this origin may not connect"), HandshakeOutcome::Refused, Some(api)));
     }
     let identity = api
@@ -211,6 +262,7 @@ struct Admitted<'a> {
     api: &'a Arc<Api>,
     parameters: Vec<v1::Header>,
     identity: Identity,
+    place: Option<Box<Place>>,
 }
 
 /// Appends ConnectionOpened; the socket's own task does the rest.
@@ -219,7 +271,7 @@ fn open<S: RecordSink>(
     stream: TcpStream,
     peer: SocketAddr,
     upgrade: Upgrade,
-    Admitted { api, parameters, identity }: Admitted<'_>,
+    Admitted { api, parameters, identity, place }: Admitted<'_>,
 ) {
     let connection = draw_id(&shard.options);
     let subprotocol = api.subprotocol(&upgrade.subprotocols);
@@ -251,7 +303,7 @@ fn open<S: RecordSink>(
         encode_record(out, RecordKind::ConnectionOpened, connection, api.name(), &opened);
     });
     let core = Connection::new(shard.now(), &api.limits, registration);
-    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver));
+    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver).holding(place));
 }
 
 /// An id of this shard, unguessable: from the operating system's generator by way of a cryptographic one.
@@ -267,7 +319,7 @@ fn draw_id(options: &ShardOptions) -> ConnectionId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ApiConfig;
+    use crate::{config::EdgeConfig, gate::Gate};
 
     #[test]
     fn ids_belong_to_the_shard_and_never_repeat() {
@@ -278,6 +330,7 @@ mod tests {
                 index,
                 shards: 3,
                 apis: Arc::default(),
+                gate: Arc::new(Gate::new(&EdgeConfig::new("e", Vec::new(), "pki".into()))),
                 headers: Arc::default(),
                 handshakes_max: 1,
             };

@@ -3,12 +3,15 @@
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     auth,
     config::{ApiConfig, ConfigProblem},
-    core::{Limits, Rate, auth::Auth},
+    core::{Bucket, Limits, Rate, auth::Auth},
     metrics::ApiMetrics,
 };
 
@@ -23,6 +26,8 @@ pub struct Api {
     /// How its clients prove who they are.
     pub auth: Auth,
     connections: AtomicU64,
+    handshakes: Mutex<Bucket>,
+    started: Instant,
 }
 
 impl Api {
@@ -38,10 +43,18 @@ impl Api {
             ping_interval: config.ping_interval.0.into(),
             ping_timeout: config.ping_timeout.0.into(),
             max_lifetime: config.max_lifetime.0.into(),
-            messages: Rate::UNBOUNDED,
+            messages: Rate::of(config.max_messages),
         };
         let metrics = ApiMetrics::new(&config.name);
-        Ok(Self { config, limits, metrics, auth, connections: AtomicU64::new(0) })
+        Ok(Self {
+            config,
+            limits,
+            metrics,
+            auth,
+            connections: AtomicU64::new(0),
+            handshakes: Mutex::default(),
+            started: Instant::now(),
+        })
     }
 
     /// Its name.
@@ -56,8 +69,12 @@ impl Api {
         listed.or_else(|| self.auth.marker(offered)).cloned().unwrap_or_default()
     }
 
-    /// Takes a place for one connection; `false` if all are taken.
+    /// Takes a place for one connection; `false` if all are taken, or too many come at once.
     pub(crate) fn take_place(&self) -> bool {
+        let rate = Rate::of(self.config.max_handshakes);
+        if rate != Rate::UNBOUNDED && !self.handshakes.lock().take(self.started.elapsed().into(), rate) {
+            return false;
+        }
         let most = self.config.max_connections;
         self.connections
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < most).then_some(live + 1))

@@ -7,7 +7,13 @@ mod path;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use trunkline_proto::{
@@ -58,6 +64,17 @@ pub struct EdgeConfig {
     /// Allows listening beyond loopback without TLS. Default false.
     #[serde(default)]
     pub insecure: bool,
+    /// Proxies whose `X-Forwarded-For` says who the client is, each an address or a network such as `10.0.0.0/8`. Of all others the header is
+    /// ignored. At most 100. Default none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+    /// Connections of one client address at once, unfinished handshakes included; more get 429. An IPv6 network of 64 bits is one address. 0: no
+    /// bound. Default 0.
+    #[serde(default)]
+    pub max_connections_per_address: u32,
+    /// Handshakes of one client address per second, twice as many at once; more get 429. 0: no bound. Default 0.
+    #[serde(default)]
+    pub max_handshakes_per_address: u32,
     /// Request headers that are kept in ConnectionOpened, lower case; all others are dropped. Default host, origin, user-agent.
     #[serde(default = "defaults::headers")]
     pub headers: Vec<String>,
@@ -93,6 +110,8 @@ const SHARDS_MAX: usize = 256;
 const UPLINK_BYTES_MIN: HumanSize = HumanSize::mib(1);
 /// Longest `drain_window`: what is left of the drain is for the last records.
 const DRAIN_WINDOW_MAX: HumanDuration = HumanDuration::from_secs(DRAIN_SECONDS_MAX - 5);
+/// Most `trusted_proxies`: each is compared with the peer of every handshake.
+const PROXIES_MAX: usize = 100;
 /// Most headers kept of a request.
 const HEADERS_MAX: usize = 64;
 
@@ -109,6 +128,9 @@ impl EdgeConfig {
             uplink_bytes: defaults::uplink_bytes(),
             drain_window: defaults::drain_window(),
             insecure: false,
+            trusted_proxies: Vec::new(),
+            max_connections_per_address: 0,
+            max_handshakes_per_address: 0,
             headers: defaults::headers(),
         }
     }
@@ -147,6 +169,12 @@ impl EdgeConfig {
         require(self.drain_window <= DRAIN_WINDOW_MAX, "drain_window", &|| {
             format!("{} is more than {DRAIN_WINDOW_MAX}", self.drain_window)
         });
+        require(self.trusted_proxies.len() <= PROXIES_MAX, "trusted_proxies", &|| format!("more than {PROXIES_MAX}"));
+        for network in &self.trusted_proxies {
+            require(is_network(network), "trusted_proxies", &|| {
+                format!("{network:?} is no address and no network such as \"10.0.0.0/8\"")
+            });
+        }
         require(self.headers.len() <= HEADERS_MAX, "headers", &|| format!("more than {HEADERS_MAX}"));
         for header in &self.headers {
             let fits = api::is_token(header) && !header.bytes().any(|byte| byte.is_ascii_uppercase());
@@ -167,6 +195,12 @@ impl EdgeConfig {
             });
         }
     }
+}
+
+fn is_network(text: &str) -> bool {
+    let (address, bits) = text.split_once('/').map_or((text, "0"), |(address, bits)| (address, bits));
+    let most = address.parse::<IpAddr>().map(|address| if address.is_ipv4() { 32 } else { 128 });
+    most.is_ok_and(|most| bits.parse::<u32>().is_ok_and(|bits| bits <= most))
 }
 
 fn check_apis(apis: &[ApiConfig], problems: &mut Problems) {

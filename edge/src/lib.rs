@@ -11,6 +11,7 @@ pub mod core;
 pub mod auth;
 
 pub mod api;
+pub mod gate;
 pub mod inbox;
 
 pub mod downlink;

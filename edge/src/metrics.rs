@@ -67,12 +67,21 @@ pub enum HandshakeOutcome {
     Unavailable,
     /// The client went away first.
     Abandoned,
+    /// Too many of one address: 429.
+    RateLimited,
 }
 
 impl HandshakeOutcome {
     /// Every outcome.
-    pub const ALL: [Self; 6] =
-        [Self::Accepted, Self::Rejected, Self::TimedOut, Self::Refused, Self::Unavailable, Self::Abandoned];
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Rejected,
+        Self::TimedOut,
+        Self::Refused,
+        Self::Unavailable,
+        Self::Abandoned,
+        Self::RateLimited,
+    ];
 
     /// The label's value.
     pub fn name(self) -> &'static str {
@@ -83,6 +92,7 @@ impl HandshakeOutcome {
             Self::Refused => "refused",
             Self::Unavailable => "unavailable",
             Self::Abandoned => "abandoned",
+            Self::RateLimited => "rate_limited",
         }
     }
 }

@@ -24,6 +24,7 @@ use self::sockets::State;
 use crate::{
     api::Api,
     core::{Millis, connection::Offer, server_frame::Frame},
+    gate::Gate,
     inbox::{ShardInput, shard_of},
     metrics::{ApiMetrics, SocketMetrics},
     sink::RecordSink,
@@ -47,6 +48,8 @@ pub struct ShardOptions {
     pub shards: usize,
     /// The front doors, the same list for every shard (it holds their connection counts).
     pub apis: Arc<[Arc<Api>]>,
+    /// Who may come, by address; the same for every shard.
+    pub gate: Arc<Gate>,
     /// Request headers that become part of ConnectionOpened, lower case. Not credentials: records are kept.
     pub headers: Arc<[String]>,
     /// Most sockets of this shard whose request has no answer yet and no connection; beyond it 503 is answered at once.
@@ -366,8 +369,16 @@ mod tests {
         assert!(size_of::<Socket>() <= 480, "{}", size_of::<Socket>());
         let apis: Arc<[Arc<Api>]> =
             Arc::new([Arc::new(Api::load(ApiConfig::new("a", "/a".parse().unwrap())).unwrap())]);
-        let options =
-            ShardOptions { edge: "e".into(), index: 0, shards: 1, apis, headers: Arc::default(), handshakes_max: 1 };
+        let gate = Arc::new(Gate::new(&crate::config::EdgeConfig::new("e", Vec::new(), "pki".into())));
+        let options = ShardOptions {
+            edge: "e".into(),
+            index: 0,
+            shards: 1,
+            apis,
+            gate,
+            headers: Arc::default(),
+            handshakes_max: 1,
+        };
         let count = trunkline_proto::PartitionCount::new(1).unwrap();
         let shard = Rc::new(Shard::new(options, uplink::Handle::new(count, 1, 1 << 20)));
         assert!(size_of_val(&shard.serve(0, 0)) <= 32);

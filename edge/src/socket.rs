@@ -28,6 +28,7 @@ use crate::{
         connection::{Connection, Output},
         outbound::SLICES_MAX,
     },
+    gate::Place,
     metrics::{HandshakeOutcome, SocketMetrics},
     sink::RecordSink,
     uplink::UplinkError,
@@ -58,6 +59,8 @@ pub(crate) struct Socket {
     waker: Option<Waker>,
     /// As last counted by the shard.
     pub(crate) kept_bytes: usize,
+    /// Given back with the socket.
+    _place: Option<Box<Place>>,
 }
 
 /// What a socket needs of its shard.
@@ -97,7 +100,13 @@ impl Socket {
             opened: Some(Box::new(opened)),
             waker: None,
             kept_bytes: 0,
+            _place: None,
         }
+    }
+
+    /// With its address's place.
+    pub(crate) fn holding(self, place: Option<Box<Place>>) -> Self {
+        Self { _place: place, ..self }
     }
 
     /// Calls the core, and carries out what comes out of it.

@@ -14,14 +14,14 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{
-    Server,
+    Server, ServerTlsConfig,
     server::{Router, TcpIncoming},
 };
 use tonic_health::server::HealthReporter;
 use trunkline_proto::{DESCRIPTORS, PartitionId, limits, v1};
 
 pub use cluster::About;
-pub use services::{Principal, Services};
+pub use services::Services;
 
 use crate::node::{Node, Role};
 
@@ -43,8 +43,9 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 pub fn router(
     services: Services,
     lease: Duration,
+    tls: Option<ServerTlsConfig>,
     health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
-) -> Router {
+) -> Result<Router, tonic::transport::Error> {
     let sized = limits::FRAME_BYTES_MAX;
     let handlers = v1::handlers_server::HandlersServer::new(services.clone()).max_decoding_message_size(sized);
     let log = v1::log_server::LogServer::new(services.clone());
@@ -55,7 +56,11 @@ pub fn router(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let router = Server::builder()
+    let server = match tls {
+        Some(tls) => Server::builder().tls_config(tls)?,
+        None => Server::builder(),
+    };
+    let router = server
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
@@ -73,18 +78,19 @@ pub fn router(
         Ok(reflection) => router.add_service(reflection),
         Err(_) => router,
     };
-    match described().build_v1alpha() {
+    Ok(match described().build_v1alpha() {
         Ok(reflection) => router.add_service(reflection),
         Err(_) => router,
-    }
+    })
 }
 
 /// Serves on `listener` until `shutdown`; streams end with it, calls under way are finished.
 ///
 /// # Errors
-/// The listener failed for good.
+/// The listener failed for good, or the certificate is none.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<ServerTlsConfig>,
     services: Services,
     lease: Duration,
     shutdown: CancellationToken,
@@ -92,7 +98,8 @@ pub async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     let watch = watch_health(services.node().clone(), reporter, shutdown.clone());
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = router(services, lease, health).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    let serving =
+        router(services, lease, tls, health)?.serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     let (served, ()) = tokio::join!(serving, watch);
     served
 }

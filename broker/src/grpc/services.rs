@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 use trunkline_proto::{ConnectionId, Offset, PartitionId, Timestamp, limits, v1};
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     connections, describe, log, status,
 };
 use crate::{
+    access::{Access, Caller, Need},
     handlers::{Registry, member::OUTGOING_MAX, session},
     node::{Moment, Node},
     release, reset,
@@ -29,10 +30,6 @@ const PARKED_PAGE: usize = 100;
 /// Messages that wait for a reader of the log.
 const READ_MESSAGES_MAX: usize = 4;
 
-/// Who the caller proved to be; put into a request's extensions by whatever authenticates it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Principal(pub String);
-
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Everything the services need. Cheap to clone.
@@ -42,6 +39,7 @@ pub struct Services {
     registry: Arc<Registry>,
     submitter: Submitter,
     about: Arc<About>,
+    access: Arc<Access>,
     states_at: Arc<Semaphore>,
     /// One for each `Subscribe` stream; when none is left a new stream is refused.
     handler_streams: Arc<Semaphore>,
@@ -55,17 +53,25 @@ impl Services {
         registry: Arc<Registry>,
         submitter: Submitter,
         about: About,
+        access: Arc<Access>,
         handler_streams: usize,
         shutdown: CancellationToken,
     ) -> Self {
         let states_at = Arc::new(Semaphore::new(STATES_AT_MAX));
         let handler_streams = Arc::new(Semaphore::new(handler_streams));
-        Self { node, registry, submitter, about: Arc::new(about), states_at, handler_streams, shutdown }
+        Self { node, registry, submitter, about: Arc::new(about), access, states_at, handler_streams, shutdown }
     }
 
     /// The broker's partitions.
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// Who calls, if that one may.
+    #[allow(clippy::result_large_err)] // tonic's own error
+    fn allow<T>(&self, request: &Request<T>, need: Need) -> Result<Caller, Status> {
+        let authorization = request.metadata().get("authorization").map(MetadataValue::as_bytes);
+        self.access.judge(authorization, need).map_err(|denied| status::of_denied(&denied))
     }
 
     #[allow(clippy::result_large_err)] // tonic's own error
@@ -107,6 +113,7 @@ impl v1::handlers_server::Handlers for Services {
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = self.allow(&request, Need::Handle)?;
         let full = |_| {
             let message =
                 "this broker serves as many Subscribe streams as broker.limits.handler_streams allows: try again later";
@@ -114,7 +121,9 @@ impl v1::handlers_server::Handlers for Services {
         };
         let permit = Arc::clone(&self.handler_streams).try_acquire_owned().map_err(full)?;
         let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
-        let session = session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing);
+        let may_join = move |join: &v1::Join| caller.may_join(join).map_err(|denied| denied.to_string());
+        let session =
+            session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing, may_join);
         // not awaited: a client may send its join only after it has seen the response's head
         tokio::spawn(async move {
             session.await;
@@ -125,10 +134,9 @@ impl v1::handlers_server::Handlers for Services {
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
-        let principal = request.extensions().get::<Principal>().cloned();
-        let principal = principal.map(|principal| principal.0).unwrap_or_default();
+        let caller = self.allow(&request, Need::Command)?;
         let request = request.into_inner();
-        let submitted = self.submitter.submit(&principal, &request.idempotency_key, &request.commands).await;
+        let submitted = self.submitter.submit(caller.name(), &request.idempotency_key, &request.commands).await;
         let results = submitted.map_err(|error| status::of_submit(&error))?;
         Ok(Response::new(v1::SubmitResponse { results }))
     }
@@ -139,6 +147,7 @@ impl v1::log_server::Log for Services {
     type ReadStream = Responses<v1::ReadResponse>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        self.allow(&request, Need::Read)?;
         let request = request.into_inner();
         name("API", &request.api)?;
         let partition = self.partition(request.partition)?;
@@ -170,6 +179,7 @@ impl v1::log_server::Log for Services {
 #[tonic::async_trait]
 impl v1::connections_server::Connections for Services {
     async fn get(&self, request: Request<v1::GetConnectionRequest>) -> Result<Response<v1::Connection>, Status> {
+        self.allow(&request, Need::Look)?;
         let id = connection_id(&request.into_inner().connection)?;
         self.current([id.partition(self.node.partition_count())]).await?;
         let gone = || status::of_code(v1::Code::Gone, "no such connection, or it is closed");
@@ -180,6 +190,7 @@ impl v1::connections_server::Connections for Services {
         &self,
         request: Request<v1::ListConnectionsRequest>,
     ) -> Result<Response<v1::ListConnectionsResponse>, Status> {
+        self.allow(&request, Need::Look)?;
         let request = request.into_inner();
         name("API", &request.api)?;
         if !request.channel.is_empty() && !limits::is_channel(&request.channel) {
@@ -200,6 +211,7 @@ impl v1::connections_server::Connections for Services {
     type StateAtStream = Responses<v1::StateAtResponse>;
 
     async fn state_at(&self, request: Request<v1::StateAtRequest>) -> Result<Response<Self::StateAtStream>, Status> {
+        self.allow(&request, Need::Read)?;
         let request = request.into_inner();
         let partition = self.partition(request.partition)?;
         let moment = match request.at {
@@ -227,11 +239,13 @@ impl v1::connections_server::Connections for Services {
 
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for Services {
-    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
+    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
+        self.allow(&request, Need::Look)?;
         Ok(Response::new(describe::cluster(&self.node, &self.about).await))
     }
 
     async fn groups(&self, request: Request<v1::GroupsRequest>) -> Result<Response<v1::GroupsResponse>, Status> {
+        self.allow(&request, Need::Read)?;
         let request = request.into_inner();
         name("group", &request.group)?;
         self.current(self.node.partition_count().iter()).await?;
@@ -243,6 +257,7 @@ impl v1::cluster_server::Cluster for Services {
         &self,
         request: Request<v1::AddMemberRequest>,
     ) -> Result<Response<v1::AddMemberResponse>, Status> {
+        self.allow(&request, Need::Operate)?;
         let request = request.into_inner();
         let patience = match request.patience_seconds {
             0 => MEMBER_PATIENCE,
@@ -257,6 +272,7 @@ impl v1::cluster_server::Cluster for Services {
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        self.allow(&request, Need::Operate)?;
         let removed = self.node.remove_member(request.into_inner().id).await;
         removed.map_err(|error| status::of_admin(&error))?;
         Ok(Response::new(v1::RemoveMemberResponse {}))
@@ -266,6 +282,7 @@ impl v1::cluster_server::Cluster for Services {
         &self,
         request: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        self.allow(&request, Need::Operate)?;
         let request = request.into_inner();
         let moved = self.node.transfer_leader(self.partition(request.partition)?, request.to).await;
         moved.map_err(|error| status::of_admin(&error))?;
@@ -276,6 +293,7 @@ impl v1::cluster_server::Cluster for Services {
         &self,
         request: Request<v1::ResetGroupRequest>,
     ) -> Result<Response<v1::ResetGroupResponse>, Status> {
+        self.allow(&request, Need::Operate)?;
         let request = request.into_inner();
         let moved = reset::reset_group(&self.node, &request.group, request.to).await;
         moved.map_err(|error| status::of_code(error.code(), error.to_string()))?;

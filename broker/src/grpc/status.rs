@@ -5,6 +5,7 @@ use tonic::{Code as Grpc, Status, metadata::MetadataValue};
 use trunkline_proto::v1::Code;
 
 use crate::{
+    access::Denied,
     handlers::member::SessionEnd,
     metrics::handlers::code_name,
     node::{AdminError, ReadError},
@@ -59,6 +60,15 @@ pub fn invalid(message: impl Into<String>) -> Status {
     of_code(Code::Invalid, message)
 }
 
+/// The caller may not.
+pub fn of_denied(denied: &Denied) -> Status {
+    let message = denied.to_string();
+    match denied {
+        Denied::Unauthenticated => make(Grpc::Unauthenticated, "unauthenticated", Retry::No, message),
+        Denied::Forbidden(_) => of_code(Code::NotAuthorized, message),
+    }
+}
+
 /// History cannot be read.
 pub fn of_read(error: &ReadError) -> Status {
     let message = error.to_string();
@@ -96,6 +106,7 @@ pub fn of_session(end: &SessionEnd) -> Status {
     let message = end.to_string();
     match end {
         SessionEnd::Invalid(_) => invalid(message),
+        SessionEnd::Forbidden(_) => of_code(Code::NotAuthorized, message),
         SessionEnd::Replaced => make(Grpc::Aborted, "replaced", Retry::No, message),
         SessionEnd::Stalled => make(Grpc::ResourceExhausted, "stalled", Retry::Safe, message),
         SessionEnd::Shutdown => make(Grpc::Unavailable, "shutdown", Retry::Safe, message),

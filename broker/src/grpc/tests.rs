@@ -50,10 +50,11 @@ impl Served {
             broker.registry.clone(),
             broker.submitter.clone(),
             about,
+            std::sync::Arc::default(),
             HANDLER_STREAMS,
             shutdown.clone(),
         );
-        let serving = serve(listener, services, Duration::from_secs(10), shutdown.clone());
+        let serving = serve(listener, None, services, Duration::from_secs(10), shutdown.clone());
         let serving = tokio::spawn(async move { serving.await.unwrap() });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self { broker, channel, address, shutdown, serving }

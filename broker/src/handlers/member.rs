@@ -24,6 +24,9 @@ pub enum SessionEnd {
     /// The member broke the protocol.
     #[error("{0}")]
     Invalid(String),
+    /// The member's token is for other groups or APIs.
+    #[error("{0}")]
+    Forbidden(String),
     /// Another stream joined under the same name.
     #[error("another stream joined the group as this member")]
     Replaced,

@@ -16,9 +16,14 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often is looked whether brokers have come, gone or moved.
 const BROKERS_EVERY: Duration = Duration::from_secs(1);
 
-/// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced.
-pub async fn serve<S, E>(registry: Arc<Registry>, broker: u64, requests: S, outgoing: mpsc::Sender<Outgoing>)
-where
+/// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced. `may_join` says why it may not, if so.
+pub async fn serve<S, E>(
+    registry: Arc<Registry>,
+    broker: u64,
+    requests: S,
+    outgoing: mpsc::Sender<Outgoing>,
+    may_join: impl FnOnce(&v1::Join) -> Result<(), String> + Send,
+) where
     S: Stream<Item = Result<v1::SubscribeRequest, E>> + Send,
 {
     tokio::pin!(requests);
@@ -33,7 +38,13 @@ where
         }
     };
     let terms = match first {
-        Ok(Some(Ok(v1::SubscribeRequest { request: Some(Asked::Join(join)) }))) => Terms::check(join),
+        Ok(Some(Ok(v1::SubscribeRequest { request: Some(Asked::Join(join)) }))) => match may_join(&join) {
+            Ok(()) => Terms::check(join),
+            Err(reason) => {
+                let _ = outgoing.send(Err(SessionEnd::Forbidden(reason))).await;
+                return;
+            }
+        },
         Ok(Some(Ok(_))) => Err("the first request of a stream is `join`".to_owned()),
         Ok(Some(Err(_)) | None) => return,
         Err(_) => Err(format!("no `join` within {JOIN_TIMEOUT:?}")),

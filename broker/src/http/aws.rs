@@ -52,6 +52,11 @@ impl From<Problem> for Fault {
 }
 
 impl Fault {
+    /// 403: nobody proved anything, or it is good for other things.
+    pub(super) fn forbidden(message: String) -> Self {
+        Self { status: StatusCode::FORBIDDEN, name: "ForbiddenException", message }
+    }
+
     /// 429: more requests under way than there may be.
     pub(super) fn limit_exceeded() -> Self {
         Self {
@@ -64,7 +69,7 @@ impl Fault {
 
 impl From<Unsigned> for Fault {
     fn from(unsigned: Unsigned) -> Self {
-        Self { status: StatusCode::FORBIDDEN, name: "ForbiddenException", message: unsigned.to_string() }
+        Self::forbidden(unsigned.to_string())
     }
 }
 

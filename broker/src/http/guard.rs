@@ -1,4 +1,5 @@
-//! What holds for every request: no page of another site acts, and no more requests at once than configured.
+//! What holds for every request: no page of another site acts, nobody does what their token is not for, and no more requests at once than
+//! configured.
 
 use axum::{
     extract::{Request, State},
@@ -8,6 +9,17 @@ use axum::{
 use http::{HeaderValue, Method, header};
 
 use super::{App, aws, problem::Problem, push, request};
+use crate::access::{Caller, Denied, Need};
+
+tokio::task_local! {
+    /// Who asks, while the request is worked on.
+    static CALLER: Caller;
+}
+
+/// The name of who asks; empty: nobody proved anything.
+pub(super) fn caller_name() -> String {
+    CALLER.try_with(|caller| caller.name().to_owned()).unwrap_or_default()
+}
 
 /// Answers before the routes do, where they must not.
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -15,26 +27,75 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     if !reads && request::is_cross_site(request.headers()) {
         return Problem::cross_site().into_response();
     }
+    let caller = match need(&app, request.method(), request.uri().path()) {
+        None => Caller::default(),
+        Some(need) => {
+            let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+            match app.0.settings.access.judge(authorization, need) {
+                Ok(caller) => caller,
+                Err(denied) => return refusal(request.uri().path(), &denied),
+            }
+        }
+    };
     // who watches the broker must see it when it is overloaded
     let watches = matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics");
     let permit = app.0.permits.try_acquire();
     if permit.is_err() && !watches {
         return overloaded(request.uri().path());
     }
-    let mut response = next.run(request).await;
+    let mut response = CALLER.scope(caller, next.run(request)).await;
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
 /// Too much at once, as the path's callers know it.
 fn overloaded(path: &str) -> Response {
-    if path.contains("/@connections/") {
+    if is_aws(path) {
         aws::Fault::limit_exceeded().into_response()
-    } else if path.starts_with("/push/") {
+    } else if is_push(path) {
         push::Answer::from(Problem::overloaded()).into_response()
     } else {
         Problem::overloaded().into_response()
     }
+}
+
+/// What a request needs; none: it is for everybody, or its signature is asked for instead. Pages hold nothing that is not in the binary.
+fn need(app: &App, method: &Method, path: &str) -> Option<Need> {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    let compat = &app.0.settings.compat;
+    match path {
+        "/healthz" | "/readyz" => None,
+        _ if reads && app.0.pages.paths().any(|page| page == path) => None,
+        _ if is_push(path) && !compat.push_keys.is_empty() => None,
+        _ if is_aws(path) && !compat.aws_keys.is_empty() => None,
+        "/metrics" | "/v1/log" | "/v1/groups" => Some(Need::Read),
+        _ if reads => Some(Need::Look),
+        _ => Some(Need::Command),
+    }
+}
+
+/// No or not the right token, as the path's callers know it.
+fn refusal(path: &str, denied: &Denied) -> Response {
+    let problem = Problem::denied(denied);
+    let mut response = if is_aws(path) {
+        aws::Fault::forbidden(problem.detail).into_response()
+    } else if is_push(path) {
+        push::Answer::from(problem).into_response()
+    } else {
+        problem.into_response()
+    };
+    if *denied == Denied::Unauthenticated {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn is_push(path: &str) -> bool {
+    path.starts_with("/push/")
+}
+
+fn is_aws(path: &str) -> bool {
+    path.contains("/@connections/")
 }
 
 pub(super) async fn not_found() -> Problem {

@@ -37,6 +37,7 @@ pub use serve::serve;
 pub use sigv4::KeyPair;
 
 use crate::{
+    access::Access,
     config::{AwsKeyConfig, BrokerConfig, secret_bytes},
     grpc::About,
     handlers::Registry,
@@ -57,8 +58,7 @@ pub trait Commands: Send + Sync + 'static {
 impl Commands for Submitter {
     fn submit<'a>(&'a self, key: &'a str, command: v1::Command) -> Submitted<'a> {
         Box::pin(async move {
-            // nobody proves who they are yet: the listener is loopback or `insecure`
-            let results = Submitter::submit(self, "", key, &[command]).await;
+            let results = Submitter::submit(self, &guard::caller_name(), key, &[command]).await;
             let mut results = results.map_err(|error| Problem::invalid(error.to_string()))?;
             results.pop().ok_or_else(|| Problem::internal("a command without a result"))
         })
@@ -74,6 +74,8 @@ pub struct Settings {
     pub body_limit: u64,
     /// Requests under way at once.
     pub concurrency: usize,
+    /// Who may ask.
+    pub access: Arc<Access>,
     /// The surfaces of other gateways.
     pub compat: Compat,
 }

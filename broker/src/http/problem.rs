@@ -5,7 +5,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use trunkline_proto::v1;
 
-use crate::node::NotCurrent;
+use crate::{access::Denied, node::NotCurrent};
 
 /// Clients that hit a bound or an election come back after so many seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -41,6 +41,15 @@ impl Problem {
     /// 400: the request is malformed.
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", "no", detail)
+    }
+
+    /// 401, or 403.
+    pub fn denied(denied: &Denied) -> Self {
+        let (status, code) = match denied {
+            Denied::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+            Denied::Forbidden(_) => (StatusCode::FORBIDDEN, "not_authorized"),
+        };
+        Self::new(status, code, "no", denied.to_string())
     }
 
     /// 403: a browser's page of another site asks.

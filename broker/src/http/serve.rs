@@ -13,9 +13,11 @@ use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
@@ -23,6 +25,8 @@ use tower::ServiceExt;
 const CONNECTIONS_MAX: usize = 2048;
 /// A request's headers must have come within this; a connection that is idle for so long is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A TLS handshake must be complete within this.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's line and headers.
 const HEADER_BYTES: usize = 32 << 10;
 /// What requests under way may still take once told to end.
@@ -33,7 +37,7 @@ const FLUSH: Duration = Duration::from_millis(500);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until shutdown, then lets requests under way finish.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -48,7 +52,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, router.clone(), shutdown.clone());
+                let connection = accepted_connection(stream, tls.clone(), router.clone(), shutdown.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -65,9 +69,18 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
 }
 
-async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+async fn accepted_connection(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router, shutdown: CancellationToken) {
     // answers are small and whole
     let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return connection(stream, router, shutdown).await };
+    let handshake = tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream));
+    // who cannot finish it is not answered: there is no way to
+    if let Some(Ok(Ok(stream))) = shutdown.clone().run_until_cancelled_owned(handshake).await {
+        connection(stream, router, shutdown).await;
+    }
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send, router: Router, shutdown: CancellationToken) {
     let busy = Arc::new(AtomicBool::new(false));
     let in_request = busy.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {

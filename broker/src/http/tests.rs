@@ -54,7 +54,13 @@ pub(super) fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usi
 }
 
 pub(super) fn app_with(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize, compat: Compat) -> Router {
-    let settings = Settings { submit_timeout: Duration::from_millis(200), body_limit: 1024, concurrency, compat };
+    let settings = Settings {
+        submit_timeout: Duration::from_millis(200),
+        body_limit: 1024,
+        concurrency,
+        access: Arc::default(),
+        compat,
+    };
     let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
     let page = Page { content_type: "text/html; charset=utf-8".into(), body: Bytes::from_static(b"<p>chat") };
     let pages = Pages([("/demo/chat".to_owned(), page)].into());

@@ -1,9 +1,10 @@
 //! What the config says to each layer, in the layer's own words.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::Addresses;
 use crate::{
+    access::Access,
     config::{BrokerConfig, ConfigError, RetentionConfig, WhenFull},
     http, link,
     node::{Advertised, Dialer, Founder, NodeConfig, TRIM_PATIENCE_DEFAULT},
@@ -65,8 +66,9 @@ pub(super) fn link(config: &BrokerConfig) -> link::Settings {
     }
 }
 
-pub(super) fn http(config: &BrokerConfig) -> http::Settings {
+pub(super) fn http(config: &BrokerConfig, access: Arc<Access>) -> http::Settings {
     http::Settings {
+        access,
         submit_timeout: config.limits.submit_timeout.get(),
         body_limit: config.limits.http_body.get(),
         concurrency: config.limits.http_concurrency,

@@ -1,13 +1,13 @@
 //! What the function bridge needs of a file: its own table `[functions]`, and of each API the functions.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use trunkline_edge::config::{self as edge, ApiConfig, EdgeConfig, FunctionsConfig, Registration};
 use trunkline_functions::{ApiSettings, Dialect, OnFailure, Secret, SettingsError};
-use trunkline_proto::limits;
+use trunkline_proto::{limits, secret::SecretText};
 
 use crate::exit::Failure;
 
@@ -21,13 +21,26 @@ pub(crate) struct BridgeConfig {
     pub(crate) member: String,
     /// Health and metrics. Default none.
     pub(crate) http: Option<SocketAddr>,
+    /// Shown to brokers that ask for one, of role handler: `trunkline token new`. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<SecretText>,
+    /// PEM file of the authority of the brokers' certificates, where gRPC speaks TLS. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca: Option<PathBuf>,
     /// Lets it listen beyond loopback without TLS. Default false.
     pub(crate) insecure: bool,
 }
 
 impl Default for BridgeConfig {
     fn default() -> Self {
-        Self { brokers: vec!["http://127.0.0.1:7070".to_owned()], member: String::new(), http: None, insecure: false }
+        Self {
+            brokers: vec!["http://127.0.0.1:7070".to_owned()],
+            member: String::new(),
+            http: None,
+            token: None,
+            ca: None,
+            insecure: false,
+        }
     }
 }
 

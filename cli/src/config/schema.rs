@@ -8,9 +8,9 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trunkline_broker::config::{AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig};
+use trunkline_broker::config::{AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig, Role, TlsConfig, TokenConfig};
 use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, Preset};
-use trunkline_proto::secret::SecretText;
+use trunkline_proto::{secret::SecretText, token::TokenDigest};
 
 use super::BridgeConfig;
 use crate::exit::Failure;
@@ -170,13 +170,26 @@ fn sample_broker() -> BrokerConfig {
             keys: vec![AwsKeyConfig { id: "id".to_owned(), secret: SecretText::default() }],
             ..AwsConfig::default()
         },
+        tls: Some(TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() }),
+        tokens: vec![TokenConfig {
+            name: "name".to_owned(),
+            sha256: TokenDigest::of(""),
+            role: Role::Handler,
+            groups: vec!["group".to_owned()],
+            apis: vec!["api".to_owned()],
+        }],
         members: vec![MemberConfig { id: 1, link: "broker.example:7443".to_owned() }],
         ..BrokerConfig::default()
     }
 }
 
 fn sample_bridge() -> BridgeConfig {
-    BridgeConfig { http: Some(([127, 0, 0, 1], 0).into()), ..BridgeConfig::default() }
+    BridgeConfig {
+        http: Some(([127, 0, 0, 1], 0).into()),
+        token: Some(SecretText::default()),
+        ca: Some("ca.pem".into()),
+        ..BridgeConfig::default()
+    }
 }
 
 /// Valid, so that a table `[edge]` that leaves out what flags will say can be checked on top of it.

@@ -66,6 +66,7 @@ fn tables_within_tables_are_all_compared_above() {
         "broker.replication",
         "broker.retention",
         "broker.snapshots",
+        "broker.tls",
     ];
     assert_eq!(tables, compared, "a new one: compare it too");
 }
@@ -159,6 +160,9 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[broker]` grpc_advertised", "the bound address"),
         ("`[broker]` http_advertised", "the bound address"),
         ("`[broker]` members", "none"),
+        ("`[broker]` tokens", "none"),
+        ("`[broker]` tls.cert", "none"),
+        ("`[broker]` tls.key", "none"),
         ("`[edge]` name", "required"),
         ("`[edge]` brokers", "required"),
         ("`[edge]` pki", "required"),

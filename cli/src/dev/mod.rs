@@ -16,12 +16,14 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use trunkline_broker::{
+    config::{BrokerConfig, Role, TokenConfig},
     http::Pages,
     server::{self as broker_server, Addresses, Extras},
 };
 use trunkline_edge::server as edge_server;
-use trunkline_functions::ApiSettings;
-use trunkline_sdk::{Client, Handler, StartAt, Subscriber};
+use trunkline_functions::{ApiSettings, Brokers};
+use trunkline_proto::{secret::SecretText, token::TokenDigest};
+use trunkline_sdk::{Client, ClientError, Handler, StartAt, Subscriber};
 
 use crate::{
     args::DevArgs,
@@ -30,10 +32,11 @@ use crate::{
     pages,
     pki::Pki,
     roles,
+    verbs::token::mint,
 };
 
 pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
-    let role = DevRole::load(args, &config::environment())?;
+    let mut role = DevRole::load(args, &config::environment())?;
     if roles::answered(&args.file, &role)? {
         return Ok(());
     }
@@ -42,13 +45,20 @@ pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
     pki.edge(&role.edge.name)?;
     let edge_listeners = edge_server::bind(&role.edge).context("edge")?;
     let runtime = roles::runtime()?;
-    runtime.block_on(serve(role, edge_listeners, !args.no_handlers))
+    let calls = !args.no_handlers || role.apis.iter().any(|api| api.functions.is_some());
+    let access = calls.then(|| Access::grant(&mut role.broker)).transpose()?;
+    runtime.block_on(serve(role, edge_listeners, access, !args.no_handlers))
 }
 
-async fn serve(mut role: DevRole, listeners: edge_server::Listeners, with_handlers: bool) -> Result<(), Failure> {
+async fn serve(
+    mut role: DevRole,
+    listeners: edge_server::Listeners,
+    access: Option<Access>,
+    demo: bool,
+) -> Result<(), Failure> {
     let shutdown = roles::Shutdown::install()?;
     let pages = pages::demo(&format!("ws://{}/chat", listeners.ws_address()));
-    let mut broker = BrokerThread::start(&role, pages, with_handlers)?;
+    let mut broker = BrokerThread::start(&role, pages, access, demo)?;
     let addresses = broker.addresses().await?;
     role.edge.brokers =
         vec![format!("{}@{}", role.broker.node_id, addresses.link).parse().context("the link's address")?];
@@ -110,7 +120,7 @@ struct BrokerThread {
 }
 
 impl BrokerThread {
-    fn start(role: &DevRole, pages: Pages, with_handlers: bool) -> anyhow::Result<Self> {
+    fn start(role: &DevRole, pages: Pages, access: Option<Access>, demo: bool) -> anyhow::Result<Self> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let (address_sender, addresses) = oneshot::channel();
         let (ready_sender, ready) = oneshot::channel();
@@ -130,7 +140,7 @@ impl BrokerThread {
                 };
                 let extras = Extras { pages, ready: Some(Box::new(is_ready)) };
                 let handlers_stop = stopped.child_token();
-                let handlers = Handlers::start(addresses.grpc, with_handlers, functions, &handlers_stop);
+                let handlers = Handlers::start(addresses.grpc, access, demo, functions, &handlers_stop);
                 let broker_stop = async move {
                     stopped.cancelled().await;
                     handlers.ended().await;
@@ -172,6 +182,52 @@ impl BrokerThread {
     }
 }
 
+/// How the demo's handlers and the functions' bridge reach the broker if that asks for tokens: with one that lives as long as the process.
+#[derive(Default)]
+struct Access {
+    token: Option<String>,
+}
+
+impl Access {
+    fn grant(broker: &mut BrokerConfig) -> Result<Self, Failure> {
+        if broker.tls.is_some() {
+            return Err(Failure::usage(
+                "the handlers of dev speak plain text: with broker.tls, start it with --no-handlers and without functions, and \
+                 yours (`trunkline functions`) beside it",
+            ));
+        }
+        let token = (!broker.tokens.is_empty()).then(mint);
+        broker.tokens.extend(token.as_ref().map(|token| TokenConfig {
+            name: "dev".to_owned(),
+            sha256: TokenDigest::of(token),
+            role: Role::Handler,
+            groups: Vec::new(),
+            apis: Vec::new(),
+        }));
+        Ok(Self { token })
+    }
+
+    fn subscriber(&self, address: &str) -> Subscriber {
+        let subscriber = Subscriber::builder(address);
+        match &self.token {
+            Some(token) => subscriber.token(token),
+            None => subscriber,
+        }
+    }
+
+    fn client(&self, address: &str) -> Result<Client, ClientError> {
+        let builder = Client::builder(address);
+        match &self.token {
+            Some(token) => builder.token(token).build(),
+            None => builder.build(),
+        }
+    }
+
+    fn brokers(&self, address: String) -> Brokers {
+        Brokers { addresses: vec![address], token: self.token.as_deref().map(SecretText::new), ca_pem: None }
+    }
+}
+
 /// The demo's handlers, and the functions of the file's APIs.
 struct Handlers {
     tasks: tokio_util::task::TaskTracker,
@@ -179,20 +235,32 @@ struct Handlers {
 
 impl Handlers {
     /// On the runtime this is called in.
-    fn start(grpc: SocketAddr, demo: bool, functions: Vec<ApiSettings>, stop: &CancellationToken) -> Self {
+    fn start(
+        grpc: SocketAddr,
+        access: Option<Access>,
+        demo: bool,
+        functions: Vec<ApiSettings>,
+        stop: &CancellationToken,
+    ) -> Self {
         let tasks = tokio_util::task::TaskTracker::new();
-        let address = format!("http://{grpc}");
+        let address = grpc.to_string();
+        let access = access.unwrap_or_default();
         if demo {
-            tasks.spawn(handle(address.clone(), "echo", echo::Echo, stop.clone()));
-            match Client::new(address.clone()) {
+            tasks.spawn(handle(access.subscriber(&address), "echo", echo::Echo, stop.clone()));
+            match access.client(&address) {
                 Ok(client) => {
-                    drop(tasks.spawn(handle(address.clone(), "chat", chat::Chat::new(client), stop.clone())));
+                    drop(tasks.spawn(handle(
+                        access.subscriber(&address),
+                        "chat",
+                        chat::Chat::new(client),
+                        stop.clone(),
+                    )));
                 }
                 Err(error) => tracing::error!(%error, "no chat"),
             }
         }
         if !functions.is_empty() {
-            tasks.spawn(call_functions(address, functions, stop.clone()));
+            tasks.spawn(call_functions(access.brokers(address), functions, stop.clone()));
         }
         tasks.close();
         Self { tasks }
@@ -204,16 +272,16 @@ impl Handlers {
 }
 
 /// A group named as the API it decides for. From the earliest event on: a client may be faster than the group's first member.
-async fn handle(address: String, api: &'static str, handler: impl Handler, stop: CancellationToken) {
-    let subscriber = Subscriber::builder(address).group(api).member("dev").apis([api]).start(StartAt::Earliest);
+async fn handle(subscriber: Subscriber, api: &'static str, handler: impl Handler, stop: CancellationToken) {
+    let subscriber = subscriber.group(api).member("dev").apis([api]).start(StartAt::Earliest);
     if let Err(error) = subscriber.run_until(handler, stop.cancelled_owned()).await {
         tracing::error!(api, %error, "the demo's handler ended");
     }
 }
 
 /// The bridge to HTTP functions, as `trunkline functions` runs it.
-async fn call_functions(address: String, apis: Vec<ApiSettings>, stop: CancellationToken) {
-    if let Err(error) = trunkline_functions::run_until(&[address], "dev", apis, stop.cancelled_owned()).await {
+async fn call_functions(brokers: Brokers, apis: Vec<ApiSettings>, stop: CancellationToken) {
+    if let Err(error) = trunkline_functions::run_until(&brokers, "dev", apis, stop.cancelled_owned()).await {
         tracing::error!(%error, "the function bridge ended");
     }
 }

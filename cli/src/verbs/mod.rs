@@ -9,6 +9,7 @@ pub(crate) mod init;
 pub(crate) mod state;
 pub(crate) mod submit;
 pub(crate) mod tail;
+pub(crate) mod token;
 pub(crate) mod verify;
 
 use std::time::Duration;
@@ -29,7 +30,14 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new(args: &RemoteArgs) -> Result<Self, Failure> {
-        let builder = Client::builder(args.broker.clone()).timeout(TIMEOUT);
+        let mut builder = Client::builder(args.broker.clone()).timeout(TIMEOUT);
+        if let Some(token) = &args.token {
+            builder = builder.token(token);
+        }
+        if let Some(path) = &args.ca {
+            let pem = std::fs::read(path);
+            builder = builder.ca_pem(pem.map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?);
+        }
         let address = args.broker.join(" or ");
         let client = builder.build().map_err(|error| Failure::of_call(&address, error))?;
         Ok(Self { client, json: args.json, address })

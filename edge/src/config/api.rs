@@ -60,6 +60,12 @@ pub struct ApiConfig {
     /// Connections of this API on this edge; more get 503. At least 1. Default 100,000.
     #[serde(default = "defaults::max_connections")]
     pub max_connections: u64,
+    /// Handshakes of this API on this edge per second, twice as many at once; more get 503. 0: no bound. Default 0.
+    #[serde(default)]
+    pub max_handshakes: u32,
+    /// Messages of one connection per second, twice as many at once; more close it (1008). 0: no bound. Default 0.
+    #[serde(default)]
+    pub max_messages: u32,
     /// With registration `accept`: the first the client offered that is listed is chosen. Default none.
     #[serde(default)]
     pub subprotocols: Vec<String>,
@@ -70,6 +76,9 @@ pub struct ApiConfig {
     /// elsewhere. Clients that send no Origin are not browsers. Default empty.
     #[serde(default)]
     pub origins: Vec<String>,
+    /// Refuses clients that send no Origin: for an API that only web pages are to use. Default false.
+    #[serde(default)]
+    pub origin_required: bool,
     /// How clients prove who they are. Default none.
     #[serde(default)]
     pub auth: AuthConfig,
@@ -150,9 +159,12 @@ impl ApiConfig {
             max_message: defaults::max_message(),
             max_fragments: defaults::max_fragments(),
             max_connections: defaults::max_connections(),
+            max_handshakes: 0,
+            max_messages: 0,
             subprotocols: Vec::new(),
             max_handler_lag: 0,
             origins: Vec::new(),
+            origin_required: false,
             auth: AuthConfig::default(),
             functions: None,
         }

@@ -83,6 +83,9 @@ fn wrong_edges_are_refused_with_the_reason() {
         ("uplink_bytes = \"1KiB\"", "edge.uplink_bytes: 1KiB is less than 2MiB"),
         ("uplink_bytes = 64", "no known unit"),
         ("drain_window = \"26s\"", "edge.drain_window: 26s is more than 25s"),
+        ("trusted_proxies = [\"10.0.0.0/8\", \"::1\"]", ""),
+        ("trusted_proxies = [\"10.0.0.0/33\"]", "edge.trusted_proxies: \"10.0.0.0/33\" is no address and no network"),
+        ("trusted_proxies = [\"proxy.example\"]", "is no address"),
         ("headers = [\"Cookie\"]", "edge.headers: \"Cookie\" is no header name in lower case"),
     ] {
         let found = problems(edge, "");

@@ -311,6 +311,23 @@ fn idle_and_lifetime_end_a_connection() {
 }
 
 #[test]
+fn a_token_ends_its_connection_paused_or_not() {
+    for is_paused in [false, true] {
+        let mut rig = Rig::pending(Registration { expires: Some(Millis(5000)), ..Registration::default() });
+        call!(rig, handle_opened, Millis(1), true);
+        rig.take();
+        if is_paused {
+            rig.connection.handle_pause(Millis(2));
+        }
+        assert_eq!(rig.deadline(), Some(5000));
+        rig.timer(4999);
+        assert_eq!(rig.take(), [""; 0]);
+        rig.timer(5000);
+        assert_eq!(rig.take(), ["Closed 1008 \"token expired\" TokenExpired"]);
+    }
+}
+
+#[test]
 fn deadlines_stop_while_reading_is_paused() {
     let mut rig = Rig::open();
     rig.timer(25_000);

@@ -35,6 +35,8 @@ pub struct Upgrade {
     pub subprotocols: Vec<String>,
     /// Those that are kept, names in lower case.
     pub headers: Vec<v1::Header>,
+    /// `X-Forwarded-For`, as it came: anybody may have written it.
+    pub forwarded: Vec<String>,
     /// The Authorization header.
     pub authorization: Option<Hidden>,
 }
@@ -169,6 +171,7 @@ fn upgrade(target: &str, fields: &Fields<'_>, kept: &[String]) -> Result<Upgrade
         accept: derive_accept_key(key.as_bytes()),
         subprotocols: fields.subprotocols()?,
         headers: fields.kept(kept),
+        forwarded: fields.all("x-forwarded-for").map(|value| String::from_utf8_lossy(value).into_owned()).collect(),
         authorization: fields.one("authorization")?.map(|value| Hidden(value.to_owned())),
     })
 }
@@ -248,11 +251,11 @@ fn are_token_bytes(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// Whether a request with this origin may be upgraded. Clients that send none are no browsers. Compared byte by byte: a prefix
+/// Whether a request with this origin may be upgraded. Clients that send none are no browsers, and may be refused as such. Compared byte by byte: a prefix
 /// or a suffix of a listed origin belongs to somebody else.
-pub fn is_origin_allowed(origin: Option<&str>, listed: &[String], on_loopback: bool) -> bool {
+pub fn is_origin_allowed(origin: Option<&str>, listed: &[String], is_required: bool, on_loopback: bool) -> bool {
     match origin {
-        None => true,
+        None => !is_required,
         Some(_) if listed.is_empty() => on_loopback,
         Some(origin) => listed.iter().any(|listed| listed == origin),
     }

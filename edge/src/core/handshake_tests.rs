@@ -134,10 +134,11 @@ fn origins_match_exactly() {
         (Some("https://good.com:8443"), false),
         (Some("https://GOOD.com"), false),
     ] {
-        assert_eq!(is_origin_allowed(origin, &listed, true), allowed, "{origin:?}");
+        assert_eq!(is_origin_allowed(origin, &listed, false, true), allowed, "{origin:?}");
     }
-    assert!(is_origin_allowed(Some("https://any"), &[], true));
-    assert!(!is_origin_allowed(Some("https://any"), &[], false));
+    assert!(is_origin_allowed(Some("https://any"), &[], false, true));
+    assert!(!is_origin_allowed(Some("https://any"), &[], false, false));
+    assert!(!is_origin_allowed(None, &listed, true, true));
 }
 
 proptest! {

@@ -21,6 +21,11 @@ pub struct Rate {
 impl Rate {
     /// No bound.
     pub const UNBOUNDED: Self = Self { per_second: 0, burst: 0 };
+
+    /// So many per second, and twice as many at once; 0: unbounded.
+    pub fn of(per_second: u32) -> Self {
+        Self { per_second, burst: per_second.saturating_mul(2) }
+    }
 }
 
 /// What bounds a message while it is read.

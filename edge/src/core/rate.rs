@@ -21,6 +21,11 @@ impl Bucket {
         self.full_at = full_at;
         true
     }
+
+    /// Whether it is as one that nobody has taken from.
+    pub(crate) fn is_full(self, now: Millis) -> bool {
+        self.full_at <= now.0.saturating_mul(1000)
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::{
     api::Api,
     config::EdgeConfig,
     downlink::Downlink,
+    gate::Gate,
     inbox::ShardInbox,
     link::{Granted, Link, LinkError, Settings, Status},
     shard::{HANDSHAKES_MAX, ShardOptions},
@@ -65,11 +66,13 @@ impl Threads {
         let shards = listeners.len();
         let edge: Arc<str> = config.name.as_str().into();
         let headers: Arc<[String]> = config.headers.as_slice().into();
+        let gate = Arc::new(Gate::new(config));
         let options = |index| ShardOptions {
             edge: Arc::clone(&edge),
             index,
             shards,
             apis: Arc::clone(apis),
+            gate: Arc::clone(&gate),
             headers: Arc::clone(&headers),
             handshakes_max: HANDSHAKES_MAX,
         };

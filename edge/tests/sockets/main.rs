@@ -3,7 +3,9 @@
 
 mod support;
 
+mod auth;
 mod delivery;
 mod frames;
 mod handshake;
 mod lifecycle;
+mod limits;

@@ -22,7 +22,7 @@ pub use self::{
     known::Known,
     measure::{FUNCTION_CALL_SECONDS, FUNCTION_CALLS_TOTAL, FUNCTION_FAILURES_TOTAL},
     route::RouteSelection,
-    run::{BridgeError, run_until},
+    run::{BridgeError, Brokers, run_until},
     settings::{
         ApiSettings, BACKOFF_MAX, CONCURRENCY_MAX, Dialect, FunctionUrl, OnFailure, RESPONSE_BYTES_MAX, RETRIES_MAX,
         ROUTES_MAX, SettingsError, TIMEOUT_MAX,

@@ -7,8 +7,8 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinSet};
-use trunkline_proto::limits;
-use trunkline_sdk::{Client, ClientError, StartAt, SubscribeError, Subscriber, Timestamp};
+use trunkline_proto::{limits, secret::SecretText};
+use trunkline_sdk::{Client, ClientBuilder, ClientError, StartAt, SubscribeError, Subscriber, Timestamp};
 
 use crate::{
     bridge::Bridge,
@@ -20,6 +20,42 @@ use crate::{
 
 /// Longest work on one event, waiting for a place included; then it comes again.
 const RUN_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
+
+/// Where brokers are, and what proves who we are.
+#[derive(Clone, Debug, Default)]
+pub struct Brokers {
+    /// gRPC addresses to ask first.
+    pub addresses: Vec<String>,
+    /// A token of role handler, where brokers ask for one.
+    pub token: Option<SecretText>,
+    /// The authority (PEM) of their certificates, where gRPC speaks TLS.
+    pub ca_pem: Option<Vec<u8>>,
+}
+
+impl Brokers {
+    /// A client of theirs.
+    pub fn client(&self) -> ClientBuilder {
+        let mut client = Client::builder(self.addresses.clone());
+        if let Some(token) = &self.token {
+            client = client.token(token.reveal());
+        }
+        if let Some(pem) = &self.ca_pem {
+            client = client.ca_pem(pem.clone());
+        }
+        client
+    }
+
+    fn subscriber(&self) -> Subscriber {
+        let mut subscriber = Subscriber::builder(self.addresses.clone());
+        if let Some(token) = &self.token {
+            subscriber = subscriber.token(token.reveal());
+        }
+        if let Some(pem) = &self.ca_pem {
+            subscriber = subscriber.ca_pem(pem.clone());
+        }
+        subscriber
+    }
+}
 
 /// Why bridges do not run, or not any more. Brokers that are away are no reason.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +93,7 @@ pub enum BridgeError {
 /// # Errors
 /// Settings that make no sense, at once; or a broker's final refusal, once the others have been stopped in order.
 pub async fn run_until(
-    brokers: &[String],
+    brokers: &Brokers,
     member: &str,
     apis: Vec<ApiSettings>,
     stop: impl Future<Output = ()> + Send,
@@ -67,7 +103,7 @@ pub async fn run_until(
     }
     measure::describe();
     let caller = Caller::new(&apis)?;
-    let known = Arc::new(Known::new(Client::new(brokers.to_vec())?));
+    let known = Arc::new(Known::new(brokers.client().build()?));
     let (stop_sender, stopped) = watch::channel(false);
     let mut running = JoinSet::new();
     for settings in apis {
@@ -98,10 +134,11 @@ pub async fn run_until(
     }
 }
 
-fn subscriber(brokers: &[String], member: &str, settings: &ApiSettings) -> Subscriber {
+fn subscriber(brokers: &Brokers, member: &str, settings: &ApiSettings) -> Subscriber {
     // what one busy connection has waiting here must leave room for the others
     let held = (settings.concurrency * 16).clamp(1024, limits::CREDIT_MAX as usize);
-    Subscriber::builder(brokers.to_vec())
+    brokers
+        .subscriber()
         .group(&settings.group)
         .member(member)
         .apis([&settings.api])

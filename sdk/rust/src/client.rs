@@ -9,10 +9,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::Streaming;
 use trunkline_proto::{
     CloseCode, ConnectionId, Offset, PartitionId, limits,
     v1::{
@@ -27,35 +24,11 @@ use crate::{
     error::{ClientError, CommandFailure, Retry, outcome},
     event::Message,
     subscription::{IntoEndpoints, StartAt},
+    wire::{Credentials, Wire},
 };
 
 /// How long a change of members or leaders may take, over all partitions.
 const MEMBER_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// HTTP/2 windows: their quotient is how many slow streams may stall before they block the others.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that answers no ping this long is dead.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-
-/// An endpoint with this crate's settings; `host:port` is taken as `http://host:port`.
-pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
-    let invalid = |reason: String| ClientError::Address { address: address.to_owned(), reason };
-    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(uri).map_err(|error| invalid(error.to_string()))?;
-    if endpoint.uri().authority().is_none() || endpoint.uri().port_u16().is_none() {
-        return Err(invalid("http://host:port is expected".to_owned()));
-    }
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true))
-}
 
 /// A client of a cluster by one of its brokers, which forwards to the leaders, or by several: then the next one is asked where one is
 /// away or cannot answer. Cheap to clone; connects when first used and again when needed.
@@ -74,7 +47,7 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    channels: Arc<[Channel]>,
+    channels: Arc<[Wire]>,
     /// Which of them answered last.
     turn: Arc<AtomicUsize>,
     timeout: Duration,
@@ -85,6 +58,7 @@ pub struct Client {
 pub struct ClientBuilder {
     addresses: Vec<String>,
     timeout: Duration,
+    credentials: Credentials,
 }
 
 impl ClientBuilder {
@@ -95,10 +69,24 @@ impl ClientBuilder {
         self
     }
 
+    /// Proves who calls: a token that `trunkline token new` has made.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.credentials.token = Some(token.into());
+        self
+    }
+
+    /// Brokers are reached by TLS and must prove who they are by a certificate of this authority, PEM.
+    #[must_use]
+    pub fn ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.credentials.ca = Some(pem.into());
+        self
+    }
+
     /// The client; must be called within a tokio runtime.
     pub fn build(self) -> Result<Client, ClientError> {
-        let channels = self.addresses.iter().map(|address| Ok(endpoint(address)?.connect_lazy()));
-        let channels: Vec<Channel> = channels.collect::<Result<_, ClientError>>()?;
+        let channels = self.addresses.iter().map(|address| self.credentials.connect_lazy(address));
+        let channels: Vec<Wire> = channels.collect::<Result<_, _>>()?;
         if channels.is_empty() {
             return Err(ClientError::Address { address: String::new(), reason: "none was given".to_owned() });
         }
@@ -125,11 +113,12 @@ impl Client {
 
     /// A client of the broker at this address, or of those at several.
     pub fn builder(addresses: impl IntoEndpoints) -> ClientBuilder {
-        ClientBuilder { addresses: addresses.into_endpoints(), timeout: Duration::from_secs(15) }
+        let credentials = Credentials::default();
+        ClientBuilder { addresses: addresses.into_endpoints(), timeout: Duration::from_secs(15), credentials }
     }
 
     /// The broker that answered last.
-    fn channel(&self) -> (usize, Channel) {
+    fn channel(&self) -> (usize, Wire) {
         let turn = self.turn.load(Ordering::Relaxed) % self.channels.len();
         // never empty
         #[allow(clippy::indexing_slicing)]
@@ -144,7 +133,7 @@ impl Client {
     }
 
     /// Asks one broker after another, each once, until one answers. Only for what may be asked twice.
-    async fn ask<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, ClientError>
+    async fn ask<T, F>(&self, call: impl Fn(Wire) -> F) -> Result<T, ClientError>
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
@@ -389,11 +378,11 @@ impl Submission {
     }
 }
 
-fn connections(channel: Channel) -> ConnectionsClient<Channel> {
+fn connections(channel: Wire) -> ConnectionsClient<Wire> {
     ConnectionsClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX)
 }
 
-fn cluster(channel: Channel) -> ClusterClient<Channel> {
+fn cluster(channel: Wire) -> ClusterClient<Wire> {
     ClusterClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX)
 }
 
@@ -410,7 +399,7 @@ fn should_send_again(results: &[Result<Applied, CommandFailure>], keyed: bool) -
 }
 
 async fn submit_once(
-    channel: Channel,
+    channel: Wire,
     request: &v1::SubmitRequest,
     deadline: Instant,
 ) -> Result<Vec<Result<Applied, CommandFailure>>, ClientError> {
@@ -454,14 +443,6 @@ mod tests {
     use trunkline_proto::v1::Code;
 
     use super::*;
-
-    #[test]
-    fn an_address_without_a_scheme_is_http() {
-        assert!(endpoint("127.0.0.1:7070").is_ok());
-        for wrong in ["", "http://", "http://host", "not an address"] {
-            assert!(matches!(endpoint(wrong), Err(ClientError::Address { .. })), "{wrong}");
-        }
-    }
 
     #[test]
     fn without_a_key_only_what_did_not_happen_is_sent_again() {

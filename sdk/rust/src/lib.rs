@@ -39,6 +39,7 @@ mod lane;
 mod schedule;
 mod session;
 mod subscription;
+mod wire;
 
 pub use client::{Applied, Client, ClientBuilder, LogPages, Pages, StatePages, Submission};
 pub use command::{Command, CommandError, Publish};

@@ -21,7 +21,6 @@ use trunkline_proto::{
 use crate::{
     backoff::Backoff,
     brokers::{Brokers, Claim, Target},
-    client::endpoint,
     command::Command,
     context::{Context, Origin},
     error::{ClientError, Retry},
@@ -139,7 +138,8 @@ impl<H: Handler> Session<H> {
 
     /// Opens a stream and joins, unless another session holds a stream to whoever answers.
     async fn join(&self, address: &str) -> Result<Stream, Ended> {
-        let channel = endpoint(address).map_err(|error| Ended::Lost(error.to_string()))?.connect_lazy();
+        let channel = self.settings.credentials.connect_lazy(address);
+        let channel = channel.map_err(|error| Ended::Lost(error.to_string()))?;
         let mut client = HandlersClient::new(channel).max_decoding_message_size(limits::FRAME_BYTES_MAX);
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let answered = client.subscribe(ReceiverStream::new(receiver)).await;

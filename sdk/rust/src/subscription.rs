@@ -13,7 +13,7 @@ use tokio::{
 use trunkline_proto::{Offset, Timestamp, limits, v1};
 
 use crate::{
-    brokers::Brokers, client::endpoint, error::ClientError, event::EventKind, handler::Handler, session::Session,
+    brokers::Brokers, error::ClientError, event::EventKind, handler::Handler, session::Session, wire::Credentials,
 };
 
 /// Where a new group begins. One that exists goes on where it was.
@@ -101,6 +101,7 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) extend_every: Duration,
     pub(crate) grace: Duration,
+    pub(crate) credentials: Credentials,
 }
 
 impl Settings {
@@ -130,6 +131,7 @@ impl Settings {
 /// | `timeout` | then a handler's run is given up and the event comes again | 5 min |
 /// | `max_attempts` | then an event is parked; 0: never by itself | 0 |
 /// | `grace` | how long a stop waits for runs and commits | 10 s |
+/// | `token`, `ca_pem` | what proves who we are; TLS | none |
 #[derive(Clone, Debug)]
 #[must_use = "a subscriber does nothing until run"]
 pub struct Subscriber {
@@ -152,6 +154,7 @@ impl Subscriber {
             timeout: Duration::from_secs(300),
             extend_every: Duration::from_secs(10),
             grace: Duration::from_secs(10),
+            credentials: Credentials::default(),
         };
         Self { endpoints: endpoints.into_endpoints(), settings }
     }
@@ -219,6 +222,18 @@ impl Subscriber {
     /// How long a stop waits for runs and commits.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
+        self
+    }
+
+    /// Proves who subscribes: a token of role handler that `trunkline token new` has made.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.settings.credentials.token = Some(token.into());
+        self
+    }
+
+    /// Brokers are reached by TLS and must prove who they are by a certificate of this authority, PEM.
+    pub fn ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.settings.credentials.ca = Some(pem.into());
         self
     }
 
@@ -290,7 +305,7 @@ impl Subscriber {
             return Err(SubscribeError::NoEndpoint);
         }
         for address in &self.endpoints {
-            endpoint(address)?;
+            settings.credentials.endpoint(address)?;
         }
         Ok(())
     }

@@ -250,6 +250,7 @@ fn a27_a_key_id_picks_among_configured_keys_only() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods)] // the test's own clock: how long refusals take
 fn a28_what_is_huge_deep_or_twofold_is_refused_at_once() {
     let deep = format!(r#"{{"sub":"ada","exp":1800000000,"x":{}1{}}}"#, "[".repeat(2500), "]".repeat(2500));
     let deep_header = format!(r#"{{"alg":"HS256","x":{}1{}}}"#, "[".repeat(2500), "]".repeat(2500));
@@ -297,6 +298,7 @@ fn request(query: &str, authorization: Option<&str>, subprotocols: &[&str]) -> U
         accept: String::new(),
         subprotocols: subprotocols.iter().map(|name| (*name).to_owned()).collect(),
         headers: vec![header("authorization"), header("sec-websocket-protocol"), header("cookie")],
+        forwarded: Vec::new(),
         authorization: authorization.map(|value| Hidden(value.to_owned())),
     }
 }

@@ -23,7 +23,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use trunkline_edge::{
     accept,
     api::Api,
-    config::{ApiConfig, Registration},
+    config::{ApiConfig, EdgeConfig, Registration},
+    gate::Gate,
     inbox::{ShardHandle, ShardInput, inbox},
     shard::ShardOptions,
     sink::RecordSink,
@@ -192,6 +193,13 @@ pub(crate) fn api(name: &str, change: impl FnOnce(&mut ApiConfig)) -> ApiConfig 
 
 impl Edge {
     pub(crate) fn start(apis: Vec<ApiConfig>) -> Self {
+        Self::start_with(apis, |_| ())
+    }
+
+    /// With other bounds on addresses.
+    pub(crate) fn start_with(apis: Vec<ApiConfig>, change: impl FnOnce(&mut EdgeConfig)) -> Self {
+        let mut config = EdgeConfig::new("e1", Vec::new(), "pki".into());
+        change(&mut config);
         let apis: Arc<[Arc<Api>]> = apis.into_iter().map(|api| Arc::new(Api::load(api).unwrap())).collect();
         let log = FakeLog::new();
         let listener = accept::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
@@ -202,6 +210,7 @@ impl Edge {
             index: 0,
             shards: 1,
             apis: Arc::clone(&apis),
+            gate: Arc::new(Gate::new(&config)),
             headers: ["host", "user-agent"].map(str::to_owned).into(),
             handshakes_max: 100,
         };

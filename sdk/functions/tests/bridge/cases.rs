@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::json;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
-use trunkline_functions::{ApiSettings, BridgeError, Dialect, OnFailure, Secret, run_until};
+use trunkline_functions::{ApiSettings, BridgeError, Brokers, Dialect, OnFailure, Secret, run_until};
 use trunkline_sdk::proto::v1::{self, command::Command as C, outcome::Verdict};
 
 use crate::{
@@ -45,7 +45,9 @@ impl Running {
         let (stop, stopped) = oneshot::channel();
         let address = broker.address.to_string();
         let stopped = async move { drop(stopped.await) };
-        let task = tokio::spawn(async move { run_until(&[address], "one", vec![settings], stopped).await });
+        let task = tokio::spawn(async move {
+            run_until(&Brokers { addresses: vec![address], ..Brokers::default() }, "one", vec![settings], stopped).await
+        });
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         // the broker stamps events with their offsets
         Self { broker, stop: Some(stop), task, offset: now.as_micros() as u64 }
@@ -522,6 +524,13 @@ async fn calls_are_signed_and_carry_the_operator_s_headers() {
 #[tokio::test]
 async fn wrong_settings_are_refused_at_once() {
     let nothing = ApiSettings::new("test", Dialect::Scf);
-    let error = run_until(&["127.0.0.1:1".to_owned()], "one", vec![nothing], std::future::pending()).await.unwrap_err();
+    let error = run_until(
+        &Brokers { addresses: vec!["127.0.0.1:1".to_owned()], ..Brokers::default() },
+        "one",
+        vec![nothing],
+        std::future::pending(),
+    )
+    .await
+    .unwrap_err();
     assert!(matches!(error, BridgeError::Settings { .. }), "{error}");
 }
