@@ -5,6 +5,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use trunkline_proto::units::HumanSize;
+
 use crate::{
     config::ApiConfig,
     core::{Limits, Rate},
@@ -27,7 +29,9 @@ impl Api {
     pub fn new(config: ApiConfig) -> Self {
         let limits = Limits {
             max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
+            max_frame: config.max_frame.map_or(usize::MAX, HumanSize::as_usize),
             max_fragments: config.max_fragments,
+            text_only: config.text_only,
             max_queue: usize::try_from(config.max_queue.get()).unwrap_or(usize::MAX),
             registration_timeout: config.registration_timeout.0.into(),
             idle_timeout: config.idle_timeout.0.into(),
