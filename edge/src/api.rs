@@ -7,6 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use trunkline_proto::units::HumanSize;
 
 use crate::{
     auth,
@@ -36,7 +37,9 @@ impl Api {
         let auth = auth::load(&config)?;
         let limits = Limits {
             max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
+            max_frame: config.max_frame.map_or(usize::MAX, HumanSize::as_usize),
             max_fragments: config.max_fragments,
+            text_only: config.text_only,
             max_queue: usize::try_from(config.max_queue.get()).unwrap_or(usize::MAX),
             registration_timeout: config.registration_timeout.0.into(),
             idle_timeout: config.idle_timeout.0.into(),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import socket
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from harness import Dev, Process, until
+from node_sdk import sdk_for_node
 
 pytestmark = pytest.mark.short
 
@@ -26,6 +24,7 @@ CONFIG = """
 name = "lchat"
 path = "/prod"
 preset = "aws"
+text_only = false
 
 [api.functions]
 dialect = "aws"
@@ -177,25 +176,8 @@ def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
     dev.process.stop()
 
 
-def sdk_for_node(need) -> Path:
-    """The folder of the Node program with its packages, installed once per content of the lock file."""
-    need(shutil.which("node") and shutil.which("npm"), "node and npm are not installed")
-    here = Path(__file__).with_name("node")
-    digest = hashlib.sha256((here / "package-lock.json").read_bytes()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trunkline" / "node" / digest
-    if not (cache / "complete").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(here / name, cache)
-        done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=cache, capture_output=True, timeout=240)
-        need(done.returncode == 0, f"npm ci: {done.stderr.decode(errors='replace')[-500:]}")
-        (cache / "complete").touch()
-    shutil.copy(here / "lambda_chat.mjs", cache)
-    return cache
-
-
 def test_the_same_from_node_with_the_official_sdk(folder, need):
-    packages = sdk_for_node(need)
+    packages = sdk_for_node(need, Path(__file__).with_name("node") / "lambda_chat.mjs")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "leave"]

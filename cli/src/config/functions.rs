@@ -58,8 +58,13 @@ impl BridgeConfig {
 }
 
 /// What `preset = "aws"` says where the API's table says nothing: the limits of AWS API Gateway's WebSockets.
-const AWS: [(&str, &str); 4] =
-    [("max_message", "128KiB"), ("idle_timeout", "10m"), ("max_lifetime", "2h"), ("registration_timeout", "29s")];
+const AWS: [(&str, &str); 5] = [
+    ("max_message", "128KiB"),
+    ("max_frame", "32KiB"),
+    ("idle_timeout", "10m"),
+    ("max_lifetime", "2h"),
+    ("registration_timeout", "29s"),
+];
 
 /// Fills in the limits of presets.
 pub(super) fn apply_presets(document: &mut Table) {
@@ -70,6 +75,7 @@ pub(super) fn apply_presets(document: &mut Table) {
             for (key, value) in AWS {
                 api.entry(key).or_insert_with(|| value.into());
             }
+            api.entry("text_only").or_insert_with(|| true.into());
         }
     }
 }
@@ -210,7 +216,7 @@ mod tests {
         apply_presets(&mut document);
         let apis = document["api"].as_array().unwrap();
         assert_eq!((apis[0]["max_message"].as_str(), apis[0]["idle_timeout"].as_str()), (Some("128KiB"), Some("1m")));
-        assert_eq!(apis[0]["max_lifetime"].as_str(), Some("2h"));
+        assert_eq!((apis[0]["max_lifetime"].as_str(), apis[0]["text_only"].as_bool()), (Some("2h"), Some(true)));
         assert!(apis[1].as_table().unwrap().is_empty());
         assert_eq!(apis[2].as_table().unwrap().len(), 1);
     }

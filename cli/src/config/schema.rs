@@ -212,6 +212,7 @@ fn sample_api() -> Result<ApiConfig, Failure> {
         ..FunctionsConfig::new(Dialect::Scf)
     });
     api.preset = Some(Preset::Aws);
+    api.max_frame = Some(api.max_message);
     Ok(api)
 }
 

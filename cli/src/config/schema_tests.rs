@@ -171,6 +171,7 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[[api]]` path", "required"),
         ("`[[api]]` handler_group", "the API's name"),
         ("`[[api]]` preset", "none"),
+        ("`[[api]]` max_frame", "none"),
         ("`[broker]` aws.keys", "none"),
         ("`[functions]` http", "none"),
         ("`[api.functions]` dialect", "required"),

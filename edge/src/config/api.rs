@@ -18,8 +18,9 @@ pub struct ApiConfig {
     pub name: String,
     /// Exact or with `{parameter}` segments, unique on the edge; where several answer, the one that is literal first wins.
     pub path: PathPattern,
-    /// Another gateway's limits, where this table says nothing else: `aws` is `max_message` 128 KiB, `idle_timeout` 10 m,
-    /// `max_lifetime` 2 h and `registration_timeout` 29 s. Whoever reads the file fills them in. Default none.
+    /// Another gateway's limits, where this table says nothing else: `aws` is `max_message` 128 KiB, `max_frame` 32 KiB,
+    /// `text_only`, `idle_timeout` 10 m, `max_lifetime` 2 h and `registration_timeout` 29 s. Whoever reads the file fills them
+    /// in. Default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
     /// Who lets connections in. Default `handler`.
@@ -53,6 +54,12 @@ pub struct ApiConfig {
     /// Largest message from a client (1009). 1 B to 16 MiB. Default 1 MiB.
     #[serde(default = "defaults::max_message")]
     pub max_message: HumanSize,
+    /// Largest payload of one frame of a message (1009). At least 1 B. Default none: `max_message` bounds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_frame: Option<HumanSize>,
+    /// Whether binary messages are refused (1003). Default false.
+    #[serde(default)]
+    pub text_only: bool,
     /// Frames one message may consist of (1008). At least 1. Each costs little, but a message of empty ones never ends.
     /// Default 256.
     #[serde(default = "defaults::max_fragments")]
@@ -157,6 +164,8 @@ impl ApiConfig {
             max_queue: defaults::max_queue(),
             handler_group: None,
             max_message: defaults::max_message(),
+            max_frame: None,
+            text_only: false,
             max_fragments: defaults::max_fragments(),
             max_connections: defaults::max_connections(),
             max_handshakes: 0,
@@ -240,6 +249,9 @@ impl Check<'_> {
             format!(
                 "{queue} is less than max_message, {message}: sending one such message back would close the connection"
             )
+        });
+        self.require(api.max_frame.is_none_or(|frame| frame.get() > 0), "max_frame", || {
+            "0B would let no message in".to_owned()
         });
         self.require(api.max_fragments > 0, "max_fragments", || "0 would let no message in".to_owned());
         self.require(api.max_connections > 0, "max_connections", || "0 would let nobody in".to_owned());

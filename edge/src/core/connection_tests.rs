@@ -7,7 +7,9 @@ use crate::core::Rate;
 fn limits() -> Limits {
     Limits {
         max_message: 1000,
+        max_frame: 1000,
         max_fragments: 256,
+        text_only: false,
         max_queue: 100,
         registration_timeout: Millis(15_000),
         idle_timeout: Millis(600_000),

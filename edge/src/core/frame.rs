@@ -64,8 +64,12 @@ pub enum Violation {
     Utf8,
     #[error("message is too large")]
     TooLarge,
+    #[error("frame is too large")]
+    LargeFrame,
     #[error("message has too many fragments")]
     Fragments,
+    #[error("binary messages are not accepted")]
+    Binary,
 }
 
 impl Violation {
@@ -73,7 +77,8 @@ impl Violation {
     pub fn code(self) -> CloseCode {
         match self {
             Self::Utf8 => CloseCode::INVALID_DATA,
-            Self::TooLarge => CloseCode::TOO_LARGE,
+            Self::TooLarge | Self::LargeFrame => CloseCode::TOO_LARGE,
+            Self::Binary => CloseCode::UNSUPPORTED,
             Self::Fragments => CloseCode::POLICY,
             _ => CloseCode::PROTOCOL,
         }
@@ -82,7 +87,7 @@ impl Violation {
     /// The cause that is recorded.
     pub fn cause(self) -> CloseCause {
         match self {
-            Self::TooLarge => CloseCause::TooLarge,
+            Self::TooLarge | Self::LargeFrame => CloseCause::TooLarge,
             Self::Fragments => CloseCause::RateLimited,
             _ => CloseCause::ProtocolError,
         }
@@ -103,7 +108,9 @@ impl Violation {
             Self::CloseFrame => "close frame is malformed",
             Self::Utf8 => "text is not UTF-8",
             Self::TooLarge => "message is too large",
+            Self::LargeFrame => "frame is too large",
             Self::Fragments => "message has too many fragments",
+            Self::Binary => "binary messages are not accepted",
         }
     }
 }
@@ -179,7 +186,7 @@ impl FrameReader {
     }
 
     /// The next thing in `input` from `at` on, unmasked in place; `None` when the rest is unfinished, and kept. Nothing may be
-    /// read after a violation or a close. A message larger than its bound is refused by its declared length.
+    /// read after a violation or a close. A message or frame larger than its bound is refused by its declared length.
     pub fn next<'a>(
         &'a mut self,
         input: &'a mut [u8],
@@ -296,6 +303,7 @@ impl FrameReader {
             (CONTINUATION, Some(_)) if self.fragments >= bounds.fragments => return Err(Violation::Fragments),
             (CONTINUATION, Some(_)) => self.fragments += 1,
             (_, Some(_)) => return Err(Violation::Interleaved),
+            (BINARY, None) if bounds.text_only => return Err(Violation::Binary),
             (opcode, None) => {
                 self.kind = Some(if opcode == TEXT { MessageKind::Text } else { MessageKind::Binary });
                 self.fragments = 1;
@@ -303,6 +311,9 @@ impl FrameReader {
         }
         if header.length > bounds.bytes.saturating_sub(self.message.len()) {
             return Err(Violation::TooLarge);
+        }
+        if header.length > bounds.frame {
+            return Err(Violation::LargeFrame);
         }
         Ok(header)
     }

@@ -5,7 +5,7 @@ use super::{super::server_frame::header, *};
 const MAX: usize = 1 << 20;
 
 fn bounds(bytes: usize) -> MessageBounds {
-    MessageBounds { bytes, fragments: 256 }
+    MessageBounds { bytes, frame: bytes, fragments: 256, text_only: false }
 }
 
 /// A client's frame, masked, its length in the shortest form.
@@ -147,6 +147,32 @@ fn size_is_judged_by_the_declared_length() {
     let split = [client(0x02, &[0; 60]), client(0x80, &[0; 41])].concat();
     assert_eq!(read(&split, &[], 100).1, Some(Violation::TooLarge));
     assert_eq!(read(&split, &[], 101).1, None);
+}
+
+#[test]
+fn one_frame_may_be_bounded_more_than_its_message() {
+    let bounds = MessageBounds { frame: 60, ..bounds(100) };
+    let read = |bytes: &[u8]| {
+        let (mut reader, mut bytes, mut at) = (FrameReader::default(), bytes.to_vec(), 0);
+        reader.next(&mut bytes, &mut at, bounds).map(|received| received.is_some())
+    };
+    assert_eq!(read(&[client(0x01, &[b'x'; 60]), client(0x80, &[b'x'; 40])].concat()), Ok(true));
+    assert_eq!(read(&client(0x81, &[b'x'; 61])), Err(Violation::LargeFrame));
+    assert_eq!(read(&[client(0x01, b"x"), client(0x80, &[b'x'; 61])].concat()), Err(Violation::LargeFrame));
+    assert_eq!(read(&client(0x81, &[b'x'; 101])), Err(Violation::TooLarge));
+    assert_eq!(Violation::LargeFrame.code(), CloseCode::TOO_LARGE);
+}
+
+#[test]
+fn where_only_text_is_accepted_binary_is_refused_by_its_first_frame() {
+    let bounds = MessageBounds { text_only: true, ..bounds(MAX) };
+    let read = |bytes: &[u8]| {
+        let (mut reader, mut bytes, mut at) = (FrameReader::default(), bytes.to_vec(), 0);
+        reader.next(&mut bytes, &mut at, bounds).map(|received| received.is_some())
+    };
+    assert_eq!(read(&client(0x02, b"")), Err(Violation::Binary));
+    assert_eq!(read(&[client(0x01, b"a"), client(0x80, b"b")].concat()), Ok(true));
+    assert_eq!(Violation::Binary.code(), CloseCode(1003));
 }
 
 #[test]

@@ -33,14 +33,23 @@ impl Rate {
 pub struct MessageBounds {
     /// [`Limits::max_message`].
     pub bytes: usize,
+    /// [`Limits::max_frame`].
+    pub frame: usize,
     /// [`Limits::max_fragments`].
     pub fragments: u32,
+    /// [`Limits::text_only`].
+    pub text_only: bool,
 }
 
 impl Limits {
     /// What bounds a message while it is read.
     pub fn message_bounds(&self) -> MessageBounds {
-        MessageBounds { bytes: self.max_message, fragments: self.max_fragments }
+        MessageBounds {
+            bytes: self.max_message,
+            frame: self.max_frame,
+            fragments: self.max_fragments,
+            text_only: self.text_only,
+        }
     }
 }
 
@@ -49,8 +58,12 @@ impl Limits {
 pub struct Limits {
     /// Largest message from the client, in bytes (1009).
     pub max_message: usize,
+    /// Largest payload of one frame of it (1009).
+    pub max_frame: usize,
     /// Most frames one message may consist of (1008).
     pub max_fragments: u32,
+    /// Whether binary messages are refused (1003).
+    pub text_only: bool,
     /// Most unsent bytes before the connection is a slow consumer (1013). One frame is taken whatever its size when nothing is unsent.
     pub max_queue: usize,
     /// From the complete request to 101 (504).

@@ -63,7 +63,9 @@ impl Sockets {
     pub(crate) fn new(context: &Context) -> Self {
         let limits = Limits {
             max_message: 1 << 16,
+            max_frame: usize::MAX,
             max_fragments: 8,
+            text_only: false,
             max_queue: context.options.max_queue,
             registration_timeout: Millis::from_secs(4),
             idle_timeout: Millis::ZERO,
