@@ -174,6 +174,8 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[[api]]` max_frame", "none"),
         ("`[broker]` aws.keys", "none"),
         ("`[functions]` http", "none"),
+        ("`[functions]` token", "none"),
+        ("`[functions]` ca", "none"),
         ("`[api.functions]` dialect", "required"),
         ("`[api.functions]` registration", "none"),
         ("`[api.functions]` transmission", "none"),
