@@ -110,6 +110,12 @@ def test_connect_may_refuse(chat):
     assert (refused.value.response.status_code, refused.value.response.body) == (401, b"who are you?")
 
 
+def test_what_connect_posts_is_delivered_once_the_client_is_in(chat):
+    with chat.connect("early") as client:
+        assert client.recv(timeout=10) == "welcome"
+    until(lambda: chat.rows("select * from connections") == [], "the disconnect", 10)
+
+
 def test_errors_are_the_sdk_s_own_exceptions(chat):
     client = chat.client()
     gone = {"ConnectionId": "AAAAAAAAAAAAAAAAAAAAAA"}
