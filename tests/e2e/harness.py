@@ -10,8 +10,10 @@ import ctypes
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -97,6 +99,15 @@ def until(condition: Callable[[], object], what: str, seconds: float = 20, every
 def _die_with_parent() -> None:
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """For a server that cannot be asked which port it took. Outside the range that outgoing connections and port 0 take theirs from: one
+    of those might have it before the server does."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port found")
 
 
 class Process:

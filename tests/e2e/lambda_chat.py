@@ -50,6 +50,8 @@ def lambda_handler(event, context):
             if not name:
                 return {"statusCode": 401, "body": "who are you?"}
             table().execute("insert or replace into connections values (?, ?)", (connection, name))
+            if name == "early":
+                client().post_to_connection(ConnectionId=connection, Data=b"welcome")
             offered = event["headers"].get("Sec-WebSocket-Protocol", "").split(", ")
             return {"statusCode": 200, "headers": {"Sec-WebSocket-Protocol": "chat"} if "chat" in offered else {}}
         case "$disconnect":

@@ -14,7 +14,7 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from harness import Dev, Process, until
+from harness import Dev, Process, free_port, until
 from node_sdk import sdk_for_node
 
 pytestmark = pytest.mark.short
@@ -48,8 +48,7 @@ class Chat:
     """The backend of lambda_chat.py behind an API; requests to `@connections` must be signed."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "kick"]
         routes = "\n".join(f'"{key}" = "http://127.0.0.1:{port}/"' for key in keys)
         self.dev = Dev(folder, config=CONFIG.format(routes=routes, broker=KEYS)).start()
@@ -109,6 +108,12 @@ def test_connect_may_refuse(chat):
     with pytest.raises(InvalidStatus) as refused:
         websockets.sync.client.connect(chat.dev.ws("/prod"), compression=None, legacy=True)
     assert (refused.value.response.status_code, refused.value.response.body) == (401, b"who are you?")
+
+
+def test_what_connect_posts_is_delivered_once_the_client_is_in(chat):
+    with chat.connect("early") as client:
+        assert client.recv(timeout=10) == "welcome"
+    until(lambda: chat.rows("select * from connections") == [], "the disconnect", 10)
 
 
 def test_errors_are_the_sdk_s_own_exceptions(chat):
@@ -178,8 +183,7 @@ def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
 
 def test_the_same_from_node_with_the_official_sdk(folder, need):
     packages = sdk_for_node(need, Path(__file__).with_name("node") / "lambda_chat.mjs")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "leave"]
     routes = "\n".join(f'"{key}" = "http://127.0.0.1:{port}/"' for key in keys)
     dev = Dev(folder, config=CONFIG.format(routes=routes, broker=KEYS)).start()

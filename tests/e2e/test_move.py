@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -16,7 +15,7 @@ import boto3
 import pytest
 import websockets.sync.client
 
-from harness import Process, binary
+from harness import Process, binary, free_port
 from node_sdk import sdk_for_node
 from python_sdk import ENV, ROOT
 
@@ -44,10 +43,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.logs = folder, folder / "logs"
-        servers = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-        self.ports = {port: server.getsockname()[1] for port, server in zip(PORTS, servers)}
-        for server in servers:
-            server.close()
+        self.ports = {port: free_port() for port in PORTS}
         clone, programs = folder / "clone", folder / "bin"
         for path in (ROOT / "docs/examples").rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:

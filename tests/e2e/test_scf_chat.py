@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sqlite3
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
-from harness import Dev, Process, until
+from harness import Dev, Process, free_port, until
 from python_sdk import ROOT, python
 
 pytestmark = pytest.mark.short
@@ -41,8 +40,7 @@ class Room:
         self.database = folder / "chat.db"
         config = (EXAMPLE / "chatroom.toml").read_text()
         if host == "http":
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                port = server.getsockname()[1]
+            port = free_port()
             config += HTTP.format(port=port)
         self.node = Dev(folder, config=config).start()
         env = {"CHAT_DATABASE": str(self.database), "CHAT_ROOM_SIZE": str(SIZE), "PUSH_ADDRESS": f"{self.node.broker.http()}/push/chatroom"}

@@ -114,12 +114,15 @@ fn request_time(microseconds: u64) -> String {
     time.unwrap_or_default().strftime("%d/%b/%Y:%H:%M:%S +0000").to_string()
 }
 
-/// A domain has no port.
+/// As configured: functions make the address of the management API of it, so it may have a port. What a client has asked for loses
+/// its own.
 fn domain<'a>(settings: &'a ApiSettings, who: &'a Identity) -> &'a str {
-    let host = settings.domain.as_deref().unwrap_or(&who.host);
-    match host.rsplit_once(':') {
+    if let Some(domain) = &settings.domain {
+        return domain;
+    }
+    match who.host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+        _ => &who.host,
     }
 }
 

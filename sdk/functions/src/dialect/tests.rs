@@ -285,6 +285,13 @@ mod aws {
     }
 
     #[test]
+    fn a_domain_of_the_configuration_keeps_its_port() {
+        let settings = ApiSettings { domain: Some("chat.example.com:8443".into()), ..settings() };
+        let event = parsed(&sent(transmission(&settings, &place(), &who(), &Message::from("x"))));
+        assert_eq!(event["requestContext"]["domainName"], "chat.example.com:8443");
+    }
+
+    #[test]
     fn without_a_route_the_client_is_told() {
         let mut settings = settings();
         settings.routes.remove("$default");
