@@ -30,6 +30,7 @@ class CloseCause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLOSE_CAUSE_EDGE_DRAINED: _ClassVar[CloseCause]
     CLOSE_CAUSE_EDGE_LOST: _ClassVar[CloseCause]
     CLOSE_CAUSE_REGISTRATION_TIMEOUT: _ClassVar[CloseCause]
+    CLOSE_CAUSE_TOKEN_EXPIRED: _ClassVar[CloseCause]
 MESSAGE_KIND_UNSPECIFIED: MessageKind
 MESSAGE_KIND_TEXT: MessageKind
 MESSAGE_KIND_BINARY: MessageKind
@@ -48,6 +49,7 @@ CLOSE_CAUSE_REJECTED: CloseCause
 CLOSE_CAUSE_EDGE_DRAINED: CloseCause
 CLOSE_CAUSE_EDGE_LOST: CloseCause
 CLOSE_CAUSE_REGISTRATION_TIMEOUT: CloseCause
+CLOSE_CAUSE_TOKEN_EXPIRED: CloseCause
 
 class Header(_message.Message):
     __slots__ = ("name", "value")
@@ -58,7 +60,14 @@ class Header(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ConnectionOpened(_message.Message):
-    __slots__ = ("edge", "incarnation", "peer", "path", "query", "headers", "subprotocols", "principal", "channels", "handler_group", "subprotocol", "parameters")
+    __slots__ = ("edge", "incarnation", "peer", "path", "query", "headers", "subprotocols", "principal", "channels", "handler_group", "subprotocol", "parameters", "attributes")
+    class AttributesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     EDGE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +80,7 @@ class ConnectionOpened(_message.Message):
     HANDLER_GROUP_FIELD_NUMBER: _ClassVar[int]
     SUBPROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     edge: str
     incarnation: int
     peer: str
@@ -83,7 +93,8 @@ class ConnectionOpened(_message.Message):
     handler_group: str
     subprotocol: str
     parameters: _containers.RepeatedCompositeFieldContainer[Header]
-    def __init__(self, edge: _Optional[str] = ..., incarnation: _Optional[int] = ..., peer: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., subprotocols: _Optional[_Iterable[str]] = ..., principal: _Optional[str] = ..., channels: _Optional[_Iterable[str]] = ..., handler_group: _Optional[str] = ..., subprotocol: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[Header, _Mapping]]] = ...) -> None: ...
+    attributes: _containers.ScalarMap[str, str]
+    def __init__(self, edge: _Optional[str] = ..., incarnation: _Optional[int] = ..., peer: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., subprotocols: _Optional[_Iterable[str]] = ..., principal: _Optional[str] = ..., channels: _Optional[_Iterable[str]] = ..., handler_group: _Optional[str] = ..., subprotocol: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class MessageReceived(_message.Message):
     __slots__ = ("kind", "payload")
@@ -287,14 +298,16 @@ class Start(_message.Message):
     def __init__(self, earliest: bool = ..., latest: bool = ..., offset: _Optional[int] = ..., time: _Optional[int] = ...) -> None: ...
 
 class GroupReset(_message.Message):
-    __slots__ = ("group", "start", "through")
+    __slots__ = ("group", "start", "through", "skips")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     THROUGH_FIELD_NUMBER: _ClassVar[int]
+    SKIPS_FIELD_NUMBER: _ClassVar[int]
     group: str
     start: Start
     through: int
-    def __init__(self, group: _Optional[str] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., through: _Optional[int] = ...) -> None: ...
+    skips: bool
+    def __init__(self, group: _Optional[str] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., through: _Optional[int] = ..., skips: bool = ...) -> None: ...
 
 class GroupDropped(_message.Message):
     __slots__ = ("group", "epoch")

@@ -187,12 +187,21 @@ class Joined(_message.Message):
     def __init__(self, partitions: _Optional[int] = ..., broker: _Optional[int] = ...) -> None: ...
 
 class Assigned(_message.Message):
-    __slots__ = ("partition", "epoch")
+    __slots__ = ("partition", "epoch", "trimmed")
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRIMMED_FIELD_NUMBER: _ClassVar[int]
     partition: int
     epoch: int
-    def __init__(self, partition: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    trimmed: TrimmedRange
+    def __init__(self, partition: _Optional[int] = ..., epoch: _Optional[int] = ..., trimmed: _Optional[_Union[TrimmedRange, _Mapping]] = ...) -> None: ...
+
+class TrimmedRange(_message.Message):
+    __slots__ = ("through",)
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
+    through: int
+    def __init__(self, through: _Optional[int] = ..., **kwargs) -> None: ...
 
 class Revoked(_message.Message):
     __slots__ = ("partition", "epoch")
@@ -463,20 +472,28 @@ class DescribeResponse(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., version: _Optional[str] = ..., partition_count: _Optional[int] = ..., brokers: _Optional[_Iterable[_Union[Broker, _Mapping]]] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., edges: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ...) -> None: ...
 
 class Broker(_message.Message):
-    __slots__ = ("id", "grpc", "link", "healthy", "reachable", "http")
+    __slots__ = ("id", "grpc", "link", "healthy", "reachable", "http", "answered", "version", "problem", "disk_free_bytes")
     ID_FIELD_NUMBER: _ClassVar[int]
     GRPC_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_FIELD_NUMBER: _ClassVar[int]
     REACHABLE_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     id: int
     grpc: str
     link: str
     healthy: bool
     reachable: bool
     http: str
-    def __init__(self, id: _Optional[int] = ..., grpc: _Optional[str] = ..., link: _Optional[str] = ..., healthy: bool = ..., reachable: bool = ..., http: _Optional[str] = ...) -> None: ...
+    answered: bool
+    version: str
+    problem: str
+    disk_free_bytes: int
+    def __init__(self, id: _Optional[int] = ..., grpc: _Optional[str] = ..., link: _Optional[str] = ..., healthy: bool = ..., reachable: bool = ..., http: _Optional[str] = ..., answered: bool = ..., version: _Optional[str] = ..., problem: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
 
 class Partition(_message.Message):
     __slots__ = ("partition", "leader", "voters", "term", "applied", "earliest", "snapshot", "connections", "channels", "digest", "learners", "replicas")
@@ -507,7 +524,7 @@ class Partition(_message.Message):
     def __init__(self, partition: _Optional[int] = ..., leader: _Optional[int] = ..., voters: _Optional[_Iterable[int]] = ..., term: _Optional[int] = ..., applied: _Optional[int] = ..., earliest: _Optional[int] = ..., snapshot: _Optional[int] = ..., connections: _Optional[int] = ..., channels: _Optional[int] = ..., digest: _Optional[int] = ..., learners: _Optional[_Iterable[int]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("broker", "voter", "reachable", "applied", "lag", "snapshot", "digest")
+    __slots__ = ("broker", "voter", "reachable", "applied", "lag", "snapshot", "digest", "problem")
     BROKER_FIELD_NUMBER: _ClassVar[int]
     VOTER_FIELD_NUMBER: _ClassVar[int]
     REACHABLE_FIELD_NUMBER: _ClassVar[int]
@@ -515,6 +532,7 @@ class Replica(_message.Message):
     LAG_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     broker: int
     voter: bool
     reachable: bool
@@ -522,7 +540,8 @@ class Replica(_message.Message):
     lag: int
     snapshot: int
     digest: int
-    def __init__(self, broker: _Optional[int] = ..., voter: bool = ..., reachable: bool = ..., applied: _Optional[int] = ..., lag: _Optional[int] = ..., snapshot: _Optional[int] = ..., digest: _Optional[int] = ...) -> None: ...
+    problem: str
+    def __init__(self, broker: _Optional[int] = ..., voter: bool = ..., reachable: bool = ..., applied: _Optional[int] = ..., lag: _Optional[int] = ..., snapshot: _Optional[int] = ..., digest: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Edge(_message.Message):
     __slots__ = ("edge", "incarnation", "attached", "connections", "lag")
