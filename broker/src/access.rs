@@ -257,7 +257,7 @@ mod tests {
         let tokens = [token("a b", Role::Operator), publisher.clone(), TokenConfig { apis: Vec::new(), ..publisher }];
         check(&tokens, &mut |holds, problem| {
             if !holds {
-                problems.push(problem)
+                problems.push(problem);
             }
         });
         assert_eq!(problems.len(), 3, "{problems:?}");
