@@ -13,6 +13,7 @@ use tonic::{
 };
 use trunkline_proto::{
     LogIndex, Offset, PartitionId, limits,
+    token::TokenDigest,
     v1::{
         self, cluster_client::ClusterClient, connections_client::ConnectionsClient, handlers_client::HandlersClient,
         log_client::LogClient, subscribe_request::Request as Asked, subscribe_response::Response as Told,
@@ -20,7 +21,10 @@ use trunkline_proto::{
 };
 
 use super::{About, Services, serve, status};
-use crate::handlers::tests::broker::{Broker, PATIENCE, codes, connection, join, join_channel, push};
+use crate::{
+    access::{Access, Role, TokenConfig},
+    handlers::tests::broker::{Broker, PATIENCE, codes, connection, join, join_channel, push},
+};
 
 const HANDLER_STREAMS: usize = 4;
 
@@ -34,6 +38,10 @@ struct Served {
 
 impl Served {
     async fn start(partitions: u16) -> Self {
+        Self::start_with(partitions, Access::default()).await
+    }
+
+    async fn start_with(partitions: u16, access: Access) -> Self {
         let broker = Broker::start(partitions).await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -50,7 +58,7 @@ impl Served {
             broker.registry.clone(),
             broker.submitter.clone(),
             about,
-            std::sync::Arc::default(),
+            std::sync::Arc::new(access),
             HANDLER_STREAMS,
             shutdown.clone(),
         );
@@ -396,5 +404,56 @@ async fn subscribe_streams_have_a_bound_and_make_room_when_they_end() {
     }
     served.works().await;
     drop((open, handlers));
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn tokens_open_what_their_role_allows() {
+    let token = |name: &str, role, groups: &[&str]| TokenConfig {
+        name: name.to_owned(),
+        sha256: TokenDigest::of(name),
+        role,
+        groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        apis: Vec::new(),
+    };
+    let tokens = vec![token("handler", Role::Handler, &["chat"]), token("reader", Role::ReadOnly, &[])];
+    let served = Served::start_with(1, Access::new(tokens)).await;
+    let request = |token: &str| {
+        let mut request = tonic::Request::new(v1::DescribeRequest {});
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        request
+    };
+    let mut cluster = ClusterClient::new(served.channel.clone());
+    let refused = cluster.describe(v1::DescribeRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    assert_eq!(refused.metadata().get(status::CODE).unwrap(), "unauthenticated");
+    assert_eq!(cluster.describe(request("guess")).await.unwrap_err().code(), tonic::Code::Unauthenticated);
+    assert!(cluster.describe(request("reader")).await.is_ok());
+    let removing = |token: &str| request(token).map(|_| v1::RemoveMemberRequest { id: 1 });
+    for name in ["handler", "reader"] {
+        let refused = cluster.remove_member(removing(name)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{name}");
+    }
+    let mut handlers = HandlersClient::new(served.channel.clone());
+    for (name, group, expected) in [
+        ("reader", "chat", Some(tonic::Code::PermissionDenied)),
+        ("handler", "bank", Some(tonic::Code::PermissionDenied)),
+        ("handler", "chat", None),
+    ] {
+        let join = v1::Join { group: group.to_owned(), member: "m".to_owned(), credit: 1, ..Default::default() };
+        let join = v1::SubscribeRequest { request: Some(v1::subscribe_request::Request::Join(join)) };
+        let stream = tokio_stream::iter([join]).chain(tokio_stream::pending());
+        let outcome = async {
+            let mut responses = handlers.subscribe(request(name).map(|_| stream)).await?.into_inner();
+            loop {
+                let response = responses.next().await.expect("joined, or refused")?.response;
+                if let Some(v1::subscribe_response::Response::Joined(_)) = response {
+                    return Ok(());
+                }
+            }
+        };
+        let outcome: Result<(), Status> = tokio::time::timeout(PATIENCE, outcome).await.unwrap();
+        assert_eq!(outcome.err().map(|status| status.code()), expected, "{name} {group}");
+    }
     served.stop().await;
 }

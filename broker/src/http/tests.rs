@@ -9,10 +9,11 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use trunkline_proto::{ConnectionId, v1};
+use trunkline_proto::{ConnectionId, token::TokenDigest, v1};
 
-use super::{App, Commands, Compat, Page, Pages, Problem, Settings, Submitted, operator, routes};
+use super::{App, Commands, Compat, Page, Pages, Problem, Settings, Submitted, guard, operator, routes};
 use crate::{
+    access::{Access, Role, TokenConfig},
     grpc::About,
     handlers::Registry,
     link::tests::support::{Broker, Edge, Options, Stream, batch, connection, message},
@@ -54,11 +55,19 @@ pub(super) fn app(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usi
 }
 
 pub(super) fn app_with(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize, compat: Compat) -> Router {
+    app_of(broker, commands, concurrency, compat, Access::default())
+}
+
+fn app_for(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize, access: Access) -> Router {
+    app_of(broker, commands, concurrency, Compat::new(&crate::config::BrokerConfig::default()), access)
+}
+
+fn app_of(broker: &Broker, commands: Arc<dyn Commands>, concurrency: usize, compat: Compat, access: Access) -> Router {
     let settings = Settings {
         submit_timeout: Duration::from_millis(200),
         body_limit: 1024,
         concurrency,
-        access: Arc::default(),
+        access: Arc::new(access),
         compat,
     };
     let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());
@@ -499,4 +508,57 @@ async fn a_broker_that_cannot_commit_is_not_ready() {
     assert_eq!(push.status, 503, "{:?}", push.body);
     assert_eq!(call(&router, "GET", "/healthz", "").await.status, 200, "the process is well");
     assert_eq!(Problem::unavailable("").status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// Answers with the name of who asks.
+struct Names(Mutex<Vec<String>>);
+
+impl Commands for Arc<Names> {
+    fn submit<'a>(&'a self, key: &'a str, _: v1::Command) -> Submitted<'a> {
+        self.0.lock().push(guard::caller_name());
+        Always(v1::Code::Applied).submit(key, v1::Command::default())
+    }
+}
+
+#[tokio::test]
+async fn every_route_but_health_asks_who_comes() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let token = |name: &str, role| TokenConfig {
+        name: name.to_owned(),
+        sha256: TokenDigest::of(name),
+        role,
+        groups: Vec::new(),
+        apis: Vec::new(),
+    };
+    let tokens = vec![token("reader", Role::ReadOnly), token("publisher", Role::Publisher)];
+    let names = Arc::new(Names(Mutex::default()));
+    let router = app_for(&broker, Arc::new(names.clone()), 16, Access::new(tokens));
+    let ask = async |method: &str, path: &str, token: Option<&str>| {
+        let request = Request::builder().method(method).uri(path).header("content-type", "text/plain");
+        let request = match token {
+            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            None => request,
+        };
+        send(&router, request.body(Body::from("x")).unwrap()).await
+    };
+    let is_open = |path: &str| matches!(path, "/healthz" | "/readyz");
+    for route in routes() {
+        let path =
+            route.path.replace("{id}", &connection(1).to_string()).replace("{channel}", "c").replace("{api}", "a");
+        for method in route.methods.iter().map(|method| method.to_uppercase()).filter(|_| !is_open(&path)) {
+            for token in [None, Some("guess"), Some("")] {
+                let answer = ask(&method, &path, token).await;
+                assert_eq!((answer.status, answer.code().as_str()), (401, "unauthenticated"), "{method} {path}");
+                assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
+            }
+            let reads = method == "GET";
+            assert_eq!(ask(&method, &path, Some("reader")).await.status == 403, !reads, "{method} {path}");
+        }
+    }
+    assert!(names.0.lock().is_empty());
+    assert_eq!(ask("POST", "/v1/channels/c/messages", Some("publisher")).await.status, 200);
+    assert_eq!(*names.0.lock(), ["publisher"]);
+    assert_eq!(ask("GET", "/metrics", Some("publisher")).await.code(), "not_authorized");
+    assert_eq!(ask("GET", "/nowhere", None).await.status, 401, "nobody learns which paths there are");
+    assert_eq!(ask("GET", "/demo/chat", None).await.status, 200);
 }

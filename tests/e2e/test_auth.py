@@ -1,0 +1,296 @@
+"""Who may come in, on every listener (attack rows A25, A29 to A31, A36): each refusal is what it should be, and the same process serves on."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import shutil
+import ssl
+import subprocess
+import time
+
+import pytest
+import requests
+import websockets.exceptions
+import websockets.sync.client
+
+from harness import Dev, Timeout, binary, until
+
+pytestmark = pytest.mark.short
+
+SECRET = "the-secret-of-this-test-is-long-enough"
+ROLES = ["handler", "publisher", "operator", "read_only"]
+
+
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def jwt(claims: dict, header: dict | None = None, secret: str = SECRET) -> str:
+    text = f"{encoded(json.dumps(header or {'alg': 'HS256'}).encode())}.{encoded(json.dumps(claims).encode())}"
+    return f"{text}.{encoded(hmac.digest(secret.encode(), text.encode(), 'sha256'))}"
+
+
+def mint(name: str, role: str, *words: str) -> dict:
+    argv = [str(binary()), "token", "new", "--name", name, "--role", role, "--json", *words]
+    return json.loads(subprocess.run(argv, capture_output=True, timeout=20, check=True).stdout)
+
+
+def config(tokens: dict[str, dict], press: dict) -> str:
+    text = f"""
+[[api]]
+name = "jwt"
+path = "/jwt"
+registration = "accept"
+auth = {{ kind = "jwt", algorithms = ["HS256"], keys = [{{ algorithm = "HS256", secret = "{SECRET}" }}], attributes = ["role"] }}
+
+[[api]]
+name = "press"
+path = "/press"
+registration = "accept"
+auth = {{ kind = "token", tokens = [{{ sha256 = "{press["sha256"]}", principal = "press-1" }}] }}
+
+[[api]]
+name = "signed"
+path = "/signed"
+registration = "accept"
+auth = {{ kind = "hmac", keys = [{{ id = "k1", secret = "{SECRET}" }}] }}
+"""
+    for token in tokens.values():
+        text += f'\n[[broker.tokens]]\nname = "{token["name"]}"\nsha256 = "{token["sha256"]}"\nrole = "{token["role"]}"\n'
+    return text
+
+
+@pytest.fixture(scope="module")
+def node(module_folder):
+    tokens = {role: mint(role.replace("_", "-"), role) for role in ROLES}
+    press = mint("press-1", "client")
+    node = Dev(module_folder, config=config(tokens, press)).start()
+    node.tokens, node.press = tokens, press["token"]
+    yield node
+    assert node.process.stop() == 0
+
+
+def connect(node, path: str, **kwargs):
+    return websockets.sync.client.connect(node.ws(path), proxy=None, open_timeout=10, **kwargs)
+
+
+def status(node, path: str, **kwargs) -> int:
+    try:
+        with connect(node, path, **kwargs):
+            return 101
+    except websockets.exceptions.InvalidStatus as refused:
+        return refused.response.status_code
+
+
+def cli(node, role: str | None, *words: str) -> subprocess.CompletedProcess:
+    argv = [str(binary()), *words, "--broker", node.grpc]
+    if role:
+        argv += ["--token", node.tokens[role]["token"]]
+    return subprocess.run(argv, capture_output=True, timeout=60, input=b"")
+
+
+def ask(node, role: str | None, method: str, path: str, **kwargs) -> requests.Response:
+    headers = {"Authorization": f"Bearer {node.tokens[role]['token']}"} if role else {}
+    return requests.request(method, node.broker.http() + path, headers=headers, timeout=10, **kwargs)
+
+
+def test_no_output_holds_a_token(node):
+    good = jwt({"sub": "ada", "role": "admin", "exp": int(time.time()) + 600})
+    bad = jwt({"sub": "ada", "exp": 1})
+    with contextlib.ExitStack() as sockets:
+        sockets.enter_context(connect(node, f"/jwt?room=7&access_token={good}"))
+        sockets.enter_context(connect(node, "/jwt", additional_headers={"Authorization": f"Bearer {good}"}))
+        assert sockets.enter_context(connect(node, "/jwt", subprotocols=["bearer", good])).subprotocol == "bearer"
+        sockets.enter_context(connect(node, f"/press?access_token={node.press}"))
+        look_everywhere(node, good, bad)
+
+
+def look_everywhere(node, good: str, bad: str) -> None:
+    assert status(node, f"/jwt?access_token={bad}") == 401
+    assert status(node, f"/press?access_token={node.press}x") == 401
+    token = node.tokens["operator"]["token"]
+    shown = {
+        "tail": cli(node, "operator", "tail", "--from", "earliest", "--json", "--raw").stdout.decode(),
+        "tail for people": cli(node, "operator", "tail", "--from", "earliest").stdout.decode(),
+        "connections": cli(node, "operator", "connections", "--json").stdout.decode(),
+        "state": cli(node, "operator", "state", "--json").stdout.decode(),
+        "http": ask(node, "operator", "GET", "/v1/connections").text,
+        "log": ask(node, "operator", "GET", "/v1/log?partition=0").text,
+        "metrics": ask(node, "operator", "GET", "/metrics").text,
+        "edge metrics": requests.get(node.edge.http("edge-http") + "/metrics", timeout=10).text,
+        "cluster": ask(node, "operator", "GET", "/v1/cluster").text,
+    }
+    assert '"principal":"ada"' in shown["tail"] and '"role":"admin"' in shown["tail"] and "room=7" in shown["tail"]
+    assert '"principal":"press-1"' in shown["connections"]
+    for place, text in shown.items():
+        assert text, place
+    files = [path for path in node.data.rglob("*") if path.is_file() and "pki" not in path.parts]
+    assert files
+    shown |= {str(path): path.read_bytes().decode("latin-1") for path in [*files, *node.process.logs.glob("dev.*")]}
+    for place, text in shown.items():
+        if place.endswith("dev.toml"):
+            continue
+        for secret in [good, good.rpartition(".")[2], bad.rpartition(".")[2], node.press, token, SECRET]:
+            assert secret not in text, f"{place} holds {secret[:12]}…"
+    dumped = subprocess.run([str(binary()), "dev", "--config", node.process.logs / "dev.toml", "--dump-config"], capture_output=True, timeout=20)
+    assert dumped.returncode == 0 and SECRET.encode() not in dumped.stdout
+
+
+def test_a_client_without_a_good_token_stays_out(node):
+    later = int(time.time()) + 600
+    good = {"sub": "ada", "exp": later}
+    for token in [
+        jwt(good, {"alg": "none"}),
+        jwt(good, {"alg": "HS256", "jwk": {"kty": "oct", "k": encoded(b"x" * 32)}}, "x" * 32),
+        jwt(good, {"alg": "HS256", "jku": f"{node.broker.http()}/jwks", "kid": "../../dev/null"}, "x" * 32),
+        jwt({"sub": "ada", "exp": str(later)}),
+        jwt({"sub": "ada"}),
+        "x" * 1500,
+        "..",
+    ]:
+        assert status(node, f"/jwt?access_token={token}") == 401
+    query = f"user=ada&hmac_key=k1&hmac_timestamp={int(time.time())}"
+    timestamp = query.rpartition("=")[2]
+    text = f"trunkline-hmac-sha256\n/signed\n{query}\n{timestamp}"
+    signature = hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()
+    assert status(node, f"/signed?{query}&hmac_signature={signature}") == 101
+    assert status(node, f"/signed?{query.replace('ada', 'bob')}&hmac_signature={signature}") == 401
+    assert status(node, "/signed") == 401
+    assert status(node, "/jwt") == 401
+    assert status(node, f"/jwt?access_token={jwt(good)}") == 101
+    assert node.process.alive
+
+
+def test_a_connection_ends_with_its_token(node):
+    # exp in the past, within the leeway of 10 s
+    with connect(node, f"/jwt?access_token={jwt({'sub': 'ada', 'exp': int(time.time()) - 7})}") as socket:
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            socket.recv(timeout=20)
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "token expired")
+    records = lambda: cli(node, "operator", "tail", "--from", "earliest", "--json").stdout.decode()  # noqa: E731
+    until(lambda: '"cause":"token_expired"' in records(), "the record of the close")
+
+
+def test_each_role_may_do_its_own_over_http(node):
+    table = [
+        ("GET", "/v1/connections", {"handler", "publisher", "operator", "read_only"}),
+        ("GET", "/v1/cluster", {"handler", "publisher", "operator", "read_only"}),
+        ("GET", "/v1/log?partition=0", {"operator", "read_only"}),
+        ("GET", "/v1/groups", {"operator", "read_only"}),
+        ("GET", "/metrics", {"operator", "read_only"}),
+        ("POST", "/v1/channels/room/messages", {"handler", "publisher", "operator"}),
+    ]
+    for method, path, allowed in table:
+        refused = ask(node, None, method, path, data="x")
+        assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == "Bearer", path
+        wrong = requests.request(method, node.broker.http() + path, headers={"Authorization": "Bearer tl_guess"}, timeout=10)
+        assert wrong.status_code == 401, path
+        for role in ROLES:
+            answer = ask(node, role, method, path, data="x")
+            assert answer.status_code == (200 if role in allowed else 403), f"{role} {method} {path}: {answer.text}"
+    for path in ["/healthz", "/readyz", "/demo/chat"]:
+        assert ask(node, None, "GET", path).status_code == 200
+
+
+def test_an_id_alone_is_no_authority(node):
+    with connect(node, f"/press?access_token={node.press}"):
+        listed = ask(node, "read_only", "GET", "/v1/connections?api=press").json()
+        connection = listed["connections"][0]["connection"]
+        for guess in [connection, "A" * 22]:
+            assert ask(node, None, "POST", f"/v1/connections/{guess}/messages", data="x").status_code == 401
+            assert ask(node, "read_only", "POST", f"/v1/connections/{guess}/messages", data="x").status_code == 403
+        assert ask(node, "publisher", "POST", f"/v1/connections/{connection}/messages", data="x").status_code == 200
+
+
+def test_each_role_may_do_its_own_over_grpc(node):
+    for words, allowed in [
+        (["connections"], set(ROLES)),
+        (["tail", "--from", "earliest"], {"operator", "read_only"}),
+        (["groups"], {"operator", "read_only"}),
+        (["publish", "room", "x"], {"handler", "publisher", "operator"}),
+        (["groups", "reset", "echo", "--to", "latest"], {"operator"}),
+    ]:
+        assert cli(node, None, *words).returncode == 1, words
+        for role in ROLES:
+            done = cli(node, role, *words)
+            assert done.returncode == (0 if role in allowed else 1), f"{role} {words}: {done.stderr.decode()}"
+            assert node.tokens[role]["token"].encode() not in done.stdout + done.stderr
+    # the demo's own handlers have a token of their own
+    with connect(node, "/echo") as socket:
+        socket.send("hello")
+        assert socket.recv(timeout=10) == "hello"
+
+
+def test_tokens_are_listed_without_themselves(node):
+    argv = [str(binary()), "token", "list", "--config", str(node.process.logs / "dev.toml"), "--json"]
+    listed = [json.loads(line) for line in subprocess.run(argv, capture_output=True, timeout=20, check=True).stdout.splitlines()]
+    assert [token["role"] for token in listed] == [*ROLES, "client"]
+    assert listed[0]["sha256"] == hashlib.sha256(node.tokens["handler"]["token"].encode()).hexdigest()
+
+
+def test_what_listens_beyond_loopback_is_refused_unless_safe_or_insecure(folder):
+    path = folder / "open.toml"
+    path.write_text("")
+    argv = [str(binary()), "broker", "--config", str(path), "--check-config", "--set"]
+    for key in ["broker.grpc", "broker.http"]:
+        done = subprocess.run([*argv, f"{key}=0.0.0.0:7999"], capture_output=True, timeout=20)
+        said = done.stderr.decode()
+        assert done.returncode == 64 and "broker.tls.cert" in said and "broker.insecure = true" in said, said
+        done = subprocess.run([*argv, f"{key}=0.0.0.0:7999", "--set", "broker.insecure=true"], capture_output=True, timeout=20)
+        assert done.returncode == 0, done.stderr.decode()
+
+
+def certificate(folder):
+    """An authority, and a certificate of 127.0.0.1."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=30)
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority")
+    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    openssl("req", "-x509", *key, "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=server", *signed)
+    return folder / "ca.pem"
+
+
+def test_tls_on_the_brokers_listeners(folder, need):
+    need(shutil.which("openssl"), "openssl makes the certificates")
+    ca = certificate(folder)
+    token = mint("ops", "operator")
+    text = f"""
+[broker]
+tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
+[[broker.tokens]]
+name = "ops"
+sha256 = "{token["sha256"]}"
+role = "operator"
+"""
+    node = Dev(folder, config=text, flags=["--no-handlers"]).start()
+    https = node.broker.http().replace("http://", "https://")
+    assert requests.get(f"{https}/readyz", verify=str(ca), timeout=10).status_code == 200
+    assert requests.get(f"{https}/v1/cluster", verify=str(ca), timeout=10).status_code == 401
+    with pytest.raises(requests.exceptions.ConnectionError):
+        requests.get(f"{node.broker.http()}/readyz", timeout=10)
+    with pytest.raises(requests.exceptions.SSLError):
+        requests.get(f"{https}/readyz", timeout=10)
+    assert ssl.get_server_certificate(node.broker.address("grpc"), ca_certs=str(ca))
+    address = node.grpc.replace("http://", "")
+    verb = [str(binary()), "cluster", "status", "--broker", address]
+    run = lambda *words: subprocess.run([*verb, *words], capture_output=True, timeout=60)  # noqa: E731
+    safe = run("--ca", str(ca), "--token", token["token"])
+    assert safe.returncode == 0, safe.stderr.decode()
+    assert run("--ca", str(ca)).returncode == 1, "no token"
+    assert run("--token", token["token"]).returncode != 0, "plain text is not answered"
+    assert node.process.stop() == 0
+
+
+def test_a_key_that_is_not_there_is_said(folder):
+    text = '[[api]]\nname = "a"\npath = "/a"\nauth = { kind = "jwt", algorithms = ["RS256"], jwks_file = "/nowhere.json" }\n'
+    node = Dev(folder, config=text)
+    with pytest.raises(Timeout):
+        node.start(seconds=20)
+    assert "/nowhere.json" in node.process.log_text()
