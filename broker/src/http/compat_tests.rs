@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::{Router, body::Body};
 use http::{Request, header};
 use serde_json::{Value, json};
-use trunkline_proto::{ConnectionId, RecordKind, link::Frame, secret::SecretText, v1};
+use trunkline_proto::{ConnectionId, RecordKind, link::Frame, secret::SecretText, token::TokenDigest, v1};
 
 use super::{
     Compat,
-    tests::{Always, Answer, app, app_with, call, real, send, with_a_connection},
+    tests::{Always, Answer, app, app_of, app_with, call, real, send, with_a_connection},
 };
 use crate::{
+    access::{Access, Role, TokenConfig},
     config::{AwsKeyConfig, BrokerConfig},
     link::tests::support::{Broker, Stream, connection},
     submit::Submitter,
@@ -255,4 +256,44 @@ async fn an_unsigned_request_is_forbidden_where_there_are_keys() {
         assert_eq!((refused.status, fault(&refused)), (403, "ForbiddenException"), "{method}");
     }
     broker.stop().await;
+}
+
+#[tokio::test]
+async fn where_tokens_are_asked_for_a_push_is_signed_or_brings_one() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let token = |name: &str, role| TokenConfig {
+        name: name.to_owned(),
+        sha256: TokenDigest::of(name),
+        role,
+        groups: Vec::new(),
+        apis: Vec::new(),
+    };
+    let access = Access::new(vec![token("publisher", Role::Publisher), token("reader", Role::ReadOnly)]);
+    let router = |config: &BrokerConfig| {
+        let submitter = Submitter::new(broker.node.clone(), broker.link.clone());
+        app_of(&broker, Arc::new(submitter), 16, Compat::new(config), access.clone())
+    };
+    let (id, plain) = (connection(1).to_string(), router(&BrokerConfig::default()));
+    let ask = async |router: &Router, path: &str, token: &str| {
+        let request = Request::post(path).header("authorization", format!("Bearer {token}"));
+        send(router, request.body(Body::from(data(&id, "text", "x").to_string())).unwrap()).await
+    };
+    let managed = format!("/prod/@connections/{id}");
+    for (wrong, status) in [("guess", 401), ("reader", 403)] {
+        let answer = ask(&plain, "/push/chat", wrong).await;
+        assert_eq!((answer.status, answer.json()["errNo"].as_u64()), (status, Some(u64::from(status))));
+        let answer = ask(&plain, &managed, wrong).await;
+        assert_eq!(answer.status, 403, "as AWS has it");
+        assert_eq!(answer.headers["x-amzn-errortype"], "ForbiddenException");
+    }
+    assert_eq!(ask(&plain, "/push/chat", "publisher").await.status, 200);
+    assert_eq!(ask(&plain, &managed, "publisher").await.status, 200);
+
+    // the signature is what counts where one is asked for: whose token it is makes no difference
+    let mut config = BrokerConfig::default();
+    config.push.secrets = vec![SecretText::new("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")];
+    config.aws.keys = vec![AwsKeyConfig { id: "key".to_owned(), secret: SecretText::new("secret") }];
+    let signed = router(&config);
+    assert_eq!(ask(&signed, "/push/chat", "publisher").await.status, 401);
+    assert_eq!(ask(&signed, &managed, "publisher").await.status, 403);
 }
