@@ -8,7 +8,6 @@ use std::{
     future::Future,
     io,
     net::{SocketAddr, UdpSocket},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -93,13 +92,8 @@ pub enum ServeError {
     #[error("edge link: {0}")]
     Tls(#[from] TlsError),
     /// Certificate or key of gRPC and HTTP.
-    #[error("broker.tls: {}: {error}", path.display())]
-    Certificate {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: io::Error,
-    },
+    #[error("broker.tls: {0}")]
+    Certificate(TlsError),
     /// The data folder.
     #[error(transparent)]
     Open(#[from] OpenError),

@@ -2,15 +2,18 @@
 //! seconds, from accept on, whatever it sends or does not send.
 
 use std::{
+    future::poll_fn,
     io,
     net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
+    task::{Poll, ready},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use socket2::{Domain, Protocol, Type};
 use tokio::{
+    io::ReadBuf,
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout_at},
 };
@@ -31,6 +34,7 @@ use crate::{
     shard::{Shard, ShardOptions},
     sink::RecordSink,
     socket::Socket,
+    stream::Stream,
 };
 
 /// From accept to the complete request.
@@ -92,8 +96,10 @@ pub(crate) async fn serve<S: RecordSink>(shard: Rc<Shard<S>>, listener: TcpListe
         let _ = stream.set_nodelay(true);
         if Rc::strong_count(&handshakes) > shard.options.handshakes_max {
             shard.unmatched.handshake(HandshakeOutcome::Unavailable);
-            // the send buffer of a fresh socket takes it
-            let _ = stream.try_write(&busy().to_bytes());
+            // the send buffer of a fresh socket takes it; by TLS it would be no answer
+            if shard.options.tls.is_none() {
+                let _ = stream.try_write(&busy().to_bytes());
+            }
             continue;
         }
         let (shard, held) = (Rc::clone(&shard), Rc::clone(&handshakes));
@@ -120,8 +126,11 @@ struct Peer {
     on_loopback: bool,
 }
 
-async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, mut peer: Peer) {
+async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, tcp: TcpStream, mut peer: Peer) {
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let accepted = timeout_at(deadline, Stream::accept(tcp, shard.options.tls.as_ref())).await;
+    // who cannot finish a handshake cannot be answered
+    let Ok(Ok(mut stream)) = accepted else { return shard.unmatched.handshake(HandshakeOutcome::Abandoned) };
     let gate = &shard.options.gate;
     // who speaks for others is known by the head only
     let mut place = None;
@@ -131,7 +140,7 @@ async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, mut stream: TcpStream, m
             Err(()) => return turn_away(shard, &mut stream, &crowded(), HandshakeOutcome::RateLimited, None).await,
         };
     }
-    let head = match timeout_at(deadline, read_head(&stream, &shard.options.headers)).await {
+    let head = match timeout_at(deadline, read_head(&mut stream, &shard.options.headers)).await {
         Ok(Ok(head)) => head,
         // nobody is there to be answered
         Ok(Err(_)) => return shard.unmatched.handshake(HandshakeOutcome::Abandoned),
@@ -174,7 +183,7 @@ fn crowded() -> Answer {
 /// Counts and sends a refusal.
 async fn turn_away<S: RecordSink>(
     shard: &Shard<S>,
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     answer: &Answer,
     outcome: HandshakeOutcome,
     api: Option<&Api>,
@@ -185,32 +194,54 @@ async fn turn_away<S: RecordSink>(
     let _ = timeout_at(Instant::now() + REFUSAL_TIMEOUT, Box::pin(refuse(stream, answer))).await;
 }
 
-async fn read_head(stream: &TcpStream, kept: &Arc<[String]>) -> io::Result<Head> {
+async fn read_head(stream: &mut Stream, kept: &Arc<[String]>) -> io::Result<Head> {
     let mut reader = HeadReader::keeping(Arc::clone(kept));
     loop {
-        stream.readable().await?;
-        // not across the await: a stranger who sends nothing costs no buffer
-        let mut buffer = [0; READ_BYTES];
-        match stream.try_read(&mut buffer) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(length) => match reader.feed(&buffer[..length]) {
-                Head::More => {}
-                head => return Ok(head),
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        let head = poll_fn(|cx| {
+            // not across the await: a stranger who sends nothing costs no buffer
+            let mut buffer = [0; READ_BYTES];
+            let mut read = ReadBuf::new(&mut buffer);
+            ready!(stream.poll_read(cx, &mut read))?;
+            Poll::Ready(match read.filled() {
+                [] => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                filled => Ok(reader.feed(filled)),
+            })
+        });
+        match head.await? {
+            Head::More => {}
+            head => return Ok(head),
         }
     }
 }
 
 /// Sends the answer, shuts down, and reads on until the client has closed: dropping a socket with unread bytes would reset the
 /// connection before the answer is read.
-async fn refuse(stream: &mut TcpStream, answer: &Answer) -> io::Result<()> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    stream.write_all(&answer.to_bytes()).await?;
-    stream.shutdown().await?;
+async fn refuse(stream: &mut Stream, answer: &Answer) -> io::Result<()> {
+    let bytes = answer.to_bytes();
+    let mut sent = 0;
+    while sent < bytes.len() || stream.holds_bytes() {
+        poll_fn(|cx| stream.poll_write_ready(cx)).await?;
+        let done = match bytes.get(sent..).unwrap_or_default() {
+            [] => stream.try_flush().map(|()| 0),
+            rest => stream.try_write(rest),
+        };
+        match done {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    poll_fn(|cx| stream.poll_shutdown(cx)).await?;
     let mut buffer = [0; READ_BYTES];
-    while stream.read(&mut buffer).await? > 0 {}
+    let mut is_open = true;
+    while is_open {
+        is_open = poll_fn(|cx| {
+            let mut read = ReadBuf::new(&mut buffer);
+            ready!(stream.poll_read(cx, &mut read))?;
+            Poll::Ready(Ok::<_, io::Error>(!read.filled().is_empty()))
+        })
+        .await?;
+    }
     Ok(())
 }
 
@@ -268,7 +299,7 @@ struct Admitted<'a> {
 /// Appends ConnectionOpened; the socket's own task does the rest.
 fn open<S: RecordSink>(
     shard: &Rc<Shard<S>>,
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     upgrade: Upgrade,
     Admitted { api, parameters, identity, place }: Admitted<'_>,
@@ -332,6 +363,7 @@ mod tests {
                 apis: Arc::default(),
                 gate: Arc::new(Gate::new(&EdgeConfig::new("e", Vec::new(), "pki".into()))),
                 headers: Arc::default(),
+                tls: None,
                 handshakes_max: 1,
             };
             for _ in 0..10_000 {

@@ -64,6 +64,9 @@ pub struct EdgeConfig {
     /// Allows listening beyond loopback without TLS. Default false.
     #[serde(default)]
     pub insecure: bool,
+    /// Certificate and key of both listeners. Default none: they speak plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
     /// Proxies whose `X-Forwarded-For` says who the client is, each an address or a network such as `10.0.0.0/8`. Of all others the header is
     /// ignored. At most 100. Default none.
     #[serde(default)]
@@ -104,6 +107,16 @@ mod defaults {
     }
 }
 
+/// Table `[edge.tls]`. Read once, at start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// PEM file of the certificate chain, the edge's own first.
+    pub cert: PathBuf,
+    /// PEM file of its key.
+    pub key: PathBuf,
+}
+
 /// Most shards: each is a thread, and each publish goes to every one.
 const SHARDS_MAX: usize = 256;
 /// Smallest `uplink_bytes`.
@@ -128,6 +141,7 @@ impl EdgeConfig {
             uplink_bytes: defaults::uplink_bytes(),
             drain_window: defaults::drain_window(),
             insecure: false,
+            tls: None,
             trusted_proxies: Vec::new(),
             max_connections_per_address: 0,
             max_handshakes_per_address: 0,
@@ -160,8 +174,10 @@ impl EdgeConfig {
         }
         require(!self.pki.as_os_str().is_empty(), "pki", &|| "names no directory".to_owned());
         for (key, address) in [("ws", self.ws), ("http", self.http)] {
-            require(self.insecure || address.ip().is_loopback(), key, &|| {
-                format!("{address} is not on loopback and there is no TLS; insecure = true allows it")
+            require(self.insecure || self.tls.is_some() || address.ip().is_loopback(), key, &|| {
+                format!(
+                    "{address} is not on loopback and there is no TLS; set edge.tls.cert and edge.tls.key; insecure = true allows it"
+                )
             });
         }
         require(self.ws.port() == 0 || self.ws != self.http, "http", &|| format!("{} is edge.ws already", self.http));

@@ -16,10 +16,12 @@ use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::timeout,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::link::Status;
 
@@ -80,15 +82,17 @@ struct Shared {
 /// Serves until dropped.
 pub(crate) async fn serve(
     listener: std::net::TcpListener,
+    tls: Option<Arc<ServerConfig>>,
     health: Arc<Health>,
     prometheus: PrometheusHandle,
 ) -> io::Result<()> {
-    serve_within(BOUNDS, listener, health, prometheus).await
+    serve_within(BOUNDS, listener, tls, health, prometheus).await
 }
 
 async fn serve_within(
     bounds: Bounds,
     listener: std::net::TcpListener,
+    tls: Option<Arc<ServerConfig>>,
     health: Arc<Health>,
     prometheus: PrometheusHandle,
 ) -> io::Result<()> {
@@ -108,17 +112,17 @@ async fn serve_within(
         }
     };
     tokio::select! {
-        never = accept(listener, router, bounds) => match never {},
+        never = accept(listener, tls.map(TlsAcceptor::from), router, bounds) => match never {},
         () = fold => Ok(()),
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, bounds: Bounds) -> Infallible {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, bounds: Bounds) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < bounds.connections => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(timeout(bounds.timeout, answer(stream, router.clone())))),
+                Ok((stream, _)) => drop(connections.spawn(timeout(bounds.timeout, answer(stream, tls.clone(), router.clone())))),
                 Err(error) => {
                     tracing::warn!(%error, "health listener's accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -130,7 +134,18 @@ async fn accept(listener: TcpListener, router: Router, bounds: Bounds) -> Infall
 }
 
 /// One request. What a client breaks is the client's.
-async fn answer(stream: TcpStream, router: Router) {
+async fn answer(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router) {
+    match tls {
+        None => answer_on(stream, router).await,
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(stream).await {
+                answer_on(stream, router).await;
+            }
+        }
+    }
+}
+
+async fn answer_on(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .max_buf_size(HEADER_BYTES)
@@ -166,7 +181,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let health = Arc::new(Health::new(Arc::new(Status::new())));
-        tokio::spawn(serve_within(bounds, listener, health, PrometheusBuilder::new().build_recorder().handle()));
+        tokio::spawn(serve_within(bounds, listener, None, health, PrometheusBuilder::new().build_recorder().handle()));
         address
     }
 

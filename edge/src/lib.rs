@@ -23,6 +23,8 @@ pub mod sink;
 
 // in this order, a file each
 pub mod channels;
+mod stream;
+
 mod socket;
 
 pub mod shard;

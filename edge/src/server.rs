@@ -16,6 +16,7 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use trunkline_quic::{TlsError, listener};
 
 use self::{
     drain::{DRAIN_TIMEOUT, Drain},
@@ -85,6 +86,9 @@ pub enum ServeError {
     /// Wrong configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Certificate or key of the listeners.
+    #[error("edge.tls: {0}")]
+    Tls(#[from] TlsError),
     /// The PKI folder or the link's socket.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -140,6 +144,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     config.validate(&apis)?;
+    let tls = config.tls.as_ref().map(|tls| listener::server_config(&tls.cert, &tls.key, &[b"http/1.1"]));
+    let tls = tls.transpose()?.map(Arc::new);
     metrics::describe();
     let loaded = apis.into_iter().map(|api| Api::load(api).map(Arc::new)).collect::<Result<_, _>>();
     let apis: Arc<[Arc<Api>]> = loaded.map_err(|problem| ConfigError { problems: vec![problem] })?;
@@ -154,11 +160,11 @@ pub async fn run(
     let stop = CancellationToken::new();
     // whatever ends this function, also being dropped, ends the threads
     let _stop_guard = stop.clone().drop_guard();
-    let mut threads = Threads::new(&config, &apis, listeners.ws, inboxes);
+    let mut threads = Threads::new(&config, tls.clone(), &apis, listeners.ws, inboxes);
     let mut shutdown = std::pin::pin!(shutdown);
     let status = Arc::new(Status::new());
     let health = Arc::new(Health::new(Arc::clone(&status)));
-    let http = http::serve(listeners.http, Arc::clone(&health), prometheus);
+    let http = http::serve(listeners.http, tls, Arc::clone(&health), prometheus);
     let mut http = AbortOnDropHandle::new(tokio::spawn(http));
     let link = threads.start_first(settings, status, config.uplink_bytes.as_usize(), downlink.clone(), stop.clone())?;
     let uplink = tokio::select! {

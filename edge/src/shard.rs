@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio_rustls::rustls::ServerConfig;
 use trunkline_proto::{
     CloseCode, ConnectionId, Record, RecordError, RecordKind,
     link::Deliveries,
@@ -52,6 +53,8 @@ pub struct ShardOptions {
     pub gate: Arc<Gate>,
     /// Request headers that become part of ConnectionOpened, lower case. Not credentials: records are kept.
     pub headers: Arc<[String]>,
+    /// Sockets speak TLS, with this.
+    pub tls: Option<Arc<ServerConfig>>,
     /// Most sockets of this shard whose request has no answer yet and no connection; beyond it 503 is answered at once.
     pub handshakes_max: usize,
 }
@@ -377,6 +380,7 @@ mod tests {
             apis,
             gate,
             headers: Arc::default(),
+            tls: None,
             handshakes_max: 1,
         };
         let count = trunkline_proto::PartitionCount::new(1).unwrap();

@@ -9,11 +9,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    sync::oneshot,
-};
+use tokio::{io::ReadBuf, sync::oneshot};
 use trunkline_proto::{
     ConnectionId, RecordKind,
     record::{encode_message_received, encode_record},
@@ -31,6 +27,7 @@ use crate::{
     gate::Place,
     metrics::{HandshakeOutcome, SocketMetrics},
     sink::RecordSink,
+    stream::Stream,
     uplink::UplinkError,
 };
 
@@ -43,7 +40,7 @@ pub(crate) type OpenedReceiver = oneshot::Receiver<Result<(), UplinkError>>;
 /// One socket of a shard, its connection's core with it.
 pub(crate) struct Socket {
     pub(crate) core: Connection,
-    stream: TcpStream,
+    stream: Stream,
     pub(crate) connection: ConnectionId,
     pub(crate) api: Arc<Api>,
     pub(crate) channels: Memberships,
@@ -82,7 +79,7 @@ pub(crate) enum Polled {
 impl Socket {
     pub(crate) fn new(
         core: Connection,
-        stream: TcpStream,
+        stream: Stream,
         connection: ConnectionId,
         api: Arc<Api>,
         opened: OpenedReceiver,
@@ -190,7 +187,7 @@ impl Socket {
                 self.core.handle_resume(around.now);
             }
             let mut read = ReadBuf::new(buffer);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
+            match self.stream.poll_read(cx, &mut read) {
                 Poll::Pending => return Polled::Waiting,
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => {
                     let filled = read.filled_mut();
@@ -207,7 +204,7 @@ impl Socket {
     }
 
     fn poll_flush<S: RecordSink>(&mut self, cx: &mut Context<'_>, around: &Surroundings<'_, S>) {
-        while !self.core.outbound().is_empty() {
+        while self.has_unsent() {
             match self.stream.poll_write_ready(cx) {
                 Poll::Pending => {
                     self.core.handle_blocked();
@@ -224,14 +221,14 @@ impl Socket {
     /// As [`Socket::flush`], from outside the socket's task: it is woken to send what is left.
     pub(crate) fn flush_now<S: RecordSink>(&mut self, around: &Surroundings<'_, S>) {
         self.flush(around);
-        if !self.core.outbound().is_empty() {
+        if self.has_unsent() {
             self.wake();
         }
     }
 
     /// Sends what waits, as far as the socket takes it.
     fn flush<S: RecordSink>(&mut self, around: &Surroundings<'_, S>) {
-        while !self.core.outbound().is_empty() {
+        while self.has_unsent() {
             match self.try_write() {
                 Ok(sent) => self.core.handle_sent(around.now, sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -245,7 +242,15 @@ impl Socket {
         self.shut(around);
     }
 
-    fn try_write(&self) -> io::Result<usize> {
+    /// Whether anything waits for the socket: here, or within TLS.
+    fn has_unsent(&self) -> bool {
+        !self.core.outbound().is_empty() || (self.stream.holds_bytes() && !self.core.is_over())
+    }
+
+    fn try_write(&mut self) -> io::Result<usize> {
+        if self.core.outbound().is_empty() {
+            return self.stream.try_flush().map(|()| 0);
+        }
         if let Some(bytes) = self.core.outbound().single() {
             return self.stream.try_write(bytes);
         }
@@ -260,7 +265,7 @@ impl Socket {
             return;
         }
         // for TCP this is shutdown(2), which does not wait
-        let shut = Pin::new(&mut self.stream).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        let shut = self.stream.poll_shutdown(&mut Context::from_waker(Waker::noop()));
         if matches!(shut, Poll::Ready(Err(_))) {
             self.gone(around);
         }

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -17,6 +18,7 @@ import requests
 import websockets.exceptions
 import websockets.sync.client
 
+import wire
 from harness import Dev, Timeout, binary, until
 
 pytestmark = pytest.mark.short
@@ -167,9 +169,9 @@ def test_a_client_without_a_good_token_stays_out(node):
 
 def test_a_connection_ends_with_its_token(node):
     # exp in the past, within the leeway of 10 s
-    with connect(node, f"/jwt?access_token={jwt({'sub': 'ada', 'exp': int(time.time()) - 7})}") as socket:
+    with connect(node, f"/jwt?access_token={jwt({'sub': 'ada', 'exp': int(time.time()) - 7})}") as client:
         with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
-            socket.recv(timeout=20)
+            client.recv(timeout=20)
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "token expired")
     records = lambda: cli(node, "operator", "tail", "--from", "earliest", "--json").stdout.decode()  # noqa: E731
     until(lambda: '"cause":"token_expired"' in records(), "the record of the close")
@@ -220,9 +222,9 @@ def test_each_role_may_do_its_own_over_grpc(node):
             assert done.returncode == (0 if role in allowed else 1), f"{role} {words}: {done.stderr.decode()}"
             assert node.tokens[role]["token"].encode() not in done.stdout + done.stderr
     # the demo's own handlers have a token of their own
-    with connect(node, "/echo") as socket:
-        socket.send("hello")
-        assert socket.recv(timeout=10) == "hello"
+    with connect(node, "/echo") as client:
+        client.send("hello")
+        assert client.recv(timeout=10) == "hello"
 
 
 def test_tokens_are_listed_without_themselves(node):
@@ -262,6 +264,14 @@ def test_tls_on_the_brokers_listeners(folder, need):
     ca = certificate(folder)
     token = mint("ops", "operator")
     text = f"""
+[edge]
+tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
+[[api]]
+name = "safe"
+path = "/safe"
+registration = "accept"
+channels = ["safe"]
+max_queue = "16MiB"
 [broker]
 tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
 [[broker.tokens]]
@@ -285,7 +295,64 @@ role = "operator"
     assert safe.returncode == 0, safe.stderr.decode()
     assert run("--ca", str(ca)).returncode == 1, "no token"
     assert run("--token", token["token"]).returncode != 0, "plain text is not answered"
+
+    def post(text: str) -> None:
+        headers = {"Authorization": f"Bearer {token['token']}", "Content-Type": "text/plain"}
+        answer = requests.post(f"{https}/v1/channels/safe/messages", data=text, headers=headers, verify=str(ca), timeout=10)
+        assert answer.status_code == 200, answer.text
+
+    context = ssl.create_default_context(cafile=ca)
+    wss = node.ws("/safe").replace("ws://", "wss://")
+    with websockets.sync.client.connect(wss, ssl=context, proxy=None) as client:
+        client.send("x" * 300_000)
+        big = "y" * 900_000
+        for n in range(5):
+            assert run_verb("publish", "safe", f"{n}", address, ca, token).returncode == 0
+            post(big)
+            assert [client.recv(timeout=10), client.recv(timeout=10)] == [f"{n}", big]
+    a_reader_that_was_slow_is_sent_the_next_message(node, context, post)
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        websockets.sync.client.connect(wss.replace("/safe", "/nowhere"), ssl=context, proxy=None).__enter__()
+    with pytest.raises((websockets.exceptions.InvalidMessage, OSError)):
+        websockets.sync.client.connect(node.ws("/safe"), proxy=None).__enter__()
+    assert requests.get(node.edge.http("edge-http").replace("http:", "https:") + "/readyz", verify=str(ca), timeout=10).status_code == 200
     assert node.process.stop() == 0
+
+
+def a_reader_that_was_slow_is_sent_the_next_message(node, context, publish) -> None:
+    """What TLS held back while the socket was full goes out, and so does what comes after it, though the client says nothing."""
+    address = node.edge.address("ws")
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.settimeout(10)
+    raw.connect(address)
+    big = 900_000
+    with context.wrap_socket(raw, server_hostname="127.0.0.1") as tls:
+        tls.sendall(wire.handshake(address, "/safe"))
+        data = b""
+
+        def take(done) -> None:
+            nonlocal data
+            while not done():
+                more = tls.recv(65536)
+                assert more
+                data += more
+
+        take(lambda: b"\r\n\r\n" in data)
+        assert data.startswith(b"HTTP/1.1 101 ")
+        data = data.partition(b"\r\n\r\n")[2]
+        # more than the system's buffers take
+        for _ in range(10):
+            publish("z" * big)
+        # each is a frame with ten bytes before it
+        take(lambda: len(data) >= 10 * (big + 10))
+        publish("after")
+        take(lambda: data.endswith(b"\x81\x05after"))
+
+
+def run_verb(verb: str, channel: str, text: str, address: str, ca, token: dict) -> subprocess.CompletedProcess:
+    argv = [str(binary()), verb, channel, text, "--broker", address, "--ca", str(ca), "--token", token["token"]]
+    return subprocess.run(argv, capture_output=True, timeout=60)
 
 
 def test_a_key_that_is_not_there_is_said(folder):

@@ -8,8 +8,10 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trunkline_broker::config::{AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig, Role, TlsConfig, TokenConfig};
-use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, Preset};
+use trunkline_broker::config::{
+    AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig, Role, TlsConfig as BrokerTls, TokenConfig,
+};
+use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, Preset, TlsConfig};
 use trunkline_proto::{secret::SecretText, token::TokenDigest};
 
 use super::BridgeConfig;
@@ -44,7 +46,7 @@ impl Schema {
         let mut root = Table::new();
         let value = "configuration as TOML";
         root.insert("broker".to_owned(), Value::try_from(sample_broker()).context(value)?);
-        root.insert("edge".to_owned(), Value::try_from(sample_edge()?).context(value)?);
+        root.insert("edge".to_owned(), Value::try_from(whole_edge()?).context(value)?);
         root.insert("functions".to_owned(), Value::try_from(sample_bridge()).context(value)?);
         root.insert("api".to_owned(), Value::Array(vec![Value::try_from(sample_api()?).context(value)?]));
         Ok(Self { root })
@@ -166,11 +168,11 @@ fn sample_broker() -> BrokerConfig {
         link_advertised: address(),
         grpc_advertised: address(),
         http_advertised: address(),
+        tls: Some(BrokerTls { cert: "cert.pem".into(), key: "key.pem".into() }),
         aws: AwsConfig {
             keys: vec![AwsKeyConfig { id: "id".to_owned(), secret: SecretText::default() }],
             ..AwsConfig::default()
         },
-        tls: Some(TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() }),
         tokens: vec![TokenConfig {
             name: "name".to_owned(),
             sha256: TokenDigest::of(""),
@@ -195,6 +197,12 @@ fn sample_bridge() -> BridgeConfig {
 /// Valid, so that a table `[edge]` that leaves out what flags will say can be checked on top of it.
 pub(crate) fn sample_edge() -> Result<EdgeConfig, Failure> {
     Ok(EdgeConfig::new("edge", vec!["1@127.0.0.1:7443".parse().map_err(Failure::usage)?], "pki".into()))
+}
+
+/// With what is optional.
+fn whole_edge() -> Result<EdgeConfig, Failure> {
+    let tls = TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() };
+    Ok(EdgeConfig { tls: Some(tls), ..sample_edge()? })
 }
 
 fn sample_api() -> Result<ApiConfig, Failure> {

@@ -67,6 +67,7 @@ fn tables_within_tables_are_all_compared_above() {
         "broker.retention",
         "broker.snapshots",
         "broker.tls",
+        "edge.tls",
     ];
     assert_eq!(tables, compared, "a new one: compare it too");
 }
@@ -164,6 +165,8 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[broker]` tls.cert", "none"),
         ("`[broker]` tls.key", "none"),
         ("`[edge]` name", "required"),
+        ("`[edge]` tls.cert", "none"),
+        ("`[edge]` tls.key", "none"),
         ("`[edge]` brokers", "required"),
         ("`[edge]` pki", "required"),
         ("`[edge]` shards", "half the cores"),

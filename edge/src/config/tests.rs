@@ -71,9 +71,10 @@ fn wrong_edges_are_refused_with_the_reason() {
         ("bogus = 1", "unknown field `bogus`"),
         (
             "ws = \"0.0.0.0:8080\"",
-            "edge.ws: 0.0.0.0:8080 is not on loopback and there is no TLS; insecure = true allows it",
+            "edge.ws: 0.0.0.0:8080 is not on loopback and there is no TLS; set edge.tls.cert and edge.tls.key; insecure = true allows it",
         ),
         ("ws = \"0.0.0.0:8080\"\ninsecure = true", ""),
+        ("ws = \"0.0.0.0:8080\"\ntls = { cert = \"c.pem\", key = \"k.pem\" }", ""),
         ("http = \"[::]:8081\"", "edge.http: [::]:8081 is not on loopback"),
         ("http = \"127.0.0.1:8080\"", "edge.http: 127.0.0.1:8080 is edge.ws already"),
         ("ws = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"", ""),

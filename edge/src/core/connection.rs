@@ -306,8 +306,8 @@ impl Connection {
     /// The socket has taken so many bytes.
     pub fn handle_sent(&mut self, now: Millis, bytes: usize) {
         self.outbound.advance(bytes);
-        // after a full send buffer, room means that the client's TCP has acknowledged something
-        if bytes > 0 && std::mem::take(&mut self.is_blocked) {
+        // after a full send buffer, room means that the client's TCP has acknowledged something: also if what went was TLS's own
+        if std::mem::take(&mut self.is_blocked) {
             self.pinged = self.pinged.map(|_| now);
         }
     }

@@ -313,6 +313,15 @@ fn idle_and_lifetime_end_a_connection() {
 }
 
 #[test]
+fn room_is_room_also_if_only_bytes_of_tls_were_waiting() {
+    let mut rig = Rig::open();
+    rig.connection.handle_blocked();
+    assert!(rig.connection.is_blocked());
+    rig.connection.handle_sent(Millis(1), 0);
+    assert!(!rig.connection.is_blocked(), "or the next delivery would wait for somebody to wake its socket");
+}
+
+#[test]
 fn a_token_ends_its_connection_paused_or_not() {
     for is_paused in [false, true] {
         let mut rig = Rig::pending(Registration { expires: Some(Millis(5000)), ..Registration::default() });

@@ -7,6 +7,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinError, LocalSet},
 };
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::ServeError;
@@ -57,6 +58,7 @@ impl Drop for LastWord {
 impl Threads {
     pub(super) fn new(
         config: &EdgeConfig,
+        tls: Option<Arc<ServerConfig>>,
         apis: &Arc<[Arc<Api>]>,
         listeners: Vec<TcpListener>,
         inboxes: Vec<ShardInbox>,
@@ -74,6 +76,7 @@ impl Threads {
             apis: Arc::clone(apis),
             gate: Arc::clone(&gate),
             headers: Arc::clone(&headers),
+            tls: tls.clone(),
             handshakes_max: HANDSHAKES_MAX,
         };
         let waiting = listeners.into_iter().zip(inboxes).enumerate();

@@ -276,7 +276,7 @@ async fn an_address_in_use_is_named() {
 async fn a_drain_that_runs_out_of_time_says_what_it_leaves_behind() {
     let config = EdgeConfig::new("e1", Vec::new(), "pki".into());
     let apis: Arc<[Arc<Api>]> = [].into();
-    let threads = Threads::new(&config, &apis, Vec::new(), Vec::new());
+    let threads = Threads::new(&config, None, &apis, Vec::new(), Vec::new());
     let uplink = uplink::Handle::new(PartitionCount::new(1).unwrap(), 1, 1000);
     uplink.append(ConnectionId::NONE, |out| out.put_bytes(0, 40));
     let drain = Drain {

@@ -3,6 +3,7 @@
 
 pub mod endpoint;
 mod identity;
+pub mod listener;
 mod pki;
 
 pub use identity::{Identity, IdentityError, Role};

@@ -212,6 +212,7 @@ impl Edge {
             apis: Arc::clone(&apis),
             gate: Arc::new(Gate::new(&config)),
             headers: ["host", "user-agent"].map(str::to_owned).into(),
+            tls: None,
             handshakes_max: 100,
         };
         let sink = log.clone();
