@@ -264,6 +264,7 @@ fn admit<'a, S: RecordSink>(
         .auth
         .authenticate(upgrade, unix_seconds())
         .map_err(|denied| (api.auth.answer(denied), HandshakeOutcome::Refused, Some(&**api)))?;
+    upgrade.check_subprotocols().map_err(|answer| (answer, HandshakeOutcome::Refused, Some(&**api)))?;
     if !shard.is_accepting.get() || !shard.sink.has_room() || !api.take_place() {
         return Err((busy(), HandshakeOutcome::Unavailable, Some(api)));
     }

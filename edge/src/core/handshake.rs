@@ -41,6 +41,17 @@ pub struct Upgrade {
     pub authorization: Option<Hidden>,
 }
 
+impl Upgrade {
+    /// Refuses what is left of the offered subprotocols when a token has been taken out of them, if one is too long for a record.
+    pub fn check_subprotocols(&self) -> Result<(), Answer> {
+        if self.subprotocols.iter().all(|name| is_token(name)) { Ok(()) } else { Err(no_list()) }
+    }
+}
+
+fn no_list() -> Answer {
+    Answer::bad_request("Sec-WebSocket-Protocol is no short list of tokens")
+}
+
 /// What has become of a request so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Head {
@@ -214,7 +225,7 @@ impl<'a> Fields<'a> {
             for item in visible("sec-websocket-protocol", value)?.split(',') {
                 let item = item.trim();
                 if !are_token_bytes(item) || item.len() > SUBPROTOCOL_BYTES_MAX || offered.len() == SUBPROTOCOLS_MAX {
-                    return Err(Answer::bad_request("Sec-WebSocket-Protocol is no short list of tokens"));
+                    return Err(no_list());
                 }
                 offered.push(item.to_owned());
             }

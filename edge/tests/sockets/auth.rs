@@ -82,6 +82,9 @@ async fn a_token_is_taken_from_each_place_and_kept_in_none() {
         assert!(head.starts_with("HTTP/1.1 401 ") && head.contains("WWW-Authenticate: Bearer"), "{head}");
         assert!(!head.contains(&token), "{head}");
     }
+    // only a token may be long: it is not kept
+    let long = format!("Sec-WebSocket-Protocol: bearer, {token}, {}\r\n", "a".repeat(257));
+    assert!(answer(&edge, "/echo", &long).await.starts_with("HTTP/1.1 400 "));
     let head = answer(&edge, "/echo", &format!("{header}{header}")).await;
     assert!(head.starts_with("HTTP/1.1 400 "), "which of the two? {head}");
     // the same edge still serves
