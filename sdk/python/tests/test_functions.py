@@ -358,7 +358,7 @@ def chat(tmp_path):
 
     def make(**settings: object) -> tuple[Functions, dict[str, Scripted]]:
         functions = {slot: Scripted(tmp_path, slot) for slot in ("registration", "transmission", "cleanup")}
-        call = CallSettings(**{"backoff": 0.001, "timeout": 0.2, "retries": 1, **settings})  # type: ignore[arg-type]
+        call = CallSettings(**{"backoff": 0.001, "timeout": 0.5, "retries": 1, **settings})  # type: ignore[arg-type]
         return Functions(call, **{slot: function.instances for slot, function in functions.items()}), functions
 
     return make
@@ -397,7 +397,7 @@ def test_a_function_that_fails_once_is_called_again_at_once_and_the_exception_is
     assert "ValueError: once" in caplog.text and "transmission.py" in caplog.text and "instances.py" not in caplog.text
 
 
-@pytest.mark.parametrize("failure", [ValueError("again"), 1.0])
+@pytest.mark.parametrize("failure", [ValueError("again"), 3.0])
 def test_a_function_that_goes_on_failing_ends_as_on_failure_says(chat, failure):
     async def fails(on_failure: OnFailure, event: str) -> Context:
         handler, functions = chat(on_failure=on_failure)
@@ -431,7 +431,7 @@ def test_a_function_that_goes_on_failing_ends_as_on_failure_says(chat, failure):
     ("answers", "status", "calls"),
     [
         ([ValueError("x"), ValueError("x")], 502, 2),
-        ([1.0, 1.0], 504, 2),
+        ([3.0, 3.0], 504, 2),
         ([{"errMsg": "no number"}], 502, 1),
         (["no json"], 502, 1),
         ([ValueError("x"), {"errNo": 5, "errMsg": "no"}], 403, 2),
