@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,12 +79,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/aws":
+            write({"function": "aws", "event": event})
+            return self.answer(200, {"statusCode": 200})
         websocket = event["websocket"]
         assert all(isinstance(value, str) for value in websocket.values()), event
         line = {"function": self.path[1:], "connection": websocket["secConnectionID"], "data": websocket.get("data")}
         line |= {"key": self.headers["idempotency-key"], "attempt": int(self.headers["x-trunkline-attempt"]), "event": event}
         write(line)
-        status, answer = FUNCTIONS[self.path](event, line["key"])
+        self.answer(*FUNCTIONS[self.path](event, line["key"]))
+
+    def answer(self, status: int, answer: dict) -> None:
         body = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -103,6 +109,10 @@ class Server(ThreadingHTTPServer):
 
 if __name__ == "__main__":
     server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+    if len(sys.argv) > 4:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[4])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     print(f"listening functions 127.0.0.1:{server.server_address[1]}", flush=True)
     print("ready", flush=True)
     server.serve_forever()

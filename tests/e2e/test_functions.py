@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -45,9 +47,9 @@ class Functions:
         self.folder, self.api = folder, api
         self.process: Process | None = None
 
-    def start(self, http: str) -> Functions:
+    def start(self, http: str, *tls: str) -> Functions:
         script = Path(__file__).with_name("function_server.py")
-        argv = [sys.executable, str(script), str(self.port), str(self.journal), f"{http}/push/{self.api}"]
+        argv = [sys.executable, str(script), str(self.port), str(self.journal), f"{http}/push/{self.api}", *tls]
         self.process = self.process or Process("functions", argv, self.folder)
         self.process.start()
         return self
@@ -285,3 +287,76 @@ def test_wrong_settings_are_refused_before_anything_starts(folder):
         with pytest.raises(Timeout) as refused:
             Dev(folder, config=wrong).start()
         assert "ended with 64" in str(refused.value) and problem in str(refused.value)
+
+
+AWS = """
+[[api]]
+name = "lambda"
+path = "/lambda"
+
+[api.functions]
+dialect = "aws"
+
+[api.functions.routes]
+"$connect" = "http://127.0.0.1:{port}/aws"
+"$default" = "http://127.0.0.1:{port}/aws"
+"$disconnect" = "http://127.0.0.1:{port}/aws"
+"""
+
+
+def test_a_bridge_that_did_not_see_a_connection_open_tells_who_it_is_all_the_same(folder):
+    functions = Functions(folder / "functions", "lambda")
+    config = AWS.format(port=functions.port)
+    path = folder / "lambda.toml"
+    path.write_text(config)
+    dev = Dev(folder, config=config.split("[api.functions]")[0]).start()
+    functions.start(dev.process.http())
+    bridge = Process("bridge", [binary(), "functions", "--config", path, "--broker", dev.grpc], folder).start()
+
+    def contexts() -> list[dict]:
+        return [call["event"]["requestContext"] for call in functions.calls("aws")]
+
+    with connect(dev, "/lambda", open_timeout=20, user_agent_header="tests/1") as client:
+        client.send("one")
+        until(lambda: len(contexts()) == 2 and dev.lag("lambda") == 0, "the message", 10)
+        assert bridge.stop() == 0
+        bridge.start()
+        client.send("two")
+        until(lambda: len(contexts()) == 3, "the message to the other bridge", 20)
+    until(lambda: len(contexts()) == 4, "the disconnect", 10)
+    assert [context["eventType"] for context in contexts()] == ["CONNECT", "MESSAGE", "MESSAGE", "DISCONNECT"]
+    for same in ("identity", "connectedAt", "connectionId", "domainName", "apiId", "stage"):
+        assert len({json.dumps(context[same]) for context in contexts()}) == 1, same
+    assert contexts()[2]["identity"] == {"sourceIp": "127.0.0.1", "userAgent": "tests/1"}
+    assert contexts()[3]["disconnectStatusCode"] == 1000
+    assert bridge.stop() == 0
+    functions.process.kill9()
+    dev.process.stop()
+
+
+def test_functions_behind_tls_are_called_if_the_system_trusts_them(folder, need):
+    need(shutil.which("openssl"), "openssl is not installed")
+    pem = folder / "function.pem"
+    extensions = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=function"]
+    subprocess.run([*argv, *extensions, "-keyout", pem, "-out", folder / "cert.pem"], check=True, capture_output=True, timeout=30)
+    with open(pem, "a") as file:
+        file.write((folder / "cert.pem").read_text())
+    functions = Functions(folder / "functions", "tls")
+    config = CONFIG.format(name="tls", port=functions.port, on_failure="retry").replace("http://", "https://")
+    for trusted in (True, False):
+        env = {"SSL_CERT_FILE": str(folder / "cert.pem")} if trusted else {}
+        dev = Dev(folder / str(trusted), config=config, env=env).start()
+        functions.start(dev.process.http(), str(pem))
+        if trusted:
+            with connect(dev, "/tls") as client:
+                client.send("echo over tls")
+                assert client.recv(timeout=10) == "echo over tls"
+        else:
+            with pytest.raises(InvalidStatus) as refused:
+                connect(dev, "/tls")
+            assert refused.value.response.status_code == 502
+            assert "certificate" in dev.process.log_text()
+        functions.process.kill9()
+        functions.process = None
+        dev.process.stop()

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use trunkline_proto::v1::CloseCause;
+use trunkline_proto::{limits, v1::CloseCause};
 use trunkline_sdk::{CloseCode, Closed, Context, Handler, HandlerError, Message, Opened, Registration};
 
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
 /// A registration this much older than its timeout is not asked for any more: its client has had its answer. Generous, as
 /// clocks differ.
 const LATE: Duration = Duration::from_secs(30);
+
+/// Largest body of an answer to a client that is turned away.
+const REJECTION_BYTES_MAX: usize = 64 << 10;
 
 /// The functions of one API.
 #[derive(Clone, Debug)]
@@ -94,6 +97,15 @@ impl Bridge {
         }
     }
 
+    /// What to push to the client, within what can be pushed: the same answer would come again and again.
+    fn response(&self, reply: &Reply) -> Result<Option<Message>, Failure> {
+        let most = limits::MESSAGE_BYTES_MAX;
+        match dialect::response(&self.settings, reply)? {
+            Some(message) if message.payload().len() > most => Err(Failure::TooLarge(most)),
+            response => Ok(response),
+        }
+    }
+
     /// Who a connection is, as far as the dialect tells it.
     async fn identity(&self, cx: &Context) -> Result<Identity, HandlerError> {
         if !dialect::tells_identity(self.settings.dialect) {
@@ -107,7 +119,16 @@ impl Bridge {
         let place = place(cx);
         let Some(call) = dialect::registration(&self.settings, &place, opened) else { return Ok(Decision::accept()) };
         let until = self.settings.decides.then(|| Instant::now() + self.settings.registration_timeout);
-        self.attempts(&place, &call, until, |reply| dialect::decide(&self.settings, reply, opened)).await
+        self.attempts(&place, &call, until, |reply| {
+            let decision = dialect::decide(&self.settings, reply, opened)?;
+            match &decision {
+                Decision::Reject { body, .. } if body.len() > REJECTION_BYTES_MAX => {
+                    Err(Failure::TooLarge(REJECTION_BYTES_MAX))
+                }
+                _ => Ok(decision),
+            }
+        })
+        .await
     }
 }
 
@@ -120,12 +141,9 @@ impl Handler for Bridge {
             self.known.remember(cx.connection(), Identity::new(&opened, cx.time().0));
         }
         match self.register(cx, &opened).await {
-            Ok(Decision::Accept { subprotocol, headers }) => {
-                let mut registration = Registration::accept();
-                if let Some(subprotocol) = subprotocol {
-                    registration = registration.subprotocol(subprotocol);
-                }
-                Ok(headers.into_iter().fold(registration, |made, (name, value)| made.header(name, value)))
+            Ok(Decision::Accept { subprotocol }) => {
+                let accept = Registration::accept();
+                Ok(subprotocol.into_iter().fold(accept, Registration::subprotocol))
             }
             Ok(Decision::Reject { status, body }) => Ok(Registration::reject(status, body)),
             Err(failure) if self.settings.decides => {
@@ -148,7 +166,7 @@ impl Handler for Bridge {
             Transmission::Nothing => return Ok(()),
         };
         drop(message);
-        match self.attempts(&place, &call, None, |reply| dialect::response(&self.settings, reply)).await {
+        match self.attempts(&place, &call, None, |reply| self.response(reply)).await {
             Ok(response) => {
                 if let Some(response) = response {
                     cx.push(response);

@@ -200,3 +200,20 @@ impl Service<Name> for Resolver {
         Box::pin(async move { resolving.await.map(Addresses) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name may resolve to anything, and to something else when it is asked again: what is connected to is what was looked at.
+    #[tokio::test]
+    async fn a_name_that_leads_to_a_metadata_service_leads_nowhere() {
+        let mut resolver = Resolver(GaiResolver::new());
+        for (name, leads) in
+            [("127.0.0.1", true), ("::1", true), ("169.254.169.254", false), ("::ffff:169.254.169.254", false)]
+        {
+            let addresses = resolver.call(name.parse().unwrap()).await.unwrap();
+            assert_eq!(addresses.count() > 0, leads, "{name}");
+        }
+    }
+}

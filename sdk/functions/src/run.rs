@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinSet};
+use trunkline_proto::limits;
 use trunkline_sdk::{Client, ClientError, StartAt, SubscribeError, Subscriber, Timestamp};
 
 use crate::{
@@ -102,10 +103,8 @@ fn subscriber(brokers: &[String], member: &str, settings: &ApiSettings) -> Subsc
         .apis([&settings.api])
         .start(start(settings))
         .workers(settings.concurrency)
-        // enough to keep every worker busy, and few events that wait here for a busy connection
-        .credit(
-            u32::try_from(settings.concurrency * 4).unwrap_or(u32::MAX).clamp(64, trunkline_proto::limits::CREDIT_MAX),
-        )
+        // what one busy connection has waiting here must leave room for the others
+        .credit(u32::try_from(settings.concurrency * 16).unwrap_or(u32::MAX).clamp(1024, limits::CREDIT_MAX))
         .timeout(run)
 }
 

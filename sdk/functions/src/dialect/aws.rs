@@ -223,7 +223,7 @@ pub(super) fn decide(
     if let 200..300 = status {
         let subprotocol =
             answer.header("sec-websocket-protocol").and_then(|listed| chosen(listed, &opened.subprotocols));
-        return Ok(Decision::Accept { subprotocol, headers: Vec::new() });
+        return Ok(Decision::Accept { subprotocol });
     }
     // a status that no handshake may be answered with is a plain no
     let status = if (400..600).contains(&status) { status } else { 403 };

@@ -110,7 +110,7 @@ pub(super) fn decide(
     }
     let answer: Answer = super::json(settings, reply)?;
     let subprotocol = answer.subprotocol.and_then(|name| chosen(&name, &opened.subprotocols));
-    Ok(Decision::Accept { subprotocol, headers: Vec::new() })
+    Ok(Decision::Accept { subprotocol })
 }
 
 /// What is answered goes to the client, as text unless it is declared to be bytes.

@@ -23,8 +23,6 @@ pub(crate) enum Decision {
     Accept {
         /// One of those the client offered.
         subprotocol: Option<String>,
-        /// Headers of the answer to the handshake.
-        headers: Vec<(String, String)>,
     },
     /// With an HTTP status of 400 to 599.
     Reject { status: u16, body: Bytes },
@@ -32,7 +30,7 @@ pub(crate) enum Decision {
 
 impl Decision {
     pub(crate) fn accept() -> Self {
-        Self::Accept { subprotocol: None, headers: Vec::new() }
+        Self::Accept { subprotocol: None }
     }
 }
 

@@ -194,7 +194,7 @@ pub(super) fn decide(
     }
     let protocol = answer.websocket.and_then(|websocket| websocket.protocol);
     let subprotocol = protocol.and_then(|listed| chosen(&listed, &opened.subprotocols));
-    Ok(Decision::Accept { subprotocol, headers: Vec::new() })
+    Ok(Decision::Accept { subprotocol })
 }
 
 #[derive(Deserialize)]

@@ -154,8 +154,7 @@ mod scf {
             r#"{"errNo":0,"errMsg":"ok","websocket":{"action":"connecting","secConnectionID":"x","#,
             r#""secWebSocketProtocol":"chat,binary","secWebSocketExtensions":"extension1,extension2"}}"#
         );
-        let chosen =
-            |name: Option<&str>| Ok(Decision::Accept { subprotocol: name.map(str::to_owned), headers: vec![] });
+        let chosen = |name: Option<&str>| Ok(Decision::Accept { subprotocol: name.map(str::to_owned) });
         assert_eq!(decide(&reply(200, answer)), chosen(Some("chat")));
         assert_eq!(decide(&reply(200, r#"{"errNo":0,"errMsg":"ok"}"#)), chosen(None));
         let other = r#"{"errNo":0,"errMsg":"","websocket":{"secWebSocketProtocol":"other, binary"}}"#;
@@ -316,8 +315,7 @@ mod aws {
     fn connect_s_answer_decides() {
         let opened = v1::ConnectionOpened { subprotocols: vec!["chat".into()], ..Default::default() };
         let decide = |answer: &str| decide(&settings(), &reply(200, answer.to_owned()), &opened);
-        let accepted =
-            |name: Option<&str>| Ok(Decision::Accept { subprotocol: name.map(str::to_owned), headers: vec![] });
+        let accepted = |name: Option<&str>| Ok(Decision::Accept { subprotocol: name.map(str::to_owned) });
         assert_eq!(decide(r#"{"statusCode":200}"#), accepted(None));
         assert_eq!(decide(r#"{"statusCode":200,"headers":{"Sec-WebSocket-Protocol":"chat"}}"#), accepted(Some("chat")));
         assert_eq!(decide(r#"{"statusCode":200,"headers":{"sec-websocket-protocol":"other"}}"#), accepted(None));
@@ -424,7 +422,7 @@ mod cloudevents {
         let opened = v1::ConnectionOpened { subprotocols: vec!["v1".into()], ..Default::default() };
         let decide = |status: u16, body: &'static str| decide(&settings(), &reply(status, body), &opened);
         assert_eq!(decide(204, ""), Ok(Decision::accept()));
-        let chosen = Decision::Accept { subprotocol: Some("v1".into()), headers: vec![] };
+        let chosen = Decision::Accept { subprotocol: Some("v1".into()) };
         assert_eq!(decide(200, r#"{"groups":[],"userId":"","subprotocol":"v1"}"#), Ok(chosen));
         assert_eq!(decide(401, "no"), Ok(Decision::Reject { status: 401, body: "no".into() }));
         assert!(matches!(decide(503, ""), Err(Failure::Status { .. })));

@@ -340,6 +340,22 @@ async fn an_answer_is_pushed_with_the_acknowledgement_where_the_api_says_so() {
 }
 
 #[tokio::test]
+async fn an_answer_that_cannot_be_pushed_is_a_failure_and_not_tried_for_ever() {
+    let functions = Functions::start(|_, _| answer(200, "x".repeat((16 << 20) + 1))).await;
+    let most = ApiSettings {
+        integration_response: true,
+        max_response: 24 << 20,
+        on_failure: OnFailure::DeadLetter,
+        ..settings(&functions)
+    };
+    let mut running = Running::start(most).await;
+    running.message(1, "hello");
+    running.settled().await;
+    assert_eq!((running.parked().len(), functions.seen().len()), (1, 1));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn calls_are_signed_and_carry_the_operator_s_headers() {
     let functions = Functions::start(|_, _| answer(200, "")).await;
     let secret = "0123456789abcdef";
