@@ -165,6 +165,21 @@ def test_with_retry_the_message_comes_again_and_later_ones_of_its_connection_wai
         assert [client.recv(timeout=40), client.recv(timeout=10)] == ["fail", "after"]
 
 
+def test_two_processes_share_the_work_and_one_takes_over(folder):
+    run = Running(folder, "shared")
+    second = python("second", folder, *run.functions.argv[1:], env={"JOURNAL": str(run.journal)}).start()
+    with run.connect() as client:
+        client.send("a")
+        assert client.recv(timeout=10) == "a"
+        for victim in (run.functions, second):
+            victim.kill9()
+            client.send("b")
+            if victim is run.functions:
+                assert client.recv(timeout=30) == "b"
+        run.functions.start()
+        assert client.recv(timeout=30) == "b"
+
+
 def test_functions_that_block_stop_no_others_and_do_not_keep_the_process_from_ending(folder):
     flags = ["--timeout", "300ms", "--concurrency", "2", "--retries", "0", "--on-failure", "dead_letter", "--grace", "1s"]
     run = Running(folder, "blocks", *flags)

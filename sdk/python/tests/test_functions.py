@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from trunkline.v1 import records_pb2 as records
 ID = ConnectionId(bytes(range(16)))
 
 
-def context(attempt: int = 1) -> Context:
-    return Context(Origin("chat", 3, Offset(5 << 16 | 2), 1, attempt, ID, "chat"))
+def context(attempt: int = 1, age: float = 0) -> Context:
+    time_us = int((time.time() - age) * 1_000_000)
+    return Context(Origin("chat", 3, Offset(5 << 16 | 2), time_us, attempt, ID, "chat"))
 
 
 def opened(**fields: object) -> Opened:
-    return Opened.of(records.ConnectionOpened(peer="10.0.2.14:4711", path="/test/7", **fields))  # type: ignore[arg-type]
+    fields = {"peer": "10.0.2.14:4711", "path": "/test/7", "handler_group": "chat", **fields}
+    return Opened.of(records.ConnectionOpened(**fields))  # type: ignore[arg-type]
 
 
 def strings(value: object) -> bool:
@@ -105,6 +108,11 @@ def test_a_registration_s_answer_decides():
     rejected = scf.decision({"errNo": 101, "errMsg": "not found request context"}, offered).rejected
     assert rejected is not None and rejected[0] == 403
     assert json.loads(rejected[1]) == {"errNo": 101, "errMsg": "not found request context"}
+    for message, shown in (("房间满了", "房间满了"), ("\ud800", "?"), (None, ""), (object(), "")):
+        rejected = scf.decision({"errNo": -1, "errMsg": message}, offered).rejected
+        assert rejected is not None and json.loads(rejected[1]) == {"errNo": -1, "errMsg": shown}
+    with pytest.raises(scf.BadAnswer):
+        scf.decision({"errNo": 1, "errMsg": "x" * (64 << 10)}, offered)
 
 
 @pytest.mark.parametrize("answer", [None, "", "no json", b"\xff", [], 0, {}, {"errNo": "0"}, {"errNo": True}, {"errNo": None}, {"errNo": 0.0}])
@@ -119,7 +127,7 @@ def test_what_an_integration_response_pushes():
     assert push("hello") == "hello" and push({"a": 1}) == '{"a": 1}' and push('{"a": 1}') == '{"a": 1}' and push(7) == "7"
     assert push({"websocket": {"dataType": "text", "data": "x"}}) == "x"
     assert push('{"websocket": {"dataType": "binary", "data": "AP8="}}') == b"\0\xff"
-    for wrong in ({"websocket": {"dataType": "binary", "data": "?"}}, {"websocket": {"data": 1}}, {"websocket": {"dataType": "x", "data": ""}}, b"\xff", object()):
+    for wrong in ({"websocket": {"dataType": "binary", "data": "?"}}, {"websocket": {"data": 1}}, {"websocket": {"dataType": "x", "data": ""}}, b"\xff", object(), "x" * ((16 << 20) + 1), "\ud800"):
         with pytest.raises(scf.BadAnswer):
             push(wrong)
 
@@ -358,7 +366,7 @@ def chat(tmp_path):
 
     def make(**settings: object) -> tuple[Functions, dict[str, Scripted]]:
         functions = {slot: Scripted(tmp_path, slot) for slot in ("registration", "transmission", "cleanup")}
-        call = CallSettings(**{"backoff": 0.001, "timeout": 0.2, "retries": 1, **settings})  # type: ignore[arg-type]
+        call = CallSettings(**{"backoff": 0.001, "timeout": 0.5, "retries": 1, **settings})  # type: ignore[arg-type]
         return Functions(call, **{slot: function.instances for slot, function in functions.items()}), functions
 
     return make
@@ -397,7 +405,7 @@ def test_a_function_that_fails_once_is_called_again_at_once_and_the_exception_is
     assert "ValueError: once" in caplog.text and "transmission.py" in caplog.text and "instances.py" not in caplog.text
 
 
-@pytest.mark.parametrize("failure", [ValueError("again"), 1.0])
+@pytest.mark.parametrize("failure", [ValueError("again"), 3.0])
 def test_a_function_that_goes_on_failing_ends_as_on_failure_says(chat, failure):
     async def fails(on_failure: OnFailure, event: str) -> Context:
         handler, functions = chat(on_failure=on_failure)
@@ -414,7 +422,8 @@ def test_a_function_that_goes_on_failing_ends_as_on_failure_says(chat, failure):
         for event in ("message", "closed"):
             with pytest.raises(HandlerError) as error:
                 await fails(OnFailure.RETRY, event)
-            assert error.value.delay is not None and 0.001 < error.value.delay < 0.01
+            # 1 ms, doubled for two deliveries before this one and an attempt more at once, with jitter
+            assert error.value.delay is not None and 0.004 <= error.value.delay <= 0.012
             with pytest.raises(HandlerError) as error:
                 await fails(OnFailure.DEAD_LETTER, event)
             assert error.value.parked is not None and ("again" in error.value.parked or "no answer" in error.value.parked)
@@ -431,7 +440,7 @@ def test_a_function_that_goes_on_failing_ends_as_on_failure_says(chat, failure):
     ("answers", "status", "calls"),
     [
         ([ValueError("x"), ValueError("x")], 502, 2),
-        ([1.0, 1.0], 504, 2),
+        ([3.0, 3.0], 504, 2),
         ([{"errMsg": "no number"}], 502, 1),
         (["no json"], 502, 1),
         ([ValueError("x"), {"errNo": 5, "errMsg": "no"}], 403, 2),
@@ -444,6 +453,29 @@ def test_a_registration_without_an_answer_is_refused(chat, answers, status, call
     assert decision.rejected is not None and decision.rejected[0] == status
     assert set(json.loads(decision.rejected[1])) == {"errNo", "errMsg"}
     assert len(functions["registration"].calls) == calls
+
+
+def test_a_registration_whose_client_has_gone_long_ago_is_not_asked_for(chat):
+    handler, functions = chat()
+    decision = asyncio.run(handler.opened(context(age=120), opened()))
+    assert decision.rejected is not None and decision.rejected[0] == 504 and functions["registration"].calls == []
+
+
+def test_where_nobody_waits_for_a_decision_a_failed_registration_is_an_event_as_others(chat):
+    async def fails(on_failure: OnFailure) -> Context:
+        handler, functions = chat(on_failure=on_failure)
+        functions["registration"].answers[:] = [ValueError("x")] * 2
+        cx = context(age=120)
+        assert (await handler.opened(cx, opened(handler_group=""))).rejected is None
+        return cx
+
+    async def main() -> None:
+        for on_failure in (OnFailure.RETRY, OnFailure.DEAD_LETTER):
+            with pytest.raises(HandlerError):
+                await fails(on_failure)
+        assert (await fails(OnFailure.CLOSE)).finish()[0].close.code == 1011
+
+    asyncio.run(main())
 
 
 def test_a_registration_is_given_up_when_nobody_waits_any_more(chat):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trunkline import _limits as limits
@@ -389,7 +389,8 @@ class Model:
 CHOICES = [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
-@settings(max_examples=150, deadline=None)
+# a slow machine is no fault of the schedule
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     lanes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=20, max_size=60),
     choices=st.lists(st.tuples(st.sampled_from(CHOICES), st.integers(0, 2**16 - 1)), min_size=150, max_size=400),

@@ -7,6 +7,7 @@ import copy
 import enum
 import logging
 import random
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,11 @@ log = logging.getLogger("trunkline.functions")
 
 BACKOFF_MAX = 30.0
 """Longest wait between two attempts at a call."""
+
+
+LATE = 30.0
+"""A registration that is so much older than its timeout is not asked for any more: its client has had its answer. Generous, as clocks
+differ."""
 
 
 class OnFailure(enum.Enum):
@@ -82,25 +88,31 @@ class Functions(Handler):
     async def opened(self, cx: Context, opened: Opened) -> Registration:
         if self._registration is None:
             return Registration.accept()
+        # elsewhere the client is in already, and nobody waits
+        patience = self._settings.registration_timeout if opened.handler_group == cx.group else None
+        if patience is not None and time.time() - cx.time > patience + LATE:
+            return scf.refusal(504, "the registration came too late")
         event = scf.registration_event(cx, opened, self._settings.front)
         try:
-            async with asyncio.timeout(self._settings.registration_timeout):
+            async with asyncio.timeout(patience):
                 return scf.decision(await self._call(cx, self._registration, event), opened)
         except (CallFailed, TimeoutError, scf.BadAnswer) as error:
+            if patience is None:
+                self._failed(cx, error, is_open=True)
+                return Registration.accept()
             status = error.status if isinstance(error, CallFailed) else 504 if isinstance(error, TimeoutError) else 502
             log.error("registration of %s is refused with %s: %s", cx.connection, status, error or "it takes too long")
-            return scf.refusal(status, "the registration function gave no answer")
+            return scf.refusal(status, "the registration function failed")
 
     async def message(self, cx: Context, message: Message) -> None:
         try:
             answer = await self._call(cx, self._transmission, scf.transmission_event(cx, message))
-            if self._settings.integration_response and (pushed := scf.integration_response(answer)) is not None:
-                cx.push(pushed)
+            pushed = scf.integration_response(answer) if self._settings.integration_response else None
         except (CallFailed, scf.BadAnswer) as error:
-            if self._settings.on_failure is not OnFailure.CLOSE:
-                raise self._failed(cx, error) from None
-            log.error("connection %s is closed: %s", cx.connection, error)
-            cx.close(1011, "a function failed")
+            self._failed(cx, error, is_open=True)
+            return
+        if pushed is not None:
+            cx.push(pushed)
 
     async def closed(self, cx: Context, closed: Closed) -> None:
         if self._cleanup is None or not scf.wants_cleanup(closed):
@@ -108,12 +120,17 @@ class Functions(Handler):
         try:
             await self._call(cx, self._cleanup, scf.cleanup_event(cx, closed))
         except CallFailed as error:
-            raise self._failed(cx, error) from None
+            self._failed(cx, error, is_open=False)
 
-    def _failed(self, cx: Context, error: Exception) -> HandlerError:
+    def _failed(self, cx: Context, error: Exception, *, is_open: bool) -> None:
+        """The end of an event whose call failed for good; raises unless that is to close the connection."""
         if self._settings.on_failure is OnFailure.RETRY:
-            return HandlerError.retry_after(self._settings.delay(cx.attempt))
-        return HandlerError.park(str(error))
+            # goes on where the attempts at once have left off
+            raise HandlerError.retry_after(self._settings.delay(cx.attempt + self._settings.retries)) from None
+        if self._settings.on_failure is OnFailure.DEAD_LETTER or not is_open:
+            raise HandlerError.park(str(error)) from None
+        log.error("connection %s is closed: %s", cx.connection, error)
+        cx.close(1011, "a function failed")
 
     async def _call(self, cx: Context, instances: Instances, event: dict[str, Any]) -> object:
         settings, slot = self._settings, instances.file.slot

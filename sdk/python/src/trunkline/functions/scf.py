@@ -12,8 +12,9 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from trunkline import _limits as limits
 from trunkline._context import Context
-from trunkline._event import CloseCause, Closed, Message, Opened
+from trunkline._event import CloseCause, Closed, Message, Opened, encoded
 from trunkline._handler import Registration
 
 Event: TypeAlias = dict[str, Any]
@@ -23,6 +24,8 @@ _REQUESTS = uuid.UUID("6d1b7e0c-3f0a-5b39-9d0e-5c3b9f0a7a11")
 
 REJECTED = 403
 """HTTP status for a client that a registration function turns away."""
+REJECTION_CHARS_MAX = 64 << 10
+"""Longest answer to it."""
 
 
 class BadAnswer(Exception):
@@ -122,8 +125,11 @@ def decision(answer: object, opened: Opened) -> Registration:
     if not isinstance(number, int) or isinstance(number, bool):
         raise BadAnswer(f"errNo must be a whole number, not {number!r}")
     if number != 0:
-        body = json.dumps({"errNo": number, "errMsg": str(said.get("errMsg", ""))}, ensure_ascii=False)
-        return Registration.reject(REJECTED, body)
+        why = said.get("errMsg")
+        body = json.dumps({"errNo": number, "errMsg": why if isinstance(why, str) else ""}, ensure_ascii=False)
+        if len(body) > REJECTION_CHARS_MAX:
+            raise BadAnswer(f"an answer that turns a client away has at most {REJECTION_CHARS_MAX} characters")
+        return Registration.reject(REJECTED, body.encode(errors="replace"))
     websocket = said.get("websocket")
     chosen = websocket.get("secWebSocketProtocol") if isinstance(websocket, dict) else None
     wanted = [each.strip() for each in chosen.split(",")] if isinstance(chosen, str) else []
@@ -138,6 +144,20 @@ def refusal(status: int, why: str) -> Registration:
 
 def integration_response(answer: object) -> Message | None:
     """What a transmission function's answer pushes, where the API asks for that. Raises `BadAnswer`."""
+    message = _response(answer)
+    if message is None:
+        return None
+    try:
+        size = len(encoded(message)[1])
+    except UnicodeEncodeError as error:
+        raise BadAnswer(f"the answer is no text: {error}") from None
+    if size > limits.MESSAGE_BYTES_MAX:
+        # the same would come again and again
+        raise BadAnswer(f"an answer of {size} bytes is too large to push")
+    return message
+
+
+def _response(answer: object) -> Message | None:
     if isinstance(answer, bytes):
         answer = _utf8(answer)
     if answer is None or answer == "":
@@ -150,7 +170,7 @@ def integration_response(answer: object) -> Message | None:
         return answer
     try:
         return json.dumps(answer, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadAnswer(f"the answer is no JSON: {error}") from None
 
 
@@ -174,14 +194,14 @@ def _json(answer: object) -> object:
         return answer
     try:
         return json.loads(answer)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadAnswer(f"the answer is no JSON: {error}") from None
 
 
 def _parsed(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
