@@ -205,13 +205,16 @@ impl Node {
                 // one that was removed, or is damaged here, hears no leader: the others may
                 let own = self.peers().own().node;
                 let others = self.peers().members().into_iter().filter(|member| member.reachable && member.id != own);
+                let mut said = Ok(pb::AdminResponse { not_leader: true, ..Default::default() });
                 for member in others {
                     match self.ask_broker(member.id, partition, ask).await {
                         Ok(answer) if answer.not_leader => {}
-                        answered => return answered,
+                        Ok(answer) => return Ok(answer),
+                        // it may be another one that leads
+                        Err(error) => said = Err(error),
                     }
                 }
-                Ok(pb::AdminResponse { not_leader: true, ..Default::default() })
+                said
             }
         }
     }

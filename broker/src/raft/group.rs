@@ -249,7 +249,7 @@ impl Group {
     /// Proposes an entry, to be appended only if this broker leads in `term`. Entries are appended in the order of calls.
     pub async fn propose(&self, term: u64, entry: Bytes) -> Result<Proposed, Stopped> {
         let (responder, result) = ProgressResponder::complete_only();
-        let proposal = self.pace.proposed(entry.len());
+        let proposal = self.pace.proposed(entry.len() + super::log_cache::ENTRY_OVERHEAD);
         let write = self.raft.write(EntryBytes(entry)).with_leader(CommittedLeader::new(term)).responder(responder);
         match write.await {
             Ok(()) => Ok(Proposed { result, proposal }),

@@ -20,7 +20,7 @@ use super::{
 /// Written and applied entries kept for peers, in bytes of each partition.
 const KEPT_BYTES: usize = 512 << 10;
 /// Bytes an entry counts for besides its payload.
-const ENTRY_OVERHEAD: usize = 96;
+pub(super) const ENTRY_OVERHEAD: usize = 96;
 
 /// The in-memory part of a log. Ends are exclusive: one more than the last index.
 #[derive(Debug)]

@@ -33,8 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const FILE: &str = "peers";
 const MAGIC: &[u8; 8] = b"TLPEERS1";
 
-/// How far a replica has come, in the order of time: a vote never goes back, and under one vote a log only grows once it follows that
-/// vote's leader.
+/// How far a replica has come, in the order of time: a vote never goes back, and under one vote a log only grows once it ends with an
+/// entry of that vote's leader. Before that the leader may rightly cut it off, or put a snapshot in its place.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 struct Progress {
     /// Term of its vote.
@@ -51,6 +51,12 @@ impl Progress {
         Self { vote, term, end }
     }
 
+    /// The vote is looked at last: a log that is cut off meanwhile was so under a vote of then or later.
+    fn at(log: &Log) -> Self {
+        let last = log.last();
+        Self::of(log.term(), last)
+    }
+
     fn from_wire(told: &pb::Progress) -> Self {
         Self { vote: told.vote, term: told.term, end: told.end }
     }
@@ -61,8 +67,8 @@ impl Progress {
 
     /// Whether a replica that is here has lost something of what it had when it was at `told`.
     fn lacks(self, told: Self) -> bool {
-        // under a later vote its log may rightly have been cut
-        self.vote <= told.vote && self < told
+        let follows = told.term == told.vote;
+        self.vote < told.vote || self.vote == told.vote && follows && (self.term, self.end) < (told.term, told.end)
     }
 }
 
@@ -162,7 +168,9 @@ impl Witness {
         if known.disk != disk {
             *known = Known { disk, ..Known::default() };
         }
-        known.process = process;
+        if std::mem::replace(&mut known.process, process) != process {
+            self.is_saved.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Compares what a peer's hello says of this broker with what it holds. If that is less, everything here is closed for good, and
@@ -176,7 +184,7 @@ impl Witness {
         let lost = told.progress.iter().find_map(|told| {
             let partition = PartitionId(u16::try_from(told.partition).ok()?);
             let log = self.logs.lock().get(&partition)?.clone();
-            let (holds, had) = (Progress::of(log.term(), log.last()), Progress::from_wire(told));
+            let (holds, had) = (Progress::at(&log), Progress::from_wire(told));
             holds.lacks(had).then_some((partition, holds, had))
         });
         let Some((partition, holds, had)) = lost else { return Ok(()) };
@@ -199,8 +207,9 @@ impl Witness {
     /// peer that knew be away then.
     async fn close(&self, reason: &str) {
         let ends: Vec<_> = self.logs.lock().iter().map(|(id, log)| (*id, log.last())).collect();
+        // all of them before anything waits: whoever waits for this may give up
+        ends.iter().for_each(|(partition, _)| self.health.damage(*partition, reason));
         for (partition, last) in ends {
-            self.health.damage(partition, reason);
             let beyond = last.map_or(1, |last| last.index + 2);
             self.writer.submit(partition, Write::Doubted { end: beyond }, None).await;
         }
@@ -209,7 +218,7 @@ impl Witness {
     /// How far this broker is, if all of it is on disk.
     fn own(&self) -> BTreeMap<PartitionId, (Log, Progress)> {
         let logs = self.logs.lock();
-        let own = logs.iter().map(|(id, log)| (*id, (log.clone(), Progress::of(log.term(), log.last()))));
+        let own = logs.iter().map(|(id, log)| (*id, (log.clone(), Progress::at(log))));
         own.collect()
     }
 
@@ -252,7 +261,7 @@ pub async fn run(peers: Peers) {
         // a second ago this was in memory. It is told if it is on disk by now, and was not cut off again meanwhile
         let settled: Vec<pb::Progress> = std::mem::replace(&mut sampled, witness.own())
             .into_iter()
-            .filter(|(_, (log, was))| log.is_written(was.end) && !Progress::of(log.term(), log.last()).lacks(*was))
+            .filter(|(_, (log, was))| log.is_written(was.end) && !Progress::at(log).lacks(*was))
             .map(|(partition, (_, was))| was.to_wire(partition))
             .collect();
         for member in peers.members() {
@@ -329,12 +338,17 @@ mod tests {
 
     #[test]
     fn who_holds_less_than_it_had_lacks_something() {
-        let had = at(5, 4, 100);
-        assert!(!had.lacks(had));
-        assert!(!at(5, 4, 101).lacks(had) && !at(5, 5, 90).lacks(had), "it went on; its tail was another leader's");
-        assert!(at(5, 4, 99).lacks(had) && at(5, 3, 200).lacks(had));
+        let had = at(5, 5, 100);
+        assert!(!had.lacks(had) && !at(5, 5, 101).lacks(had));
+        assert!(at(5, 5, 99).lacks(had) && at(5, 4, 200).lacks(had));
         assert!(at(4, 4, 100).lacks(had) && at(4, 4, 300).lacks(had), "a vote that is forgotten");
         assert!(!at(6, 4, 50).lacks(had), "a later leader may have cut it off");
+        let voted = at(5, 4, 100);
+        assert!(
+            !at(5, 4, 90).lacks(voted) && !at(5, 5, 91).lacks(voted),
+            "the leader it voted for may have cut it off"
+        );
+        assert!(at(4, 4, 100).lacks(voted), "a vote that is forgotten");
         assert!(at(0, 0, 0).lacks(had) && !at(0, 0, 0).lacks(at(0, 0, 0)));
     }
 

@@ -70,11 +70,10 @@ pub(super) async fn ask(
                     return Ok(Granted { nonce, welcome, broker, session });
                 }
                 Ok(Err(error)) => return Err(error),
-                // whoever it asked is asked again by the next round of the loop
+                // a panic, of whom nobody knows: all are asked again by the next round of the loop
                 Err(error) => {
                     tracing::error!(%error, "asking for an incarnation failed");
-                    asked.clear();
-                    asking.abort_all();
+                    (asked, asking) = (BTreeSet::new(), JoinSet::new());
                 }
             },
         }
