@@ -129,12 +129,17 @@ def test_errors_are_the_sdk_s_own_exceptions(chat):
         client.post_to_connection(ConnectionId="L0SM9cOFvHcCIhw=", Data=b"x")
 
 
+def frames(message: str) -> list[str]:
+    """As long as a frame may be."""
+    return [message[at : at + 32 * 1024] for at in range(0, len(message), 32 * 1024)]
+
+
 def test_the_preset_s_limits_hold(chat):
     with chat.connect("dora") as dora:
         asked = json.dumps({"action": "whoami", "padding": ""})
-        dora.send(asked[:-2] + "x" * (128 * 1024 - len(asked)) + asked[-2:])
+        dora.send(frames(asked[:-2] + "x" * (128 * 1024 - len(asked)) + asked[-2:]))
         assert json.loads(dora.recv(timeout=10))["ip"] == "127.0.0.1"
-        dora.send("x" * (128 * 1024 + 1))
+        dora.send(frames("x" * (128 * 1024 + 1)))
         with pytest.raises(ConnectionClosed) as end:
             dora.recv(timeout=10)
         assert end.value.rcvd.code == 1009

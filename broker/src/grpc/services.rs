@@ -302,6 +302,7 @@ impl v1::cluster_server::Cluster for Services {
     }
 
     async fn parked(&self, request: Request<v1::ParkedRequest>) -> Result<Response<v1::ParkedResponse>, Status> {
+        self.allow(&request, Need::Read)?;
         let request = request.into_inner();
         name("group", &request.group)?;
         let partition = self.partition(request.partition)?;
@@ -318,6 +319,7 @@ impl v1::cluster_server::Cluster for Services {
         &self,
         request: Request<v1::ReleaseParkedRequest>,
     ) -> Result<Response<v1::ReleaseParkedResponse>, Status> {
+        self.allow(&request, Need::Operate)?;
         let v1::ReleaseParkedRequest { group, partition, offsets, discard } = request.into_inner();
         let partition = self.partition(partition)?;
         let wish = v1::ParkedReleased { group, offsets, discard };

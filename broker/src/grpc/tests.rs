@@ -434,6 +434,18 @@ async fn tokens_open_what_their_role_allows() {
         let refused = cluster.remove_member(removing(name)).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{name}");
     }
+    // dead letters are payloads, and forgetting them is a loss
+    let parked =
+        |token: &str| request(token).map(|_| v1::ParkedRequest { group: "g".to_owned(), ..Default::default() });
+    let release = |token: &str| {
+        request(token).map(|_| v1::ReleaseParkedRequest { group: "g".to_owned(), discard: true, ..Default::default() })
+    };
+    for (name, expected) in [("guess", tonic::Code::Unauthenticated), ("handler", tonic::Code::PermissionDenied)] {
+        assert_eq!(cluster.parked(parked(name)).await.unwrap_err().code(), expected, "{name}");
+        assert_eq!(cluster.release_parked(release(name)).await.unwrap_err().code(), expected, "{name}");
+    }
+    assert!(cluster.parked(parked("reader")).await.is_ok());
+    assert_eq!(cluster.release_parked(release("reader")).await.unwrap_err().code(), tonic::Code::PermissionDenied);
     let mut handlers = HandlersClient::new(served.channel.clone());
     for (name, group, expected) in [
         ("reader", "chat", Some(tonic::Code::PermissionDenied)),

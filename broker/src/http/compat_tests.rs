@@ -295,5 +295,18 @@ async fn where_tokens_are_asked_for_a_push_is_signed_or_brings_one() {
     config.aws.keys = vec![AwsKeyConfig { id: "key".to_owned(), secret: SecretText::new("secret") }];
     let signed = router(&config);
     assert_eq!(ask(&signed, "/push/chat", "publisher").await.status, 401);
+    // paths that only look like theirs ask for a token as everything does
+    for path in [
+        format!("/push/@connections/{id}"),
+        "/v1/channels/@connections/messages".to_owned(),
+        "/push/chat/more".to_owned(),
+    ] {
+        let mut config = BrokerConfig::default();
+        config.push.secrets = vec![SecretText::new("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")];
+        assert!(matches!(ask(&router(&config), &path, "guess").await.status, 401 | 403), "{path}");
+        let mut config = BrokerConfig::default();
+        config.aws.keys = vec![AwsKeyConfig { id: "key".to_owned(), secret: SecretText::new("secret") }];
+        assert!(matches!(ask(&router(&config), &path, "guess").await.status, 401 | 403), "{path}");
+    }
     assert_eq!(ask(&signed, &managed, "publisher").await.status, 403);
 }

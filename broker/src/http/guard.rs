@@ -90,12 +90,18 @@ fn refusal(path: &str, denied: &Denied) -> Response {
     response
 }
 
+/// `/push/{api}`, and nothing that only begins or looks like it: by this it is decided whose proof is asked for.
 fn is_push(path: &str) -> bool {
-    path.starts_with("/push/")
+    matches!(segments(path).as_slice(), ["push", _])
 }
 
+/// `/@connections/{id}` and `/{stage}/@connections/{id}`.
 fn is_aws(path: &str) -> bool {
-    path.contains("/@connections/")
+    matches!(segments(path).as_slice(), ["@connections", _] | [_, "@connections", _])
+}
+
+fn segments(path: &str) -> Vec<&str> {
+    path.strip_prefix('/').unwrap_or(path).splitn(4, '/').collect()
 }
 
 pub(super) async fn not_found() -> Problem {

@@ -111,15 +111,15 @@ pub(super) async fn push(
 /// Under which the push happens once. A signed one has an id: sent again by whoever listened, it does nothing.
 fn key(app: &App, headers: &http::HeaderMap, body: &[u8]) -> Result<String, Answer> {
     let keys = &app.0.settings.compat.push_keys;
-    let own = request::idempotency_key(headers)?;
     if keys.is_empty() {
-        return Ok(own);
+        return Ok(request::idempotency_key(headers)?);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let id = webhook::verify(keys, headers, body, now)
         .filter(|id| id.len() <= trunkline_proto::limits::KEY_BYTES_MAX)
         .ok_or_else(|| Answer::new(StatusCode::UNAUTHORIZED, "not signed, or not by a secret that is known here"))?;
-    Ok(if own.is_empty() { id.to_owned() } else { own })
+    // not `Idempotency-Key`: that is not signed
+    Ok(id.to_owned())
 }
 
 /// Whether the connection is open and came in by this API.

@@ -1,6 +1,6 @@
 //! Certificate and key of gRPC and HTTP, read once at start.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::{Identity, ServerTlsConfig};
@@ -11,6 +11,9 @@ use crate::{
     quic::{TlsError, listener},
 };
 
+/// How long a stranger may take for the handshake of gRPC; HTTP's is bounded where it is served.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
 /// What the listeners prove.
 pub(super) struct Tls {
     pub(super) grpc: ServerTlsConfig,
@@ -20,7 +23,8 @@ pub(super) struct Tls {
 /// Reads both files.
 pub(super) fn load(config: &TlsConfig) -> Result<Tls, ServeError> {
     let server = listener::server_config(&config.cert, &config.key, &[b"http/1.1"]).map_err(ServeError::Certificate)?;
-    let grpc = ServerTlsConfig::new().identity(Identity::from_pem(read(&config.cert)?, read(&config.key)?));
+    let grpc = Identity::from_pem(read(&config.cert)?, read(&config.key)?);
+    let grpc = ServerTlsConfig::new().identity(grpc).timeout(HANDSHAKE);
     Ok(Tls { grpc, http: TlsAcceptor::from(Arc::new(server)) })
 }
 

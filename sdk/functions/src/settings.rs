@@ -232,7 +232,9 @@ impl FromStr for FunctionUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| Err(format!("{text:?} is no function's URL: {why}"));
+        // what stands before an @ may be a password
+        let shown = if text.contains('@') { "(not shown)" } else { text };
+        let wrong = |why: &str| Err(format!("{shown:?} is no function's URL: {why}"));
         let Ok(uri) = text.parse::<Uri>() else { return wrong("http://host/path or https://host/path is expected") };
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return wrong("it must begin with http:// or https://");
