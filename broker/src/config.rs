@@ -14,7 +14,7 @@ use crate::access;
 pub use crate::access::{Role, TokenConfig};
 
 pub use self::{
-    compat::{AwsConfig, AwsKeyConfig, PushConfig, secret_bytes},
+    compat::{AwsConfig, AwsKeyConfig, PushConfig},
     retention::{RetentionConfig, WhenFull},
 };
 

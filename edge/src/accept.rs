@@ -128,18 +128,23 @@ struct Peer {
 
 async fn handshake<S: RecordSink>(shard: &Rc<Shard<S>>, tcp: TcpStream, mut peer: Peer) {
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-    let accepted = timeout_at(deadline, Stream::accept(tcp, shard.options.tls.as_ref())).await;
+    let (gate, tls) = (&shard.options.gate, shard.options.tls.as_ref());
+    // before TLS, whose handshakes cost more than anything else a stranger may ask for. Who speaks for others is known by the head only
+    let entered = match gate.is_proxy(peer.address.ip()) {
+        true => Ok(None),
+        false => gate.enter(peer.address.ip()),
+    };
+    if entered.is_err() && tls.is_some() {
+        // an answer would cost the handshake
+        return shard.unmatched.handshake(HandshakeOutcome::RateLimited);
+    }
+    let accepted = timeout_at(deadline, Stream::accept(tcp, tls)).await;
     // who cannot finish a handshake cannot be answered
     let Ok(Ok(mut stream)) = accepted else { return shard.unmatched.handshake(HandshakeOutcome::Abandoned) };
-    let gate = &shard.options.gate;
-    // who speaks for others is known by the head only
-    let mut place = None;
-    if !gate.is_proxy(peer.address.ip()) {
-        place = match gate.enter(peer.address.ip()) {
-            Ok(place) => place,
-            Err(()) => return turn_away(shard, &mut stream, &crowded(), HandshakeOutcome::RateLimited, None).await,
-        };
-    }
+    let mut place = match entered {
+        Ok(place) => place,
+        Err(()) => return turn_away(shard, &mut stream, &crowded(), HandshakeOutcome::RateLimited, None).await,
+    };
     let head = match timeout_at(deadline, read_head(&mut stream, &shard.options.headers)).await {
         Ok(Ok(head)) => head,
         // nobody is there to be answered

@@ -259,6 +259,28 @@ def certificate(folder):
     return folder / "ca.pem"
 
 
+def test_silent_tls_sockets_of_an_address_are_bounded_as_plain_ones_are(folder, need):
+    need(shutil.which("openssl"), "openssl makes the certificates")
+    certificate(folder)
+    text = f"""
+[edge]
+max_connections_per_address = 2
+tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
+"""
+    node = Dev(folder, config=text, flags=["--no-handlers"]).start()
+    silent = [socket.create_connection(node.process.address("ws"), timeout=5) for _ in range(6)]
+    for client in silent[2:]:
+        # a TimeoutError unless they are turned away long before the ten seconds that a handshake may take
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b"", "an answer without a handshake"
+    for client in silent[:2]:
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.close()
+    assert node.process.alive
+
+
 def test_tls_on_the_brokers_listeners(folder, need):
     need(shutil.which("openssl"), "openssl makes the certificates")
     ca = certificate(folder)

@@ -1,18 +1,18 @@
 //! Tables `[broker.push]` and `[broker.aws]`: the HTTP surfaces that users of other gateways know.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use trunkline_proto::{limits, secret::SecretText, units::HumanSize};
-
-/// Shortest secret, bytes: less is guessed.
-const SECRET_BYTES_MIN: usize = 16;
+use trunkline_proto::{
+    limits,
+    secret::{SIGNING_BYTES_MIN, SecretText},
+    units::HumanSize,
+};
 
 /// Table `[broker.push]`: `POST /push/{api}`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PushConfig {
-    /// Callers must sign by Standard Webhooks with one of these (`whsec_` and base64, or any text of 16 bytes). Default none: whoever
-    /// reaches the listener may push.
+    /// Callers must sign by Standard Webhooks with one of these (`whsec_` and base64, or any text of 16 bytes). Default none: they
+    /// bring a bearer token where `broker.tokens` are set.
     pub secrets: Vec<SecretText>,
     /// A push that fails closes its connection (1011), as the gateway did that this address is taken from. Default false.
     pub close_on_failure: bool,
@@ -47,7 +47,7 @@ impl Default for AwsConfig {
 impl PushConfig {
     pub(super) fn check(&self, check: &mut impl FnMut(bool, String)) {
         for secret in &self.secrets {
-            let problem = secret_bytes(secret).err().unwrap_or_default();
+            let problem = secret.signing_bytes().err().unwrap_or_default();
             check(problem.is_empty(), format!("broker.push.secrets: {problem}"));
         }
     }
@@ -61,8 +61,8 @@ impl AwsConfig {
                 format!("broker.aws.keys: id {:?} must be 1 to 64 of A-Z a-z 0-9 . _ - and there once", key.id),
             );
             check(
-                key.secret.reveal().len() >= SECRET_BYTES_MIN,
-                format!("broker.aws.keys: the secret of {:?} must have at least {SECRET_BYTES_MIN} bytes", key.id),
+                key.secret.reveal().len() >= SIGNING_BYTES_MIN,
+                format!("broker.aws.keys: the secret of {:?} must have at least {SIGNING_BYTES_MIN} bytes", key.id),
             );
         }
         check(
@@ -73,17 +73,5 @@ impl AwsConfig {
                 HumanSize(limits::MESSAGE_BYTES_MAX as u64)
             ),
         );
-    }
-}
-
-/// The bytes of a secret of Standard Webhooks.
-pub fn secret_bytes(secret: &SecretText) -> Result<Vec<u8>, String> {
-    let bytes = match secret.reveal().strip_prefix("whsec_") {
-        Some(encoded) => STANDARD.decode(encoded).map_err(|_| "what follows whsec_ is no base64".to_owned())?,
-        None => secret.reveal().as_bytes().to_vec(),
-    };
-    match bytes.len() {
-        SECRET_BYTES_MIN.. => Ok(bytes),
-        short => Err(format!("a secret of {short} bytes is guessed too easily: {SECRET_BYTES_MIN} at least")),
     }
 }

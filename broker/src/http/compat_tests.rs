@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::{Router, body::Body};
 use http::{Request, header};
 use serde_json::{Value, json};
-use trunkline_proto::{ConnectionId, RecordKind, link::Frame, secret::SecretText, token::TokenDigest, v1};
+use trunkline_proto::{ConnectionId, RecordKind, link::Frame, secret::SecretText, v1};
 
 use super::{
     Compat,
-    tests::{Always, Answer, app, app_of, app_with, call, real, send, with_a_connection},
+    tests::{Always, Answer, app, app_of, app_with, call, real, send, token, with_a_connection},
 };
 use crate::{
-    access::{Access, Role, TokenConfig},
+    access::{Access, Role},
     config::{AwsKeyConfig, BrokerConfig},
     link::tests::support::{Broker, Stream, connection},
     submit::Submitter,
@@ -261,13 +261,6 @@ async fn an_unsigned_request_is_forbidden_where_there_are_keys() {
 #[tokio::test]
 async fn where_tokens_are_asked_for_a_push_is_signed_or_brings_one() {
     let (broker, _edge, _stream) = with_a_connection().await;
-    let token = |name: &str, role| TokenConfig {
-        name: name.to_owned(),
-        sha256: TokenDigest::of(name),
-        role,
-        groups: Vec::new(),
-        apis: Vec::new(),
-    };
     let access = Access::new(vec![token("publisher", Role::Publisher), token("reader", Role::ReadOnly)]);
     let router = |config: &BrokerConfig| {
         let submitter = Submitter::new(broker.node.clone(), broker.link.clone());

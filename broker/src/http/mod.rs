@@ -38,7 +38,7 @@ pub use sigv4::KeyPair;
 
 use crate::{
     access::Access,
-    config::{AwsKeyConfig, BrokerConfig, secret_bytes},
+    config::{AwsKeyConfig, BrokerConfig},
     grpc::About,
     handlers::Registry,
     metrics::PrometheusHandle,
@@ -96,7 +96,7 @@ pub struct Compat {
 impl Compat {
     /// As configured. Call after the configuration was validated: what is wrong with it is passed over.
     pub fn new(config: &BrokerConfig) -> Self {
-        let keys = config.push.secrets.iter().filter_map(|secret| secret_bytes(secret).ok());
+        let keys = config.push.secrets.iter().filter_map(|secret| secret.signing_bytes().ok());
         let pair = |key: &AwsKeyConfig| KeyPair { id: key.id.clone(), secret: key.secret.reveal().to_owned() };
         Self {
             push_keys: keys.map(|bytes| ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes)).collect(),

@@ -526,16 +526,14 @@ impl Commands for Arc<Names> {
     }
 }
 
+/// A token that is its owner's name.
+pub(super) fn token(name: &str, role: Role) -> TokenConfig {
+    TokenConfig { name: name.to_owned(), sha256: TokenDigest::of(name), role, groups: Vec::new(), apis: Vec::new() }
+}
+
 #[tokio::test]
 async fn every_route_but_health_asks_who_comes() {
     let (broker, _edge, _stream) = with_a_connection().await;
-    let token = |name: &str, role| TokenConfig {
-        name: name.to_owned(),
-        sha256: TokenDigest::of(name),
-        role,
-        groups: Vec::new(),
-        apis: Vec::new(),
-    };
     let tokens = vec![token("reader", Role::ReadOnly), token("publisher", Role::Publisher)];
     let names = Arc::new(Names(Mutex::default()));
     let router = app_for(&broker, Arc::new(names.clone()), 16, Access::new(tokens));

@@ -65,7 +65,11 @@ pub(super) async fn apply(
             false => first_of(calling, replaced(node, partition, id)).await,
         };
         match answer {
-            Ok(Role::Follower { leader: Some(next) }) => (id, is_first) = (next, false),
+            Ok(Role::Follower { leader: Some(next) }) if Instant::now() < deadline => (id, is_first) = (next, false),
+            Ok(Role::Follower { .. }) => {
+                let unknown = CallError::Unknown("its leaders changed until the time was over".to_owned());
+                return again(outcome(Err(unknown), id, partition, &runs));
+            }
             Ok(_) => return again(append_runs(leader(node, partition), partition, principal, key, runs).await),
             Err(answer) => {
                 let done = outcome(answer, id, partition, &runs);

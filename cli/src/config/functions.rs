@@ -137,7 +137,7 @@ fn api_settings(api: &ApiConfig, functions: &FunctionsConfig) -> Result<ApiSetti
         secrets: functions
             .secrets
             .iter()
-            .map(|secret| Secret::new(secret.reveal()).map_err(|problem| SettingsError::new("secrets", problem)))
+            .map(|secret| Secret::new(secret).map_err(|problem| SettingsError::new("secrets", problem)))
             .collect::<Result<_, SettingsError>>()?,
         max_response: functions.max_response.as_usize(),
         stage: functions.stage.clone(),

@@ -4,22 +4,16 @@ use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::hmac;
+use trunkline_proto::secret::SecretText;
 
 /// A secret that signs calls.
 #[derive(Clone)]
 pub struct Secret(hmac::Key);
 
 impl Secret {
-    /// `whsec_` and base64, as Standard Webhooks writes secrets; anything else is taken as it is. At least 16 bytes.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let bytes = match text.strip_prefix("whsec_") {
-            Some(encoded) => STANDARD.decode(encoded).map_err(|_| "what follows whsec_ is no base64".to_owned())?,
-            None => text.as_bytes().to_vec(),
-        };
-        if bytes.len() < 16 {
-            return Err(format!("a secret of {} bytes is guessed too easily: 16 at least", bytes.len()));
-        }
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
+    /// See [`SecretText::signing_bytes`].
+    pub fn new(secret: &SecretText) -> Result<Self, String> {
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &secret.signing_bytes()?)))
     }
 
     /// HMAC-SHA256 of several parts.
@@ -58,14 +52,14 @@ mod tests {
     /// The known answer that the libraries of Standard Webhooks are tested with.
     #[test]
     fn the_known_answer() {
-        let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let secret = Secret::new(&SecretText::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")).unwrap();
         let signed = signatures(&[secret], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, br#"{"test": 2432232314}"#);
         assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
     fn two_secrets_give_two_signatures() {
-        let secrets = ["0123456789abcdef", "fedcba9876543210"].map(|text| Secret::new(text).unwrap());
+        let secrets = ["0123456789abcdef", "fedcba9876543210"].map(|text| Secret::new(&SecretText::new(text)).unwrap());
         let signed = signatures(&secrets, "id", 1, b"body");
         let parts: Vec<&str> = signed.split(' ').collect();
         assert_eq!(parts.len(), 2);
@@ -76,8 +70,8 @@ mod tests {
 
     #[test]
     fn short_secrets_are_refused_and_none_is_shown() {
-        assert!(Secret::new("secret").is_err());
-        assert!(Secret::new("whsec_!").is_err());
-        assert_eq!(format!("{:?}", Secret::new("0123456789abcdef").unwrap()), "Secret(…)");
+        assert!(Secret::new(&SecretText::new("secret")).is_err());
+        assert!(Secret::new(&SecretText::new("whsec_!")).is_err());
+        assert_eq!(format!("{:?}", Secret::new(&SecretText::new("0123456789abcdef")).unwrap()), "Secret(…)");
     }
 }

@@ -170,22 +170,23 @@ fn multiple(pairs: &mut [(String, String)]) -> Value {
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Answer {
     status_code: Option<u16>,
-    headers: Map<String, Value>,
+    headers: Option<Map<String, Value>>,
     body: Option<Value>,
-    is_base64_encoded: bool,
-    /// A function that raised, where Lambda's own interface says so in the body.
-    error_message: Option<String>,
-    error_type: Option<String>,
+    is_base64_encoded: Option<bool>,
 }
 
 impl Answer {
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).and_then(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .flatten()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .and_then(|(_, value)| value.as_str())
     }
 
     fn bytes(&self) -> Result<Vec<u8>, Failure> {
         match &self.body {
-            Some(Value::String(text)) if self.is_base64_encoded => {
+            Some(Value::String(text)) if self.is_base64_encoded == Some(true) => {
                 STANDARD.decode(text).map_err(|error| Failure::Nonsense(format!("body: {error}")))
             }
             Some(Value::String(text)) => Ok(text.clone().into_bytes()),
@@ -195,22 +196,28 @@ impl Answer {
     }
 }
 
-/// The answer of a function that ran to its end. An empty one, or one that is no object, says nothing more.
-pub(super) fn result(settings: &ApiSettings, reply: &Reply) -> Result<Answer, Failure> {
+/// Whether a function whose answer nobody uses ran to its end: nothing else that it says makes it a failure.
+pub(super) fn done(reply: &Reply) -> Result<(), Failure> {
     super::succeeded(reply)?;
-    let raised = |reason: &str| Failure::Raised(reason.chars().take(200).collect());
+    let raised = |reason: &str| Err(Failure::Raised(reason.chars().take(200).collect()));
     if let Some(kind) = reply.headers.get("x-amz-function-error") {
-        return Err(raised(kind.to_str().unwrap_or_default()));
+        return raised(kind.to_str().unwrap_or_default());
     }
-    let body = super::body(settings, reply)?;
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return Ok(Answer::default());
+    let said = reply.body.as_ref().and_then(|body| serde_json::from_slice::<Value>(body).ok()).unwrap_or_default();
+    // where Lambda's own interface says so in the body
+    match (&said["errorMessage"], &said["errorType"], &said["statusCode"]) {
+        (Value::String(message), Value::String(_), Value::Null) => raised(message),
+        _ => Ok(()),
     }
-    let answer: Answer = super::json(settings, reply)?;
-    match (&answer.error_message, &answer.error_type, answer.status_code) {
-        (Some(message), Some(_), None) => Err(raised(message)),
-        // any statusCode is the answer of a function that ran: only of $connect it decides something
-        _ => Ok(answer),
+}
+
+/// The answer of a function that ran to its end. An empty one, or one that is no object, says nothing more; any `statusCode` is one: only
+/// of `$connect` it decides something.
+fn result(settings: &ApiSettings, reply: &Reply) -> Result<Answer, Failure> {
+    done(reply)?;
+    match super::body(settings, reply)?.trim_ascii_start().starts_with(b"{") {
+        true => super::json(settings, reply),
+        false => Ok(Answer::default()),
     }
 }
 
@@ -234,15 +241,15 @@ pub(super) fn decide(
 }
 
 pub(super) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<Message>, Failure> {
-    let answer = result(settings, reply)?;
     if !settings.integration_response {
-        return Ok(None);
+        return done(reply).map(|()| None);
     }
+    let answer = result(settings, reply)?;
     let bytes = answer.bytes()?;
     match answer.is_base64_encoded {
         _ if bytes.is_empty() => Ok(None),
-        true => Ok(Some(Message::binary(bytes))),
-        false => Ok(super::message(&bytes.into())),
+        Some(true) => Ok(Some(Message::binary(bytes))),
+        _ => Ok(super::message(&bytes.into())),
     }
 }
 

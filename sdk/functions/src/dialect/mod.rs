@@ -105,7 +105,7 @@ pub(crate) fn cleanup(settings: &ApiSettings, place: &Place, who: &Identity, clo
 pub(crate) fn done(settings: &ApiSettings, reply: &Reply) -> Result<(), Failure> {
     match settings.dialect {
         Dialect::Scf => scf::succeeded(reply),
-        Dialect::Aws => aws::result(settings, reply).map(drop),
+        Dialect::Aws => aws::done(reply),
         Dialect::CloudEvents => succeeded(reply),
     }
 }

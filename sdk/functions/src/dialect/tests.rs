@@ -347,8 +347,21 @@ mod aws {
     #[test]
     fn an_answer_reaches_the_client_where_there_is_a_route_response() {
         let on = ApiSettings { integration_response: true, ..settings() };
+        // what nobody uses cannot be wrong: the function ran
+        let too_large = Reply { body: None, ..reply(200, "") };
+        assert_eq!(
+            (super::response(&settings(), &too_large), super::done(&settings(), &too_large)),
+            (Ok(None), Ok(()))
+        );
+        assert!(matches!(super::response(&on, &too_large), Err(Failure::TooLarge(_))));
         let response = |settings: &ApiSettings, answer: &str| response(settings, &reply(200, answer.to_owned()));
-        assert_eq!(response(&settings(), r#"{"statusCode":200,"body":"hi"}"#), Ok(None));
+        for unused in [r#"{"statusCode":200,"body":"hi"}"#, r#"{"statusCode":"200","headers":[]}"#, "{", "[1]"] {
+            assert_eq!(response(&settings(), unused), Ok(None), "{unused}");
+        }
+        let raised = r#"{"errorMessage":"'x'","errorType":"KeyError"}"#;
+        assert_eq!(response(&settings(), raised), Err(Failure::Raised("'x'".into())));
+        let nulls = r#"{"statusCode":null,"headers":null,"body":"hi","isBase64Encoded":null}"#;
+        assert_eq!(response(&on, nulls), Ok(Some("hi".into())));
         assert_eq!(response(&on, r#"{"statusCode":200,"body":"hi"}"#), Ok(Some("hi".into())));
         assert_eq!(response(&on, r#"{"statusCode":500,"body":"sorry"}"#), Ok(Some("sorry".into())));
         assert_eq!(
@@ -369,7 +382,7 @@ mod cloudevents {
             registration: Some(url("connect")),
             transmission: Some(url("message")),
             cleanup: Some(url("disconnected")),
-            secrets: vec![Secret::new("0123456789abcdef").unwrap()],
+            secrets: vec![Secret::new(&trunkline_proto::secret::SecretText::new("0123456789abcdef")).unwrap()],
             ..ApiSettings::new("chat", Dialect::CloudEvents)
         }
     }

@@ -10,6 +10,7 @@ use std::{
 use serde_json::json;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use trunkline_functions::{ApiSettings, BridgeError, Brokers, Dialect, OnFailure, Secret, run_until};
+use trunkline_proto::secret::SecretText;
 use trunkline_sdk::proto::v1::{self, command::Command as C, outcome::Verdict};
 
 use crate::{
@@ -496,7 +497,7 @@ async fn calls_are_signed_and_carry_the_operator_s_headers() {
     let functions = Functions::start(|_, _| answer(200, "")).await;
     let secret = "0123456789abcdef";
     let running = ApiSettings {
-        secrets: vec![Secret::new(secret).unwrap(), Secret::new("another secret, the next").unwrap()],
+        secrets: [secret, "another secret, the next"].map(|text| Secret::new(&SecretText::new(text)).unwrap()).into(),
         headers: vec![
             ("authorization".parse().unwrap(), "Bearer x".parse().unwrap()),
             ("idempotency-key".parse().unwrap(), "mine".parse().unwrap()),
