@@ -13,8 +13,8 @@ use super::{answer::Answer, auth::Hidden};
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Most header fields (431).
 pub const FIELDS_MAX: usize = 64;
-/// Longest request target (414).
-pub const TARGET_BYTES_MAX: usize = 2 << 10;
+/// Longest request target (414): what the largest cloud gateway takes, room for a signed token in the query.
+pub const TARGET_BYTES_MAX: usize = 4 << 10;
 /// Most subprotocols a client may offer (400).
 pub const SUBPROTOCOLS_MAX: usize = 32;
 /// Longest of them (400): one may be a signed token.
@@ -116,7 +116,7 @@ impl HeadReader {
         }
         let line = self.bytes.iter().take(TARGET_BYTES_MAX + 64).position(|byte| *byte == b'\n');
         if line.is_none() && self.bytes.len() >= TARGET_BYTES_MAX + 64 {
-            return Err(Answer::new(414, "the request target is longer than 2 KiB"));
+            return Err(Answer::new(414, "the request target is longer than 4 KiB"));
         }
         Ok(None)
     }
@@ -139,7 +139,7 @@ fn parse(head: &[u8], kept: &[String]) -> Result<Upgrade, Answer> {
     }
     let target = request.path.unwrap_or_default();
     if target.len() > TARGET_BYTES_MAX {
-        return Err(Answer::new(414, "the request target is longer than 2 KiB"));
+        return Err(Answer::new(414, "the request target is longer than 4 KiB"));
     }
     if request.method != Some("GET") {
         return Err(Answer::new(405, "a WebSocket is opened with GET").header("Allow", "GET"));
