@@ -1,6 +1,7 @@
 //! Wire and disk types: ids and positions, records, log entries, link frames and the gRPC services.
 //! No IO, no clock, no tokio: every other crate builds on this one and it builds on none.
 
+pub mod address;
 pub mod close;
 pub mod entry;
 pub mod ids;
