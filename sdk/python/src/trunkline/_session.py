@@ -106,6 +106,7 @@ class Session:
             for run in runs:
                 run.cancel()
             if runs:
+                log.warning("%s runs were not finished when the time was up; their events come again", len(runs))
                 # one that does not let itself be cancelled is left alone
                 await asyncio.wait(runs, timeout=1)
 

@@ -96,6 +96,7 @@ class Subscriber:
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
+            log.info("stopping: what runs is finished, within %g s, and the rest is given back", self._settings.grace)
             stop.set()
             try:
                 await asyncio.shield(running)
