@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import grpc
 
@@ -19,10 +20,14 @@ from trunkline.v1.trunkline_pb2_grpc import (
 )
 
 Context = grpc.aio.ServicerContext
+Asked, Answered = TypeVar("Asked"), TypeVar("Answered")
 
 
 class FakeBroker(HandlersServicer, ConnectionsServicer):
-    def __init__(self) -> None:
+    def __init__(self, *, token: str | None = None, cert: bytes | None = None, key: bytes | None = None) -> None:
+        """With a token: nobody gets in without it. With a certificate and its key: speaks TLS."""
+        self.token, self.cert, self.key = token, cert, key
+        self.calls = 0
         self.open: list[wire.Event] = []
         self.given: set[int] = set()
         self.epoch = 0
@@ -48,7 +53,11 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
         self._server = grpc.aio.server()
         add_HandlersServicer_to_server(self, self._server)
         add_ConnectionsServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(self.address)}"
+        if self.cert is None or self.key is None:
+            port = self._server.add_insecure_port(self.address)
+        else:
+            port = self._server.add_secure_port(self.address, grpc.ssl_server_credentials([(self.key, self.cert)]))
+        self.address = f"127.0.0.1:{port}"
         await self._server.start()
         if self.brokers is None:
             own = int(self.address.rpartition(":")[2])
@@ -120,6 +129,13 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
             self.given.update(event.offset for event in fresh)
             self.send(events=wire.Events(partition=0, epoch=self.epoch, events=fresh))
 
+    async def _admit(self, context: Context[Asked, Answered]) -> None:
+        self.calls += 1
+        said = dict(context.invocation_metadata() or ()).get("authorization")
+        if self.token is not None and said != f"Bearer {self.token}":
+            trailers = (("trunkline-code", "unauthenticated"), ("trunkline-retry", "no"))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed", trailers)
+
     def _assign(self) -> None:
         self.epoch += 1
         self.send(assigned=wire.Assigned(partition=0, epoch=self.epoch))
@@ -127,6 +143,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
     async def Subscribe(  # noqa: N802
         self, requests: AsyncIterator[wire.SubscribeRequest], context: Context[wire.SubscribeRequest, wire.SubscribeResponse]
     ) -> AsyncIterator[wire.SubscribeResponse]:
+        await self._admit(context)
         stream: asyncio.Queue[wire.SubscribeResponse | grpc.StatusCode] = asyncio.Queue()
         assert self.brokers is not None
         yield wire.SubscribeResponse(brokers=self.brokers)
@@ -195,6 +212,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
     async def Submit(  # noqa: N802
         self, request: wire.SubmitRequest, context: Context[wire.SubmitRequest, wire.SubmitResponse]
     ) -> wire.SubmitResponse:
+        await self._admit(context)
         self.submitted.append(request)
         answer = self.submit.popleft() if self.submit else (grpc.StatusCode.UNIMPLEMENTED, "not expected", "no")
         if isinstance(answer, wire.SubmitResponse):
@@ -207,6 +225,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
     async def Get(  # noqa: N802
         self, request: wire.GetConnectionRequest, context: Context[wire.GetConnectionRequest, wire.Connection]
     ) -> wire.Connection:
+        await self._admit(context)
         if request.connection == bytes(16):
             trailers = (("trunkline-code", "CODE_GONE"), ("trunkline-retry", "no"))
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such connection", trailers)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import wsgiref.simple_server
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import Pki
 from mypy import api as mypy
 
 import trunkline
@@ -28,10 +31,13 @@ def test_the_documentation_has_examples():
 
 
 @pytest.mark.parametrize(("name", "code"), snippets(), ids=[name for name, _ in snippets()])
-def test_an_example_runs_until_it_would_connect(name, code, monkeypatch):
+def test_an_example_runs_until_it_would_connect(name, code, monkeypatch, pki: Pki):
     reached = []
     monkeypatch.setattr(trunkline, "run", lambda subscriber, handler, **_: reached.append((subscriber, handler)))
     monkeypatch.setattr(asyncio, "run", lambda coroutine: (coroutine.close(), reached.append(coroutine)))
+    server = SimpleNamespace(serve_forever=lambda: reached.append("server"))
+    monkeypatch.setattr(wsgiref.simple_server, "make_server", lambda *_: server)
+    monkeypatch.chdir(pki.ca.parent)
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
     assert reached
 

@@ -16,7 +16,7 @@ import pytest
 
 from trunkline import CloseCause, Closed, ConnectionId, HandlerError, Offset, Opened
 from trunkline._context import Context, Origin
-from trunkline.functions import cli, scf
+from trunkline.functions import cli, folders, scf
 from trunkline.functions.bridge import CallSettings, Functions, OnFailure
 from trunkline.functions.instances import FunctionFile, Instances, LoadError, TimedOut
 from trunkline.v1 import records_pb2 as records
@@ -180,6 +180,8 @@ def main_handler(event, context):
     return Answer(calls).calls
 """,
     )
+
+    folders.search([tmp_path])
 
     async def main() -> None:
         instances = Instances(file, 4)

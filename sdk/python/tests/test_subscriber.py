@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 import grpc
@@ -12,6 +13,8 @@ from fake_broker import FakeBroker
 
 import trunkline
 from trunkline import Context, Handler, HandlerError, Message, Opened, Registration, Subscriber
+from trunkline._channel import channel
+from trunkline._credentials import Credentials
 from trunkline.v1 import records_pb2 as records
 from trunkline.v1 import trunkline_pb2 as wire
 
@@ -333,6 +336,36 @@ async def test_a_member_that_is_given_one_broker_serves_all_and_joins_each_once(
         await second.until_all_settled()
         assert (len(first.joins), len(second.joins)) == (1, 1)
     assert (first.pushed(), second.pushed()) == (["a"], ["b"])
+
+
+def test_a_broker_that_is_away_is_spoken_of_once_and_when_it_is_back(caplog, monkeypatch):
+    attempts, told = [], asyncio.Event()
+
+    def counted(target: str, credentials: Credentials) -> grpc.aio.Channel:
+        attempts.append(target)
+        if len(attempts) == 5:
+            told.set()
+        return channel(target, credentials)
+
+    async def main() -> None:
+        broker, again = await FakeBroker().start(), FakeBroker()
+        async with running(Obedient(), broker):
+            monkeypatch.setattr("trunkline._session.channel", counted)
+            await broker.stop()
+            await told.wait()
+            again.address = broker.address
+            await again.start()
+            await again.until("it joined again", lambda: again.joins)
+            async with asyncio.timeout(20):
+                while "is back after" not in caplog.text:
+                    await asyncio.sleep(0.01)
+        await again.stop()
+
+    with caplog.at_level(logging.INFO, "trunkline"):
+        asyncio.run(main())
+    warned = [record.getMessage() for record in caplog.records if record.getMessage().startswith("no stream to the broker")]
+    # the stream's end, that nobody is there, and perhaps that somebody is about to be
+    assert 1 <= len(warned) <= 3 < len(attempts), warned
 
 
 @case

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 import trunkline
 from trunkline import _backoff, _command, _handler
 from trunkline import _limits as limits
-from trunkline._channel import target, targets
 from trunkline._context import Context, Origin
 from trunkline._errors import Code, NoAnswer, Refused, Retry, Unreachable, of_rpc
 from trunkline._event import Opened, encoded, received
@@ -148,17 +147,6 @@ def test_functions_that_would_block_everybody_are_refused():
         handler.on_message(lambda cx, message: None)  # type: ignore[arg-type, return-value]
 
 
-def test_addresses():
-    assert target("127.0.0.1:7070") == target("http://127.0.0.1:7070/") == "127.0.0.1:7070"
-    assert target("http://[::1]:7070") == "[::1]:7070"
-    assert targets(["a:1", "b:2"]) == ["a:1", "b:2"]
-    for wrong in ("", "http://", "http://host", "host", "not an address", "ftp://host:1", "host:x", "host:1/path", "u:p@host:1"):
-        with pytest.raises(trunkline.SettingError):
-            target(wrong)
-    with pytest.raises(trunkline.SettingError):
-        targets([])
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"group": "a b"}, {"credit": 0}, {"credit": 10_001}, {"workers": 0}, {"timeout": 0}, {"timeout": float("nan")}, {"apis": ["ä"]}, {"member": ""}],
@@ -189,6 +177,8 @@ def test_a_broken_connection_may_have_done_it_and_none_at_all_has_not():
     assert isinstance(error, NoAnswer) and error.may_have_happened
     error = of_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; last error: Connection refused"))
     assert isinstance(error, Unreachable) and not error.may_have_happened
+    error = of_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "errors resolving nowhere:1: [field:hostname lookup error: Domain name not found]"))
+    assert isinstance(error, Unreachable)
     assert of_rpc(rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED)).may_have_happened
     assert of_rpc(rpc_error(grpc.StatusCode.UNIMPLEMENTED)).retry is Retry.NO
 

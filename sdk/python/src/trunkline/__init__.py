@@ -20,6 +20,7 @@ happen once even then.
 A service that only sends uses the `Client`.
 """
 
+from trunkline import _quiet as _quiet  # isort: skip
 from trunkline._client import Applied, Client, Connection, Result
 from trunkline._command import Command
 from trunkline._context import Context
@@ -27,12 +28,14 @@ from trunkline._errors import (
     Code,
     CommandError,
     CommandFailure,
+    Denied,
     NoAnswer,
     Refused,
     Retry,
     SettingError,
     TrunklineError,
     Unreachable,
+    Untrusted,
 )
 from trunkline._event import CloseCause, Closed, EventKind, Message, Opened
 from trunkline._handler import Handler, HandlerError, Registration
@@ -54,6 +57,7 @@ __all__ = [
     "Connection",
     "ConnectionId",
     "Context",
+    "Denied",
     "EventKind",
     "Handler",
     "HandlerError",
@@ -70,5 +74,6 @@ __all__ = [
     "Subscriber",
     "TrunklineError",
     "Unreachable",
+    "Untrusted",
     "run",
 ]

@@ -1,14 +1,11 @@
-"""Connections to brokers: addresses, and the settings of every channel."""
+"""Connections to brokers, with the settings of every channel."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 import grpc
 
 from trunkline import _limits as limits
-from trunkline._errors import SettingError
+from trunkline._credentials import Credentials
 
 _CONNECT_TIMEOUT_MS = 5000
 _KEEP_ALIVE_MS = 5000
@@ -34,26 +31,8 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 
 
-def target(address: str) -> str:
-    """`host:port` of an address, which may begin with `http://`. `SettingError` for anything else."""
-    try:
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise SettingError(f"{address!r} is no address of a broker: {error}") from None
-    if parts.scheme != "http" or not host or not port or parts.path.strip("/") or parts.query or parts.username:
-        raise SettingError(f"{address!r} is no address of a broker: http://host:port is expected")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def targets(addresses: str | Iterable[str]) -> list[str]:
-    """Of one address or of several."""
-    found = [target(address) for address in ([addresses] if isinstance(addresses, str) else addresses)]
-    if not found:
-        raise SettingError("no broker's address was given")
-    return found
-
-
-def channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port` of its own; it connects when first used."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+def channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
+    """A channel to `host:port` of its own; it connects when first used. Calls carry `credentials.metadata`."""
+    if credentials.is_tls:
+        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(credentials.roots), options=_OPTIONS)
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)

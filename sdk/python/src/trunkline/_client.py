@@ -12,9 +12,10 @@ import grpc
 
 from trunkline import _limits as limits
 from trunkline._backoff import Backoff
-from trunkline._channel import channel, targets
+from trunkline._channel import channel
 from trunkline._command import Command
-from trunkline._errors import CommandError, CommandFailure, NoAnswer, Retry, TrunklineError, of_rpc, outcome
+from trunkline._credentials import Addresses, Authority, credentials
+from trunkline._errors import CommandError, CommandFailure, NoAnswer, Retry, TrunklineError, Untrusted, of_rpc, outcome
 from trunkline._event import Message
 from trunkline._ids import ConnectionId, Offset, connection_id
 from trunkline.v1 import trunkline_pb2 as wire
@@ -81,11 +82,25 @@ class Client:
         async with Client("127.0.0.1:7070") as client:
             await client.publish("lobby", "the kitchen closes")
             await client.publish("till", '{"total": 12}', key="bill-4711")  # done once, however often an answer is lost
+
+    | setting | meaning | default |
+    |---|---|---|
+    | `addresses` | brokers, one or several | TRUNKLINE_BROKER, else 127.0.0.1:7070 |
+    | `token` | proves who calls; `trunkline token new` makes one | TRUNKLINE_TOKEN, else none |
+    | `ca` | authority of the brokers' certificates, a PEM file or its content: they speak TLS | TRUNKLINE_CA, else the system's for `https://` |
+    | `timeout` | seconds that one call may take, attempts included | 15 |
     """
 
-    def __init__(self, addresses: str | Iterable[str] = "127.0.0.1:7070", *, timeout: float = 15.0) -> None:
-        """`timeout`: how many seconds one call may take, attempts included."""
-        self._targets = targets(addresses)
+    def __init__(
+        self,
+        addresses: Addresses | None = None,
+        *,
+        token: str | None = None,
+        ca: Authority | None = None,
+        timeout: float = 15.0,
+    ) -> None:
+        self._credentials, self._targets = credentials(addresses, token, ca)
+        self._metadata = self._credentials.metadata
         self._timeout = timeout
         self._channels: dict[int, grpc.aio.Channel] = {}
         # which of them answered last
@@ -168,15 +183,20 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         backoff = Backoff(*RETRY)
+        # another broker may prove who it is where one does not
+        others = len(self._targets) - 1
         while True:
             turn, stub = self._turn, HandlersStub(self._channel())
             answer: list[Result] | TrunklineError
             try:
-                response = await _answer(stub.Submit(request, timeout=max(deadline - loop.time(), 0.001)))
+                left = max(deadline - loop.time(), 0.001)
+                response = await _answer(stub.Submit(request, timeout=left, metadata=self._metadata))
                 answer = _results(request, response)
             except TrunklineError as error:
                 answer = error
             again = allows(answer.retry, key) if isinstance(answer, TrunklineError) else should_send_again(answer, key)
+            if isinstance(answer, Untrusted) and others > 0:
+                others, again = others - 1, True
             delay = backoff.next()
             if not again or loop.time() + delay >= deadline:
                 if isinstance(answer, TrunklineError):
@@ -190,7 +210,9 @@ class Client:
     async def connection(self, connection: ConnectionId | str) -> Connection:
         """A connection as it is now; an error whose `is_gone` is true if it is not there."""
         request = wire.GetConnectionRequest(connection=connection_id(connection).bytes)
-        found: wire.Connection = await self._ask(lambda channel: ConnectionsStub(channel).Get(request, timeout=self._timeout))
+        found: wire.Connection = await self._ask(
+            lambda channel: ConnectionsStub(channel).Get(request, timeout=self._timeout, metadata=self._metadata)
+        )
         return Connection.of(found)
 
     async def connections(
@@ -200,7 +222,7 @@ class Client:
         position = b"" if after is None else connection_id(after).bytes
         request = wire.ListConnectionsRequest(api=api, channel=channel, limit=limit, after=position)
         page: wire.ListConnectionsResponse = await self._ask(
-            lambda channel: ConnectionsStub(channel).List(request, timeout=self._timeout)
+            lambda channel: ConnectionsStub(channel).List(request, timeout=self._timeout, metadata=self._metadata)
         )
         return [Connection.of(connection) for connection in page.connections]
 
@@ -209,7 +231,7 @@ class Client:
     def _channel(self) -> grpc.aio.Channel:
         turn = self._turn
         if turn not in self._channels:
-            self._channels[turn] = channel(self._targets[turn])
+            self._channels[turn] = channel(self._targets[turn], self._credentials)
         return self._channels[turn]
 
     def _next(self, turn: int) -> None:
@@ -224,7 +246,7 @@ class Client:
             try:
                 return await _answer(call(self._channel()))
             except TrunklineError as error:
-                if left == 0 or error.retry is Retry.NO:
+                if left == 0 or (error.retry is Retry.NO and not isinstance(error, Untrusted)):
                     raise
                 self._next(turn)
         raise AssertionError("there is at least one address")

@@ -133,6 +133,15 @@ class Unreachable(TrunklineError):
         return Retry.SAFE
 
 
+class Untrusted(Unreachable):
+    """No connection, because the broker has not proved who it is: its certificate is of another authority, for another name, or
+    expired. Nothing was sent, no token either."""
+
+    @property
+    def retry(self) -> Retry:
+        return Retry.NO
+
+
 class NoAnswer(TrunklineError):
     """The connection broke before the answer, or the answer makes no sense: it may have happened."""
 
@@ -144,8 +153,8 @@ class NoAnswer(TrunklineError):
 class Refused(TrunklineError):
     """The broker refused the call."""
 
-    def __init__(self, code: Code, message: str, retry: Retry, grpc_code: grpc.StatusCode) -> None:
-        super().__init__(f"the broker refuses: {_describe(code, message)}")
+    def __init__(self, code: Code, message: str, retry: Retry, grpc_code: grpc.StatusCode, says: str | None = None) -> None:
+        super().__init__(says or f"the broker refuses: {_describe(code, message)}")
         self.code: Code = code
         self.message = message
         self.grpc_code = grpc_code
@@ -167,6 +176,17 @@ class Refused(TrunklineError):
         return self._retry is Retry.NO and self.grpc_code in final
 
 
+class Denied(Refused):
+    """The broker knows no such token, or the token's role does not allow this. The same token will be refused again."""
+
+    def __init__(self, message: str, grpc_code: grpc.StatusCode) -> None:
+        if grpc_code is grpc.StatusCode.UNAUTHENTICATED:
+            says = "the broker asks for a token, and knows none like this (`token`, TRUNKLINE_TOKEN)"
+        else:
+            says = f"the broker does not allow this: {message}"
+        super().__init__(Code.NOT_AUTHORIZED, message, Retry.NO, grpc_code, says)
+
+
 TRANSPORT_MADE = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
@@ -176,7 +196,23 @@ TRANSPORT_MADE = (
 )
 """Codes a broken connection or a deadline ends in, without a word from the broker."""
 
-_NOT_CONNECTED = ("failed to connect to all addresses", "connection refused", "dns resolution failed", "name resolution failure")
+_NOT_CONNECTED = (
+    "failed to connect to all addresses",
+    "connection refused",
+    "dns resolution failed",
+    "errors resolving",
+    "name resolution failure",
+)
+_DISTRUST = (
+    ("certificate_verify_failed", "its certificate is of no authority that counts (`ca`, TRUNKLINE_CA), or out of date"),
+    ("hostname verification", "its certificate is for another name than the one in its address"),
+    ("peer name", "its certificate is for another name than the one in its address"),
+)
+_HINTS = (
+    ("wrong_version_number", "it does not speak TLS there, as https:// or an authority has it"),
+    ("socket closed", "it does not speak gRPC in plain text there; https:// perhaps"),
+    ("failed parsing http/2", "it does not speak gRPC in plain text there; https:// perhaps"),
+)
 
 
 def of_rpc(error: grpc.aio.AioRpcError) -> TrunklineError:
@@ -186,16 +222,28 @@ def of_rpc(error: grpc.aio.AioRpcError) -> TrunklineError:
     for key, value in trailers or ():
         said[key] = value if isinstance(value, str) else bytes(value).decode("utf-8", "replace")
     details = error.details() or ""
+    if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return Denied(details, error.code())
     if (retry := said.get("trunkline-retry")) is not None:
         known = {kind.value: kind for kind in Retry}
         code = Code.of_name(said.get("trunkline-code", ""))
         return Refused(code, details, known.get(retry, Retry.NO), error.code())
     if error.code() is grpc.StatusCode.UNAVAILABLE and any(text in details.lower() for text in _NOT_CONNECTED):
         # the transport offers nothing but its text; whoever misses a new one is told "may have happened", which is safe
-        return Unreachable(f"no connection to the broker: {details}")
+        return _not_connected(details)
     if error.code() in TRANSPORT_MADE:
         return NoAnswer(f"the broker did not answer: {details or error.code().name}")
     return Refused(Code.UNSPECIFIED, details, Retry.NO, error.code())
+
+
+def _not_connected(details: str) -> Unreachable:
+    """In words about brokers, with the transport's own behind them."""
+    own = details.rpartition("last error: ")[2]
+    for text, meaning in _DISTRUST:
+        if text in own.lower():
+            return Untrusted(f"the broker has not proved who it is: {meaning} ({own})")
+    hints = (meaning for text, meaning in _HINTS if text in own.lower())
+    return Unreachable(f"no connection to the broker: {next((f'{hint} ({own})' for hint in hints), own)}")
 
 
 def outcome(status: wire.Status) -> bool:

@@ -16,9 +16,10 @@ import grpc
 
 from trunkline._backoff import Backoff, refuse_delay
 from trunkline._brokers import Brokers, Claim, Target
-from trunkline._channel import channel, target
+from trunkline._channel import channel
 from trunkline._errors import Code, Refused, SettingError, TrunklineError, of_rpc
 from trunkline._handler import Handler
+from trunkline._outage import Outage
 from trunkline._run import handle
 from trunkline._schedule import Bounds, Overflow, Refuse, Schedule, Verdict, Work
 from trunkline._settings import Settings
@@ -69,6 +70,7 @@ class Session:
         # set when there may be something to write, or nothing more to wait for
         self._wake = asyncio.Event()
         self._backoff = Backoff(*RECONNECT)
+        self._outage = Outage()
         # attempts since the last stream
         self._attempts = 0
         self._loop = asyncio.get_running_loop()
@@ -90,9 +92,8 @@ class Session:
                     return
                 except Lost as lost:
                     delay = self._backoff.next()
-                    log.warning(
-                        "no stream to the broker %s for %s, trying again in %.1f s: %s", address, self._settings.group, delay, lost
-                    )
+                    if (said := self._outage.handle_failed(self._loop.time(), str(lost))) is not None:
+                        log.warning("no stream to the broker %s for %s: %s", address, self._settings.group, said)
                 finally:
                     self._brokers.released(self._target)
                     self._schedule.handle_disconnected()
@@ -105,17 +106,19 @@ class Session:
             for run in runs:
                 run.cancel()
             if runs:
+                log.warning("%s runs were not finished when the time was up; their events come again", len(runs))
                 # one that does not let itself be cancelled is left alone
                 await asyncio.wait(runs, timeout=1)
 
     async def _connect_and_serve(self, address: str) -> None:
         try:
-            opened = channel(target(address))
+            credentials = self._settings.credentials
+            opened = channel(credentials.target(address), credentials)
         except SettingError as error:
             raise Lost(str(error)) from None
         try:
             stub = HandlersStub(opened)
-            call: Call = stub.Subscribe()
+            call: Call = stub.Subscribe(metadata=self._settings.credentials.metadata)
             if await self._joined_unless_stopped(call, address):
                 self._backoff.reset()
                 self._attempts = 0
@@ -159,7 +162,10 @@ class Session:
             if response.WhichOneof("response") != "brokers":
                 raise Lost(f"{response.WhichOneof('response')} in place of an answer to the join")
             self._brokers.learn(response.brokers)
-        log.info("joined the group %s at broker %s as %s", self._settings.group, response.joined.broker, self._settings.member)
+        settings = self._settings
+        log.info("joined the group %s at broker %s as %s", settings.group, response.joined.broker, settings.member)
+        if (said := self._outage.handle_recovered(self._loop.time())) is not None:
+            log.info("the stream to the broker %s for %s is %s", address, settings.group, said)
         self._joined(response.joined.broker)
 
     async def _serve(self, call: Call) -> None:

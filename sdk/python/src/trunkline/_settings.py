@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trunkline import _limits as limits
+from trunkline._credentials import Credentials
 from trunkline._errors import SettingError
 from trunkline._event import EventKind
 from trunkline._ids import Offset
@@ -58,6 +59,7 @@ class StartAt:
 class Settings:
     """Of a subscriber; their meaning and defaults are in its class."""
 
+    credentials: Credentials
     group: str
     member: str
     apis: tuple[str, ...]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trunkline._brokers import Brokers
-from trunkline._channel import targets
+from trunkline._credentials import Addresses, Authority, credentials
 from trunkline._event import EventKind
 from trunkline._handler import Handler
 from trunkline._session import Session
@@ -29,7 +29,9 @@ class Subscriber:
 
     | setting | meaning | default |
     |---|---|---|
-    | `addresses` | brokers of the cluster, one or several; the others are learnt from whichever answers | |
+    | `addresses` | brokers of the cluster, one or several; the others are learnt | TRUNKLINE_BROKER, else 127.0.0.1:7070 |
+    | `token` | proves who this is; `trunkline token new` makes one | TRUNKLINE_TOKEN, else none |
+    | `ca` | authority of the brokers' certificates, a PEM file or its content: they speak TLS | TRUNKLINE_CA, else the system's for `https://` |
     | `group` | members of a group share the work | `default` |
     | `member` | unique in the group; a second one of the same name replaces the first | random |
     | `apis`, `kinds` | which events | all |
@@ -44,8 +46,10 @@ class Subscriber:
 
     def __init__(
         self,
-        addresses: str | Iterable[str] = "127.0.0.1:7070",
+        addresses: Addresses | None = None,
         *,
+        token: str | None = None,
+        ca: Authority | None = None,
         group: str = "default",
         member: str | None = None,
         apis: Iterable[str] = (),
@@ -58,8 +62,9 @@ class Subscriber:
         extend_every: float = 10.0,
         grace: float = 10.0,
     ) -> None:
-        self._targets = targets(addresses)
+        proof, self._targets = credentials(addresses, token, ca)
         self._settings = Settings(
+            credentials=proof,
             group=group,
             member=member if member is not None else f"member-{secrets.token_hex(8)}",
             apis=tuple(apis),
@@ -91,6 +96,7 @@ class Subscriber:
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
+            log.info("stopping: what runs is finished, within %g s, and the rest is given back", self._settings.grace)
             stop.set()
             try:
                 await asyncio.shield(running)

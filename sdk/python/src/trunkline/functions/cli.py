@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import trunkline
+from trunkline._credentials import DEFAULT_ADDRESS
 from trunkline._errors import SettingError, TrunklineError
 from trunkline._settings import StartAt
 from trunkline._subscriber import Subscriber, cancel_on_sigterm
+from trunkline.functions import environment, folders
 from trunkline.functions.bridge import CallSettings, Functions, OnFailure
 from trunkline.functions.instances import FunctionFile, Instances, LoadError, own_frames
+from trunkline.functions.reload import Sources, run_until_changed, start_again
 from trunkline.functions.scf import Front
 
 USAGE = 64
@@ -76,8 +81,10 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     summary = "run main_handler(event, context) of Python files"
     add = verbs.add_parser("run", help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter).add_argument
-    brokers = os.environ.get("TRUNKLINE_BROKER", "127.0.0.1:7070")
-    add("--broker", action="append", metavar="ADDR[,ADDR]", help=f"brokers (TRUNKLINE_BROKER, else {brokers})", default=argparse.SUPPRESS)
+    add("--broker", action="append", metavar="ADDR[,ADDR]", help=f"brokers (TRUNKLINE_BROKER, else {DEFAULT_ADDRESS})", default=argparse.SUPPRESS)
+    add("--token", metavar="TOKEN", help="shown to brokers that ask for one; safer in TRUNKLINE_TOKEN or a file", default=argparse.SUPPRESS)
+    add("--token-file", type=environment.token, metavar="FILE", help="a file with the token", default=argparse.SUPPRESS)
+    add("--ca", metavar="FILE", help="authority (PEM) of the brokers' certificates: they speak TLS (TRUNKLINE_CA)", default=argparse.SUPPRESS)
     add("--api", required=True, metavar="NAME", help="the API whose events these functions get")
     add("--group", metavar="NAME", help="its handler group (default: the API's name)", default=argparse.SUPPRESS)
     add("--member", metavar="NAME", help="this process's name in the group (default: random)", default=argparse.SUPPRESS)
@@ -94,7 +101,10 @@ def parser() -> argparse.ArgumentParser:
     add("--stage", default="release", help="requestContext.stage")
     add("--path", metavar="PATH", help="requestContext.path (default: as asked for)", default=argparse.SUPPRESS)
     add("--forward-request", action="store_true", help="add queryString, pathParameters and headers to requestContext")
-    add("--grace", type=_positive, metavar="TIME", default="10s", help="how long a stop waits for what runs")
+    add("--env", type=environment.assignment, action="append", metavar="KEY=VALUE", help="set for the functions", default=argparse.SUPPRESS)
+    add("--env-file", type=environment.assignments, metavar="FILE", help="lines KEY=VALUE, set for the functions", default=argparse.SUPPRESS)
+    add("--grace", type=_positive, metavar="TIME", help="how long a stop waits for calls (default: as --timeout)", default=argparse.SUPPRESS)
+    add("--reload", action="store_true", help="start again when a source changes, for development")
     add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="of what goes to standard error")
     return top
 
@@ -107,9 +117,11 @@ def files(options: argparse.Namespace) -> dict[str, FunctionFile]:
 
 def subscriber(options: argparse.Namespace) -> Subscriber:
     """The member of the handler group."""
-    brokers = getattr(options, "broker", None) or [os.environ.get("TRUNKLINE_BROKER", "127.0.0.1:7070")]
+    brokers = getattr(options, "broker", None)
     return Subscriber(
-        [address.strip() for each in brokers for address in each.split(",") if address.strip()],
+        ",".join(brokers) if brokers is not None else None,
+        token=getattr(options, "token_file", getattr(options, "token", None)),
+        ca=getattr(options, "ca", None),
         group=getattr(options, "group", options.api),
         member=getattr(options, "member", None),
         apis=[options.api],
@@ -119,7 +131,7 @@ def subscriber(options: argparse.Namespace) -> Subscriber:
         workers=EVENTS_MAX,
         # calls have limits of their own; this one is for those that wait for an instance for ever
         timeout=min((options.timeout + 30) * (options.retries + 2), 24 * 3600),
-        grace=options.grace,
+        grace=getattr(options, "grace", options.timeout),
     )
 
 
@@ -130,7 +142,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # what functions print is read while they run
         sys.stdout.reconfigure(line_buffering=True)
-    settings = CallSettings(
+    os.environ.update([*getattr(options, "env_file", ()), *getattr(options, "env", ())])
+    try:
+        member = subscriber(options)
+        functions = files(options)
+        sources = Sources(file.path.parent for file in functions.values()) if options.reload else None
+    except (SettingError, LoadError) as error:
+        return _said(error, USAGE)
+    try:
+        changed = asyncio.run(serve(member, call_settings(options), functions, options.concurrency, sources))
+        if changed is not None:
+            log.info("%s has changed: starting again", changed)
+    except LoadError as error:
+        _said(error, USAGE)
+        if sources is None:
+            return USAGE
+        log.info("waiting for a change")
+        with contextlib.suppress(KeyboardInterrupt):
+            changed = asyncio.run(sources.until_changed())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 0
+    except TrunklineError as error:
+        return _said(error, 1)
+    if changed is not None:
+        start_again(sys.argv[1:] if argv is None else argv)
+    return 0
+
+
+def _said(error: Exception, code: int) -> int:
+    print(f"trunkline-functions: {error}", file=sys.stderr)
+    return code
+
+
+def call_settings(options: argparse.Namespace) -> CallSettings:
+    """How functions are called."""
+    return CallSettings(
         timeout=options.timeout,
         registration_timeout=options.registration_timeout,
         retries=options.retries,
@@ -139,28 +185,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         integration_response=options.integration_response,
         front=Front(getattr(options, "path", None), options.stage, options.forward_request),
     )
-    try:
-        member = subscriber(options)
-        functions = files(options)
-    except (SettingError, LoadError) as error:
-        print(f"trunkline-functions: {error}", file=sys.stderr)
-        return USAGE
-    try:
-        asyncio.run(serve(member, settings, functions, options.concurrency))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        return 0
-    except LoadError as error:
-        print(f"trunkline-functions: {error}", file=sys.stderr)
-        return USAGE
-    except TrunklineError as error:
-        print(f"trunkline-functions: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
-async def serve(member: Subscriber, settings: CallSettings, functions: dict[str, FunctionFile], concurrency: int) -> None:
-    """Until SIGTERM or SIGINT. `LoadError` if a function cannot be loaded."""
+async def serve(
+    member: Subscriber, settings: CallSettings, functions: dict[str, FunctionFile], concurrency: int, sources: Sources | None
+) -> Path | None:
+    """Until SIGTERM or SIGINT, which cancel, or a source that changed. `LoadError` if a function cannot be loaded."""
     cancel_on_sigterm()
+    folders.search(file.path.parent for file in functions.values())
     instances = {slot: Instances(file, concurrency) for slot, file in functions.items()}
     for each in instances.values():
         try:
@@ -168,8 +200,9 @@ async def serve(member: Subscriber, settings: CallSettings, functions: dict[str,
         except LoadError:
             raise
         except Exception as error:
-            log.error("%s cannot be loaded", each.file.path, exc_info=(type(error), error, own_frames(error.__traceback__)))
-            raise LoadError(f"{each.file.path} cannot be loaded: {type(error).__name__}: {error}") from None
+            at_fault = None if isinstance(error, SyntaxError) else own_frames(error.__traceback__)
+            log.error("%s cannot be loaded", each.file.path, exc_info=(type(error), error, at_fault))
+            raise LoadError(f"{each.file.path} cannot be loaded: {type(error).__name__}: {error}{_hint(error)}") from None
     handler = Functions(
         settings,
         transmission=instances["transmission"],
@@ -184,4 +217,18 @@ async def serve(member: Subscriber, settings: CallSettings, functions: dict[str,
             told = True
             print("ready", flush=True)
 
-    await member.run(handler, joined=ready)
+    def run() -> Coroutine[Any, Any, None]:
+        return member.run(handler, joined=ready)
+
+    if sources is not None:
+        return await run_until_changed(run, sources)
+    await run()
+    return None
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, ImportError) and "no known parent package" in str(error):
+        return ". A function's file is no part of a package: `import helper` finds helper.py beside it"
+    if isinstance(error, ModuleNotFoundError):
+        return f". It is to be installed for {sys.executable}, or to be beside the function"
+    return ""

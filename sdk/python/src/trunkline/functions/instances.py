@@ -4,7 +4,7 @@ An **instance** is a thread with a copy of the function's module of its own, loa
 a function keeps in globals (a database connection, a session) is never used by two events at once, as functions of clouds expect.
 
 Bounds: at most `instances_max` work at the same time, and more wait. One that does not answer in time is **stuck**: no thread can be
-ended from outside, so it is left behind, and another takes its place, until as many are stuck as may work; then places become free only
+ended from outside (a coroutine can), so it is left behind, and another takes its place, until as many are stuck as may work; then places become free only
 as stuck ones come back.
 """
 
@@ -60,11 +60,7 @@ class FunctionFile:
         return cls(slot, Path(path).resolve(), name)
 
     def load(self) -> MainHandler:
-        """A new copy of the module's function. Its folder is searched for what it imports."""
-        with _loading:
-            folder = str(self.path.parent)
-            if folder not in sys.path:
-                sys.path.insert(0, folder)
+        """A new copy of the module's function. `folders.search` is to have seen its folder."""
         name = f"trunkline_function_{self.slot}_{next(_numbers)}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
@@ -81,7 +77,8 @@ class FunctionFile:
             exec(code, module.__dict__)
             function = getattr(module, self.name, None)
             if not callable(function):
-                raise LoadError(f"{self.path} has no function {self.name}(event, context)")
+                raise LoadError(f"{self.path} has no function {self.name}(event, context){_other(self.path, module)}")
+            _check_parameters(self, function)
         except BaseException:
             del sys.modules[name]
             raise
@@ -89,11 +86,26 @@ class FunctionFile:
         return found
 
 
+def _other(path: Path, module: ModuleType) -> str:
+    """The one function that is meant perhaps."""
+    defined = [name for name, each in vars(module).items() if inspect.isfunction(each) and each.__module__ == module.__name__]
+    return f"; {path.name}:{defined[0]} would name {defined[0]}" if len(defined) == 1 else ""
+
+
+def _check_parameters(file: FunctionFile, function: Callable[..., object]) -> None:
+    try:
+        inspect.signature(function).bind({}, {})
+    except TypeError as error:
+        raise LoadError(f"{file.name} of {file.path} does not take (event, context): {error}") from None
+    except ValueError:
+        pass  # one that is not written in Python does not tell
+
+
 class Ended(Exception):
     """The function asked the interpreter to exit, or was interrupted."""
 
 
-Job: TypeAlias = tuple[Callable[[MainHandler], object], "Future[object]"]
+Job: TypeAlias = tuple[Callable[[MainHandler], object], float, "Future[object]"]
 
 
 class Instance:
@@ -106,10 +118,10 @@ class Instance:
         self._thread = threading.Thread(target=self._work, name=f"{file.slot}-{number}", daemon=True)
         self._thread.start()
 
-    def submit(self, use: Callable[[MainHandler], object]) -> Future[object]:
-        """Uses the function, which is loaded before the first time; one use at a time."""
+    def submit(self, use: Callable[[MainHandler], object], timeout: float) -> Future[object]:
+        """Uses the function, which is loaded before the first time; one use at a time. A coroutine is cancelled after the timeout."""
         future: Future[object] = Future()
-        self._jobs.put((use, future))
+        self._jobs.put((use, timeout, future))
         return future
 
     def end(self) -> None:
@@ -117,21 +129,27 @@ class Instance:
         self._jobs.put(None)
 
     def _work(self) -> None:
+        # one event loop for all calls of an `async def main_handler`: what it keeps in globals belongs to a loop
+        runner = asyncio.Runner()
+        try:
+            self._work_with(runner)
+        finally:
+            runner.close()
+
+    def _work_with(self, runner: asyncio.Runner) -> None:
         function: MainHandler | None = None
         while (job := self._jobs.get()) is not None:
-            use, future = job
+            use, timeout, future = job
             try:
                 function = function or self._file.load()
                 answer = use(function)
-                # `async def main_handler` would do nothing at all otherwise
-                future.set_result(asyncio.run(answer) if inspect.iscoroutine(answer) else answer)
+                # later than whoever waits for it gives up, who thus knows why
+                future.set_result(runner.run(asyncio.wait_for(answer, timeout + 1)) if inspect.iscoroutine(answer) else answer)
             except Exception as error:
                 future.set_exception(error)
             except BaseException as error:
                 # sys.exit in a function ends that call, not the others'
-                ended = Ended(f"the function ended with {error!r}")
-                ended.__cause__ = error
-                future.set_exception(ended)
+                future.set_exception(Ended(f"the function ended with {error!r}").with_traceback(error.__traceback__))
 
 
 def own_frames(traceback: TracebackType | None) -> TracebackType | None:
@@ -193,7 +211,7 @@ class Instances:
     async def _use(self, use: Callable[[MainHandler], object], timeout: float) -> object:
         await self._places.acquire()
         instance = self._idle.pop() if self._idle else self._new()
-        future = instance.submit(use)
+        future = instance.submit(use, timeout)
         ended = _told(future)
         limit = asyncio.timeout(timeout)
         try:
@@ -228,9 +246,10 @@ class Instances:
         self._stuck += 1
         gives_way = self._stuck <= self._stuck_max
         if gives_way:
+            log.warning("%s: a call hangs; its thread is left behind, one of %s now", self.file.slot, self._stuck)
             self._places.release()
         else:
-            log.error("%s: %s instances are stuck, no other takes the place of the last one", self.file.slot, self._stuck)
+            log.error("%s: %s calls hang, as many as may run: no other takes the place of this one", self.file.slot, self._stuck)
         instance.end()
         _told(future).add_done_callback(lambda _: self._came_back(gives_way))
 
