@@ -60,10 +60,10 @@ async fn a_broker_whose_folder_is_an_older_copy_closes_and_is_rebuilt() {
     is_closed(&cluster, follower).await;
     cluster.say(0, 21).await;
     cluster.stop(follower).await;
-    // whoever is there at its next start: its own marks tell now
-    let marks = crate::store::marks::read(&cluster.data(follower), crate::testing::count(PARTITIONS)).unwrap();
+    // whoever is there at its next start: the folder itself tells now, and why
     let report = crate::store::verify(&cluster.data(follower), |_| {}).unwrap();
-    assert!(report.partitions.iter().all(|partition| partition.damage.is_some()), "{marks:?}");
+    let says_why = |damage: &Option<String>| damage.as_ref().is_some_and(|damage| damage.contains("older copy"));
+    assert!(report.partitions.iter().all(|partition| says_why(&partition.damage)), "{report:?}");
     std::fs::remove_dir_all(cluster.data(follower)).unwrap();
     cluster.start(follower).await;
     let link = cluster.address(follower).to_string();

@@ -1,6 +1,7 @@
 //! The other brokers: a connection to each, kept up, and who is there. Everything that goes from one broker to another goes through
 //! here.
 
+mod calls;
 mod dial;
 
 use std::{
@@ -9,23 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline_proto::{
-    PartitionCount, PartitionId,
-    peer::{MEMBERS_MAX, Stream},
-    v1::peer as pb,
-};
+use trunkline_proto::{PartitionCount, peer::MEMBERS_MAX, v1::peer as pb};
 
+pub use self::calls::{CallError, CallKind};
+pub(super) use self::calls::{open, unary};
 use self::dial::{DIAL_TIMEOUT, dial, keep};
 pub(super) use self::dial::{HELLO_BYTES_MAX, check_hello, hello};
 use super::{
-    frames::{self, Receiver, Sender, WireError},
+    frames::WireError,
     pace::{Pace, Paid},
     types::Member,
     witness::Witness,
@@ -43,49 +41,6 @@ pub(super) const LINK_BYTES_MAX: usize = 512;
 pub(super) const PRIORITY_HIGH: i32 = 10;
 pub(super) const PRIORITY_APPEND: i32 = 0;
 pub(super) const PRIORITY_LOW: i32 = -10;
-
-/// What a call is about: which of the upper layers answers it. The numbers are on the wire.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum CallKind {
-    /// Commands for a partition that the other broker leads.
-    Submit = 1,
-    /// A forward for a partition that the other broker leads.
-    Forward = 2,
-    /// Membership, leadership, and what a broker says of itself.
-    Admin = 3,
-    /// How far the log of a partition goes that the other broker leads.
-    ReadIndex = 4,
-    /// Moves a handler group in a partition that the other broker leads.
-    Reset = 5,
-    /// Takes dead letters out of a handler group in a partition that the other broker leads.
-    Release = 6,
-}
-
-impl CallKind {
-    pub(super) fn from_u8(number: u8) -> Option<Self> {
-        Some(match number {
-            1 => Self::Submit,
-            2 => Self::Forward,
-            3 => Self::Admin,
-            4 => Self::ReadIndex,
-            5 => Self::Reset,
-            6 => Self::Release,
-            _ => return None,
-        })
-    }
-}
-
-/// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
-    /// It never left this broker: nothing happened.
-    #[error("broker not reached: {0}")]
-    NotSent(String),
-    /// It may have happened.
-    #[error("no answer from the broker: {0}")]
-    Unknown(String),
-}
 
 /// A broker, as seen from here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -368,43 +323,6 @@ impl Peers {
         self.connected(id, member).err()
     }
 
-    /// Asks another broker's upper layers.
-    pub async fn call(&self, node: u64, kind: CallKind, body: Bytes, patience: Duration) -> Result<Bytes, CallError> {
-        let connection = self.connection(node).map_err(CallError::NotSent)?;
-        let (mut sender, mut receiver) =
-            open(&connection, PRIORITY_HIGH, patience).await.map_err(|error| CallError::NotSent(error.to_string()))?;
-        let request = frames::encode_raw(&frames::opening(Stream::Call, PartitionId(0)), &[&[kind as u8], &body]);
-        let exchange = async {
-            sender.send(request).await?;
-            sender.finish();
-            receiver.answer().await?.ok_or(WireError::Cut)
-        };
-        match timeout(patience, exchange).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(CallError::Unknown(error.to_string())),
-            Err(_) => Err(CallError::Unknown(format!("within {patience:?}"))),
-        }
-    }
-
-    /// What another broker knows of the cluster.
-    pub async fn status(&self, node: u64, patience: Duration) -> Result<pb::Status, String> {
-        self.tell(node, Vec::new(), patience).await
-    }
-
-    /// As [`Peers::status`]; tells it how far this broker is.
-    pub(super) async fn tell(
-        &self,
-        node: u64,
-        progress: Vec<pb::Progress>,
-        patience: Duration,
-    ) -> Result<pb::Status, String> {
-        let connection = self.connection(node)?;
-        let request = pb::StatusRequest { progress };
-        let request = frames::encode(&frames::opening(Stream::Status, PartitionId(0)), &request);
-        let answer = unary(&connection, request, patience).await.map_err(|error| error.to_string())?;
-        frames::decode(answer).map_err(|error| error.to_string())
-    }
-
     /// The disk behind the connection to a broker, if one is up.
     pub fn disk(&self, node: u64) -> Option<DiskId> {
         let peer = self.peer(node)?;
@@ -495,31 +413,6 @@ impl Peer {
             since: connected.as_ref().map(|connected| connected.since),
         }
     }
-}
-
-/// Opens a stream.
-pub(super) async fn open(
-    connection: &quinn::Connection,
-    priority: i32,
-    patience: Duration,
-) -> Result<(Sender, Receiver), WireError> {
-    let (send, receive) = timeout(patience, connection.open_bi()).await.map_err(|_| WireError::Slow)??;
-    Ok((Sender::new(send, priority), Receiver::new(receive)))
-}
-
-/// One request and its answer on a stream of their own.
-pub(super) async fn unary(
-    connection: &quinn::Connection,
-    request: Bytes,
-    patience: Duration,
-) -> Result<Bytes, WireError> {
-    let exchange = async {
-        let (mut sender, mut receiver) = open(connection, PRIORITY_HIGH, patience).await?;
-        sender.send(request).await?;
-        sender.finish();
-        receiver.answer().await?.ok_or(WireError::Cut)
-    };
-    timeout(patience, exchange).await.map_err(|_| WireError::Slow)?
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -203,15 +206,15 @@ impl Witness {
         Err(WireError::Refused(reason))
     }
 
-    /// A folder is older as a whole: what else it has lost nobody may know. The marks on disk say so at the next start, should the
-    /// peer that knew be away then.
+    /// A folder is older as a whole: what else it has lost nobody may know. It says so itself at the next start, should the peer that
+    /// knew be away then.
     async fn close(&self, reason: &str) {
-        let ends: Vec<_> = self.logs.lock().iter().map(|(id, log)| (*id, log.last())).collect();
+        let partitions: Vec<_> = self.logs.lock().keys().copied().collect();
         // all of them before anything waits: whoever waits for this may give up
-        ends.iter().for_each(|(partition, _)| self.health.damage(*partition, reason));
-        for (partition, last) in ends {
-            let beyond = last.map_or(1, |last| last.index + 2);
-            self.writer.submit(partition, Write::Doubted { end: beyond }, None).await;
+        partitions.iter().for_each(|partition| self.health.damage(*partition, reason));
+        let reason: Arc<str> = reason.into();
+        for partition in partitions {
+            self.writer.submit(partition, Write::Doubted(Arc::clone(&reason)), None).await;
         }
     }
 

@@ -29,6 +29,8 @@ pub enum MetaTag {
     Committed = 2,
     /// Raft's logical purge. Entries below stay readable until retention deletes them.
     Purged = 3,
+    /// The replica is known to lack what it acknowledged, and how that is known. Nothing takes it away but another folder.
+    Doubted = 4,
 }
 
 /// The column family of a partition's log.

@@ -241,6 +241,13 @@ impl Reader {
         id.map_err(|error| self.meta_damage("purged", &error))
     }
 
+    /// Why this replica is known to lack what it acknowledged, if it is.
+    pub fn doubt(&self) -> Result<Option<String>, StoreError> {
+        let reason = self.meta(MetaTag::Doubted, "doubt")?;
+        let reason = reason.map(|value| record::decode_doubt(self.partition, &value)).transpose();
+        reason.map_err(|error| self.meta_damage("doubt", &error))
+    }
+
     fn meta(&self, tag: MetaTag, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.db.rocks().get_cf_opt(self.db.meta()?, keys::meta_key(tag, self.partition), &reading());
         value.map_err(|error| StoreError::from(error).within(|| format!("partition {} {name}", self.partition)))

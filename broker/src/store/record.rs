@@ -29,6 +29,7 @@ enum Kind {
     Refused = 6,
     Chunk = 7,
     Manifest = 8,
+    Doubt = 9,
 }
 
 /// Why a stored value cannot be used.
@@ -160,6 +161,17 @@ pub fn encode_log_id(partition: PartitionId, id: &StoredLogId) -> Vec<u8> {
 pub fn decode_log_id(partition: PartitionId, value: &[u8]) -> Result<StoredLogId, ValueError> {
     let mut body = Body(open_kind(Kind::LogId, &context(partition, LogIndex(0)), value)?);
     Ok(StoredLogId { term: body.u64()?, index: checked_index(body.u64()?)? })
+}
+
+/// Encodes why a replica is not to be trusted.
+pub fn encode_doubt(partition: PartitionId, reason: &str) -> Vec<u8> {
+    seal(Kind::Doubt, &context(partition, LogIndex(0)), &[reason.as_bytes()])
+}
+
+/// Decodes why a replica is not to be trusted.
+pub fn decode_doubt(partition: PartitionId, value: &[u8]) -> Result<String, ValueError> {
+    let reason = open_kind(Kind::Doubt, &context(partition, LogIndex(0)), value)?;
+    Ok(String::from_utf8_lossy(reason).into_owned())
 }
 
 /// Encodes the refused records of an entry.

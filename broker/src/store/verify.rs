@@ -269,9 +269,13 @@ fn uncovered(partition: PartitionId, first: LogIndex) -> StoreError {
     StoreError::at(partition, first, "the log begins here, and no snapshot covers what is before")
 }
 
-/// Refuses a log that ends before what was acknowledged from it, or a vote older than one that was given.
+/// Refuses a log that other brokers knew to lack something, or that ends before what was acknowledged from it, or a vote older than one
+/// that was given.
 pub fn check_mark(reader: &Reader, mark: Mark) -> Result<(), StoreError> {
     let place = || format!("partition {}", reader.partition());
+    if let Some(reason) = reader.doubt()? {
+        return Err(StoreError::Damaged { place: place(), reason });
+    }
     let end = reader.end()?;
     if end < mark.end {
         let ends = end.checked_sub(1).map_or_else(|| "is empty".to_owned(), |last| format!("ends at index {last}"));

@@ -71,12 +71,9 @@ pub enum Write {
         /// Its manifest, as stored.
         manifest: Vec<u8>,
     },
-    /// The folder is known to lack what it acknowledged: raises the partition's mark, so that the next start finds that too. Not
-    /// synced.
-    Doubted {
-        /// Where its log ought to end at least.
-        end: u64,
-    },
+    /// The folder is known to lack what it acknowledged, for this reason. Synced: the next start finds it, whoever is there to tell.
+    /// The writer takes nothing else of the partition from then on, neither entries that were under way nor votes.
+    Doubted(Arc<str>),
     /// Deletes what retention has taken: entries and refused records up to this index, and the snapshots before it. Synced: what
     /// frees the disk afterwards may uncover some of it again, but not if this is certain.
     Trim(LogIndex),
@@ -91,9 +88,10 @@ impl Write {
             | Self::Vote(_)
             | Self::Purged { .. }
             | Self::Install { .. }
+            | Self::Doubted(_)
             | Self::Trim(_) => true,
             Self::Snapshot { chunk, .. } => *chunk == keys::MANIFEST_CHUNK,
-            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. } | Self::Doubted { .. } => false,
+            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. } => false,
         }
     }
 
@@ -126,7 +124,6 @@ pub(super) fn advance(mark: &mut Mark, write: &Write) {
             }
         }
         Write::Truncate { keep, .. } => mark.end = mark.end.min(keep.map_or(0, |keep| keep.0 + 1)),
-        Write::Doubted { end } => mark.end = mark.end.max(*end),
         Write::Vote(vote) => mark.term = vote.term,
         // the log begins after it: nothing before is missing, everything up to it is acknowledged
         Write::Purged { id: last, .. } | Write::Install { last, .. } => mark.end = mark.end.max(last.index.0 + 1),
@@ -180,7 +177,10 @@ pub(super) fn add(db: &Db, batch: &mut WriteBatch, partition: PartitionId, write
             purge(db, batch, partition, last)?;
         }
         Write::Trim(through) => trim(db, batch, partition, *through)?,
-        Write::Doubted { .. } => {}
+        Write::Doubted(reason) => {
+            let value = record::encode_doubt(partition, reason);
+            batch.put_cf(db.meta()?, keys::meta_key(MetaTag::Doubted, partition), value);
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! from all partitions, writes one batch with one sync, and calls back. A failed write or sync closes it for good.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt, io,
     path::PathBuf,
     sync::Arc,
@@ -215,6 +215,7 @@ impl Writer {
             written: marks.clone(),
             marks,
             marked_at: Instant::now(),
+            doubted: BTreeSet::new(),
             closed: None,
         };
         let thread = thread::Builder::new().name("log-writer".into()).spawn(move || state.run())?;
@@ -254,6 +255,8 @@ struct Thread {
     /// As synced.
     marks: Vec<Mark>,
     marked_at: Instant,
+    /// Partitions that take no write any more.
+    doubted: BTreeSet<PartitionId>,
     /// What failed first: nothing is written after it.
     closed: Option<String>,
 }
@@ -302,7 +305,11 @@ impl Thread {
         (jobs, queue.stopping)
     }
 
-    fn carry_out(&mut self, jobs: Vec<Job>) {
+    fn carry_out(&mut self, mut jobs: Vec<Job>) {
+        self.refuse_doubted(&mut jobs);
+        if jobs.is_empty() {
+            return;
+        }
         let outcome = match self.closed.clone() {
             None => self.write(&jobs),
             Some(reason) => Err(reason),
@@ -314,6 +321,21 @@ impl Thread {
         for job in jobs {
             if let Some(done) = job.done {
                 done(outcome.clone());
+            }
+        }
+    }
+
+    /// What a replica that lacks something is still to write would be acknowledged, and it has nothing to say any more.
+    fn refuse_doubted(&mut self, jobs: &mut Vec<Job>) {
+        let doubted = &mut self.doubted;
+        let is_refused = |job: &mut Job| match job.write {
+            // once is enough
+            Write::Doubted(_) => !doubted.insert(job.partition),
+            _ => doubted.contains(&job.partition),
+        };
+        for job in jobs.extract_if(.., is_refused) {
+            if let Some(done) = job.done {
+                done(Err(Closed(format!("partition {} lacks what it acknowledged", job.partition))));
             }
         }
     }

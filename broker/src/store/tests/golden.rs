@@ -26,6 +26,7 @@ fn stored_values_keep_their_bytes() {
         record::encode_refused(P, id.index, &every_refusal()),
         record::encode_chunk(P, id.index, 1, b"xyz"),
         record::encode_manifest(P, id.index, b"mm"),
+        record::encode_doubt(P, "why"),
     ];
     let golden = include_str!("golden.txt");
     let actual: String = values.iter().map(|value| hex(value) + "\n").collect();

@@ -67,3 +67,31 @@ async fn lazy_writes_ride_with_the_next_sync_and_otherwise_wait_a_second() {
     assert_eq!(done.recv().unwrap(), Ok(()));
     assert_eq!(writer.syncs(), 1);
 }
+
+#[tokio::test]
+async fn what_is_known_to_lack_something_stays_so_whatever_was_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), 2).unwrap();
+    store.append(0, 0..3);
+    let writer = store.writer.handle();
+    let (sender, done) = mpsc::channel();
+    let paused = writer.pause();
+    let doubted = Write::Doubted("broker 2 knows better".into());
+    writer.submit(PartitionId(0), doubted, None).await;
+    for index in 3..9 {
+        let sender = sender.clone();
+        let told = Box::new(move |outcome: Result<(), Closed>| sender.send(outcome.is_ok()).unwrap());
+        writer.submit(PartitionId(0), Write::Entries(vec![entry(index)]), Some(told)).await;
+    }
+    writer.submit(PartitionId(1), Write::Entries(vec![entry(0)]), None).await;
+    drop(paused);
+    let told: Vec<_> = (0..6).map(|_| done.recv().unwrap()).collect();
+    assert_eq!(told, [false; 6], "nothing of it is acknowledged any more");
+    store.append(1, 1..2);
+    assert_eq!(store.health.check(), Ok(()), "the store goes on");
+    store.writer.stop();
+    assert_eq!(store.reader(0).last().unwrap().unwrap().index, LogIndex(2));
+    drop(store);
+    let refused = open(dir.path(), 2).err().expect("it lacks something").to_string();
+    assert!(refused.contains("partition 0") && refused.contains("broker 2 knows better"), "{refused}");
+}
