@@ -14,7 +14,10 @@ use trunkline_proto::{
     },
 };
 
-use super::{status, tests::Served};
+use super::{
+    status,
+    tests::{Raw, Served},
+};
 use crate::{
     access::{Access, Role, TokenConfig},
     handlers::tests::broker::{PATIENCE, ack, codes, connection, join, join_channel, publish, push},
@@ -166,5 +169,113 @@ async fn a_commit_commands_connections_of_the_token_s_apis_alone() {
     let commanded = log.iter().filter(|(_, record)| record.kind.is_command() && record.connection == foreign);
     assert_eq!(commanded.count(), 0);
     assert!(log.iter().all(|(_, record)| record.kind != RecordKind::Published));
+    served.stop().await;
+}
+
+/// Names of services and methods as a set of descriptors has them; the rest of it is passed over.
+mod described {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Set {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) files: Vec<File>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct File {
+        #[prost(string, tag = "2")]
+        pub(super) package: String,
+        #[prost(message, repeated, tag = "6")]
+        pub(super) services: Vec<Service>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Service {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(message, repeated, tag = "2")]
+        pub(super) methods: Vec<Method>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Method {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+    }
+}
+
+/// Paths of all methods there are.
+fn methods() -> Vec<String> {
+    let sets = [
+        trunkline_proto::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut paths = Vec::new();
+    for file in sets.iter().flat_map(|set| <described::Set as prost::Message>::decode(*set).unwrap().files) {
+        for service in &file.services {
+            let paths_of =
+                service.methods.iter().map(|method| format!("/{}.{}/{}", file.package, service.name, method.name));
+            paths.extend(paths_of);
+        }
+    }
+    paths.sort_unstable();
+    paths
+}
+
+/// Who may call each method: operators all of them, and these. `None`: everybody, for what it tells is no secret.
+const ROLES: [(&str, Option<&[Role]>); 18] = {
+    const LOOK: Option<&[Role]> = Some(&[Role::Handler, Role::Publisher, Role::ReadOnly]);
+    const READ: Option<&[Role]> = Some(&[Role::ReadOnly]);
+    const OPERATE: Option<&[Role]> = Some(&[]);
+    [
+        ("/grpc.health.v1.Health/Check", None),
+        ("/grpc.health.v1.Health/Watch", None),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", None),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", None),
+        ("/trunkline.v1.Cluster/AddMember", OPERATE),
+        ("/trunkline.v1.Cluster/Describe", LOOK),
+        ("/trunkline.v1.Cluster/Groups", READ),
+        ("/trunkline.v1.Cluster/Parked", READ),
+        ("/trunkline.v1.Cluster/ReleaseParked", OPERATE),
+        ("/trunkline.v1.Cluster/RemoveMember", OPERATE),
+        ("/trunkline.v1.Cluster/ResetGroup", OPERATE),
+        ("/trunkline.v1.Cluster/TransferLeader", OPERATE),
+        ("/trunkline.v1.Connections/Get", LOOK),
+        ("/trunkline.v1.Connections/List", LOOK),
+        ("/trunkline.v1.Connections/StateAt", READ),
+        ("/trunkline.v1.Handlers/Submit", Some(&[Role::Handler, Role::Publisher])),
+        ("/trunkline.v1.Handlers/Subscribe", Some(&[Role::Handler])),
+        ("/trunkline.v1.Log/Read", READ),
+    ]
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn every_method_is_judged_and_asks_who_comes() {
+    let listed: Vec<&str> = ROLES.iter().map(|(path, _)| *path).collect();
+    assert_eq!(methods(), listed, "a new method is judged here: who may call it?");
+    let roles = [Role::Operator, Role::Handler, Role::Publisher, Role::ReadOnly];
+    let name = |role: Role| format!("{role:?}");
+    let served = Served::start_with(1, Access::new(roles.map(|role| token(&name(role), role)).to_vec())).await;
+    let mut raw = tonic::client::Grpc::new(served.channel.clone());
+    let mut call = async |path: &'static str, token: Option<String>| {
+        let request = match &token {
+            Some(token) => with(token, Bytes::new()),
+            None => Request::new(Bytes::new()),
+        };
+        raw.ready().await.unwrap();
+        let answered = raw.server_streaming(request, http::uri::PathAndQuery::from_static(path), Raw);
+        tokio::time::timeout(PATIENCE, answered).await.unwrap().err().map(|status| status.code())
+    };
+    for (path, allowed) in ROLES {
+        for stranger in [None, Some("guess".to_owned()), Some(String::new())] {
+            let code = call(path, stranger).await;
+            assert_eq!(code == Some(Code::Unauthenticated), allowed.is_some(), "{path}: {code:?}");
+        }
+        for role in roles {
+            let is_allowed = role == Role::Operator || allowed.is_none_or(|allowed| allowed.contains(&role));
+            let code = call(path, Some(name(role))).await;
+            assert_eq!(code != Some(Code::PermissionDenied), is_allowed, "{path} {role:?}: {code:?}");
+            assert_ne!(code, Some(Code::Unauthenticated), "{path} {role:?}");
+            assert_ne!(code, Some(Code::Unimplemented), "{path} is served");
+        }
+    }
     served.stop().await;
 }

@@ -235,7 +235,7 @@ async fn bad_requests_are_answered_and_change_nothing() {
 }
 
 #[derive(Clone, Default)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
