@@ -1,6 +1,10 @@
-//! Who may do what on gRPC and HTTP: bearer tokens, each with a role. Pure: a header goes in, a caller or a refusal comes out.
+//! Who may do what on gRPC and HTTP: bearer tokens, each with a role, and bounds on what it acts on. A header goes in, a caller or a
+//! refusal comes out.
+
+use std::{future::Future, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use trunkline_proto::{limits, token::TokenDigest, v1};
 
 /// Most tokens: each is compared with what a call brings.
@@ -19,9 +23,14 @@ pub struct TokenConfig {
     /// Role handler: the groups it may be a member of. Default any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
-    /// Role handler: the APIs whose events it may get. Default any.
+    /// Roles handler and publisher: the APIs whose connections it is for: events, commands and lookups. At most 255 bytes together,
+    /// with a comma between. Default any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub apis: Vec<String>,
+    /// Roles handler and publisher: the channels it may publish to, look at, and have its connections join and leave: names, or
+    /// beginnings of names and `*`. Channels are shared by all APIs. Default none with `apis`, else any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<String>,
 }
 
 /// What a token is good for.
@@ -75,45 +84,123 @@ pub enum Denied {
     Forbidden(String),
 }
 
-/// The tokens that are good. Without any everybody may do everything: the listener is on loopback, or `insecure`.
-#[derive(Clone, Debug, Default)]
-pub struct Access {
-    tokens: Vec<TokenConfig>,
+/// The tokens that are good; they may be replaced while it is in use. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Access(Arc<watch::Sender<Option<Tokens>>>);
+
+/// None: everybody may do everything, the listener is on loopback or `insecure`. No token is another thing: nobody is let in.
+type Tokens = Arc<[Arc<TokenConfig>]>;
+
+impl Default for Access {
+    /// Everybody may do everything.
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
 }
 
-/// Who calls.
+/// Who calls, and what that one may act on.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     /// None: nobody asked.
-    token: Option<TokenConfig>,
+    token: Option<Arc<TokenConfig>>,
+    /// Bound to the connections of this API alone, whatever the token is for.
+    api: Option<String>,
 }
 
 impl Access {
-    /// With these tokens.
+    /// With these tokens. Without any, everybody may do everything.
     pub fn new(tokens: Vec<TokenConfig>) -> Self {
-        Self { tokens }
+        let access = Self::default();
+        if !tokens.is_empty() {
+            access.replace(tokens);
+        }
+        access
+    }
+
+    /// From now on these tokens are good and no others; without any, none is.
+    pub fn replace(&self, tokens: Vec<TokenConfig>) {
+        self.0.send_replace(Some(tokens.into_iter().map(Arc::new).collect()));
     }
 
     /// Judges the value of an Authorization header. Every token is looked at, whichever it is.
     pub fn judge(&self, authorization: Option<&[u8]>, need: Need) -> Result<Caller, Denied> {
-        if self.tokens.is_empty() {
-            return Ok(Caller::default());
-        }
+        let tokens = self.0.borrow();
+        let Some(tokens) = tokens.as_ref() else { return Ok(Caller::default()) };
         let digest = authorization.and_then(bearer).map(TokenDigest::of).ok_or(Denied::Unauthenticated)?;
-        let found =
-            self.tokens.iter().fold(None, |found, token| if token.sha256 == digest { Some(token) } else { found });
+        let found = tokens.iter().fold(None, |found, token| if token.sha256 == digest { Some(token) } else { found });
         let token = found.ok_or(Denied::Unauthenticated)?;
         if !token.role.may(need) {
             return Err(Denied::Forbidden("the token's role does not allow this".to_owned()));
         }
-        Ok(Caller { token: Some(token.clone()) })
+        Ok(Caller { token: Some(token.clone()), api: None })
+    }
+
+    /// Until the caller's token is good no more, or is good for something else.
+    pub fn revoked(&self, caller: &Caller) -> impl Future<Output = ()> + Send + use<> {
+        let (mut tokens, token) = (self.0.subscribe(), caller.token.clone());
+        async move {
+            let is_gone = |tokens: &Option<Tokens>| match (&token, tokens) {
+                (Some(token), Some(tokens)) => !tokens.contains(token),
+                _ => false,
+            };
+            if tokens.wait_for(is_gone).await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 }
 
 impl Caller {
+    /// Who is called so, and may everything.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        let (role, sha256) = (Role::Operator, TokenDigest::of(name));
+        let token = TokenConfig { name: name.to_owned(), sha256, role, groups: vec![], apis: vec![], channels: vec![] };
+        Self { token: Some(Arc::new(token)), api: None }
+    }
+
     /// Its name; empty: nobody asked.
     pub fn name(&self) -> &str {
         self.token.as_ref().map_or("", |token| &token.name)
+    }
+
+    /// The same one, who acts on connections of `api` alone, which must be a name.
+    pub fn within(&self, api: &str) -> Result<Self, Denied> {
+        self.may_use_api(api)?;
+        Ok(Self { token: self.token.clone(), api: Some(api.to_owned()) })
+    }
+
+    fn apis(&self) -> &[String] {
+        self.token.as_ref().map_or(&[], |token| &token.apis)
+    }
+
+    /// What its commands for connections are bound to ([`trunkline_proto::Record::api`]); empty: nothing.
+    pub fn bound(&self) -> String {
+        self.api.clone().unwrap_or_else(|| self.apis().join(","))
+    }
+
+    /// Whether connections of `api` are there for it.
+    pub fn sees(&self, api: &str) -> bool {
+        let apis = self.apis();
+        (apis.is_empty() || apis.iter().any(|one| one == api)) && self.api.as_ref().is_none_or(|only| only == api)
+    }
+
+    /// Whether it may name this API.
+    pub fn may_use_api(&self, api: &str) -> Result<(), Denied> {
+        if self.sees(api) { Ok(()) } else { Err(Denied::Forbidden("the token is not for this API".to_owned())) }
+    }
+
+    /// Whether it may name this channel.
+    pub fn may_use_channel(&self, channel: &str) -> Result<(), Denied> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let is_unbound = token.apis.is_empty() && token.channels.is_empty();
+        let matches = |one: &String| one.strip_suffix('*').map_or(one == channel, |start| channel.starts_with(start));
+        if is_unbound || token.channels.iter().any(matches) {
+            return Ok(());
+        }
+        Err(Denied::Forbidden(
+            "the token is not for this channel: all APIs share channels, its `channels` name some".to_owned(),
+        ))
     }
 
     /// Whether it may join this group for these APIs.
@@ -150,13 +237,28 @@ pub(crate) fn check(tokens: &[TokenConfig], check: &mut impl FnMut(bool, String)
             format!("broker.tokens: the token of {name:?} is there twice"),
         );
         check(
-            token.role == Role::Handler || (token.groups.is_empty() && token.apis.is_empty()),
-            format!("broker.tokens: groups and apis of {name:?} bound nothing: only role \"handler\" has them"),
+            token.role == Role::Handler || token.groups.is_empty(),
+            format!("broker.tokens: groups of {name:?} bound nothing: only role \"handler\" has them"),
+        );
+        check(
+            matches!(token.role, Role::Handler | Role::Publisher)
+                || (token.apis.is_empty() && token.channels.is_empty()),
+            format!(
+                "broker.tokens: apis and channels of {name:?} bound nothing: only roles \"handler\" and \"publisher\" have them"
+            ),
         );
         let mut names = token.groups.iter().chain(&token.apis);
         check(
             names.all(|name| limits::is_name(name)),
             format!("broker.tokens: groups and apis of {name:?} must be names"),
+        );
+        check(
+            token.apis.join(",").len() <= limits::BOUND_BYTES_MAX,
+            format!("broker.tokens: apis of {name:?} have more than {} bytes together", limits::BOUND_BYTES_MAX),
+        );
+        check(
+            token.channels.iter().all(|channel| limits::is_channel(channel)),
+            format!("broker.tokens: channels of {name:?} must be names of channels, or beginnings of them and *"),
         );
     }
 }
@@ -167,7 +269,7 @@ mod tests {
 
     fn token(name: &str, role: Role) -> TokenConfig {
         let sha256 = TokenDigest::of(&format!("token-of-{name}"));
-        TokenConfig { name: name.to_owned(), sha256, role, groups: Vec::new(), apis: Vec::new() }
+        TokenConfig { name: name.to_owned(), sha256, role, groups: Vec::new(), apis: Vec::new(), channels: Vec::new() }
     }
 
     fn access() -> Access {
@@ -253,13 +355,73 @@ mod tests {
     #[test]
     fn wrong_tokens_are_named_but_not_shown() {
         let mut problems = Vec::new();
-        let publisher = TokenConfig { apis: vec!["a".to_owned()], ..token("p", Role::Publisher) };
-        let tokens = [token("a b", Role::Operator), publisher.clone(), TokenConfig { apis: Vec::new(), ..publisher }];
+        let names = |name: &str, count: usize| vec![name.to_owned(); count];
+        let publisher = TokenConfig { groups: names("a", 1), ..token("p", Role::Publisher) };
+        let tokens = [
+            token("a b", Role::Operator),
+            publisher.clone(),
+            TokenConfig { groups: Vec::new(), ..publisher },
+            TokenConfig { apis: names("a", 1), ..token("reader", Role::ReadOnly) },
+            TokenConfig { channels: names("a*", 1), ..token("operator", Role::Operator) },
+            TokenConfig { apis: names(&"a".repeat(64), 4), ..token("long", Role::Handler) },
+            TokenConfig { channels: names("a\nb", 1), ..token("control", Role::Handler) },
+            TokenConfig { apis: names("a", 2), channels: names("a*", 2), ..token("good", Role::Publisher) },
+        ];
         check(&tokens, &mut |holds, problem| {
             if !holds {
                 problems.push(problem);
             }
         });
-        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert_eq!(problems.len(), 7, "{problems:?}");
+    }
+
+    #[test]
+    fn apis_and_channels_bound_what_a_caller_names() {
+        let publisher = TokenConfig {
+            apis: vec!["chat".to_owned(), "news".to_owned()],
+            channels: vec!["lobby".to_owned(), "chat.*".to_owned()],
+            ..token("bound", Role::Publisher)
+        };
+        let access = Access::new(vec![publisher, token("free", Role::Publisher)]);
+        let caller =
+            |name: &str| access.judge(Some(format!("Bearer token-of-{name}").as_bytes()), Need::Command).unwrap();
+        let (bound, free) = (caller("bound"), caller("free"));
+        assert_eq!((bound.bound().as_str(), free.bound().as_str()), ("chat,news", ""));
+        let news = bound.within("news").unwrap();
+        assert_eq!((news.bound().as_str(), free.within("bank").unwrap().bound().as_str()), ("news", "bank"));
+        assert!(
+            news.sees("news") && !news.sees("chat") && bound.within("bank").is_err() && news.within("chat").is_err()
+        );
+        assert!(bound.sees("news") && !bound.sees("bank") && !bound.sees("chat,news") && free.sees("bank"));
+        for (channel, allowed) in
+            [("lobby", true), ("chat.1", true), ("chat.", true), ("chat", false), ("lobby2", false)]
+        {
+            assert_eq!(bound.may_use_channel(channel).is_ok(), allowed, "{channel}");
+            assert!(free.may_use_channel(channel).is_ok());
+        }
+        let without = TokenConfig { apis: vec!["chat".to_owned()], ..token("p", Role::Publisher) };
+        let caller = Caller { token: Some(Arc::new(without)), api: None };
+        assert!(caller.may_use_channel("lobby").is_err(), "channels are shared with APIs that are not its");
+    }
+
+    #[tokio::test]
+    async fn who_is_replaced_is_told_and_nobody_is_let_in_without_a_token() {
+        let access = access();
+        let judge = |name: &str| access.judge(Some(format!("Bearer token-of-{name}").as_bytes()), Need::Look);
+        let (operator, reader) = (judge("operator").unwrap(), judge("reader").unwrap());
+        let kept = access.revoked(&operator);
+        let changed = access.revoked(&reader);
+        tokio::pin!(kept);
+        access.replace(vec![token("operator", Role::Operator), token("reader", Role::Operator)]);
+        changed.await;
+        tokio::select! {
+            biased;
+            () = &mut kept => panic!("its token is as it was"),
+            () = tokio::task::yield_now() => {}
+        }
+        access.replace(Vec::new());
+        kept.await;
+        assert_eq!(judge("operator").err(), Some(Denied::Unauthenticated));
+        assert_eq!(access.judge(None, Need::Look).err(), Some(Denied::Unauthenticated), "no tokens is not no question");
     }
 }

@@ -56,6 +56,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        access::Caller,
         core::Verdict,
         node::{
             Role,
@@ -132,10 +133,10 @@ mod tests {
     async fn a_submit_to_any_broker_takes_effect_once() {
         let (cluster, mut uppers) = cluster().await;
         let commands = [push(connection(0, 1)), push(connection(1, 1)), push(connection(1, 7))];
-        let first = uppers[2].submitter.submit("me", "key", &commands).await.unwrap();
+        let first = uppers[2].submitter.submit(&Caller::named("me"), "key", &commands).await.unwrap();
         assert_eq!(codes(&first), [v1::Code::Applied, v1::Code::Applied, v1::Code::Gone]);
         for upper in &uppers {
-            let again = upper.submitter.submit("me", "key", &commands).await.unwrap();
+            let again = upper.submitter.submit(&Caller::named("me"), "key", &commands).await.unwrap();
             assert_eq!(codes(&again), codes(&first));
             for (again, first) in again.iter().zip(&first) {
                 assert_eq!((again.offset, again.partition), (first.offset, first.partition), "the first one's result");
@@ -147,7 +148,7 @@ mod tests {
         let publish = v1::Published { channel, kind: 1, payload: "now".into(), ..Default::default() };
         let publish = v1::command::Command::Publish(publish);
         let publish = v1::Command { connection: Bytes::new(), command: Some(publish), unlogged: true };
-        uppers[0].submitter.submit("", "", &[publish]).await.unwrap();
+        uppers[0].submitter.submit(&Caller::default(), "", &[publish]).await.unwrap();
         let arrived = tokio::time::timeout(Duration::from_secs(10), uppers[1].unlogged.recv()).await.unwrap();
         assert!(arrived.is_some());
         assert!(uppers[0].unlogged.try_recv().is_err());
@@ -162,24 +163,28 @@ mod tests {
         node.spoil(damaged, LogIndex(3));
         node.read_log(damaged, LogIndex(0), 1 << 20).await.unwrap_err();
         role.wait_for(|role| *role == Role::Closed).await.unwrap();
-        let results = uppers[0].submitter.submit("me", "key", &[push(connection(1, 1)), push(connection(1, 7))]).await;
+        let results = uppers[0]
+            .submitter
+            .submit(&Caller::named("me"), "key", &[push(connection(1, 1)), push(connection(1, 7))])
+            .await;
         let results = results.unwrap();
         assert_eq!(codes(&results), [v1::Code::Applied, v1::Code::Gone]);
         assert_eq!(node.other_leader(damaged), Some(2));
         // and so does what its own log forwards there
         let channel = (0..).map(|n| format!("c{n}")).find(|name| count(2).of_name(name) == damaged).unwrap();
-        uppers[0].submitter.submit("", "", &[join(connection(0, 1), &channel)]).await.unwrap();
+        uppers[0].submitter.submit(&Caller::default(), "", &[join(connection(0, 1), &channel)]).await.unwrap();
         let joined = || handle(cluster.node(2), 1).state.read().channel_members(&channel).count();
         eventually(|| (joined() == 1).then_some(())).await;
         let publish = v1::Published { channel: channel.clone(), kind: 1, payload: "now".into(), ..Default::default() };
         let publish = v1::command::Command::Publish(publish);
         let publish = v1::Command { connection: Bytes::new(), command: Some(publish), unlogged: true };
-        uppers[0].submitter.submit("", "", &[publish]).await.unwrap();
+        uppers[0].submitter.submit(&Caller::default(), "", &[publish]).await.unwrap();
         tokio::time::timeout(Duration::from_secs(10), uppers[1].unlogged.recv()).await.unwrap().unwrap();
         // another leads it
         cluster.node(2).transfer_leader(damaged, 3).await.unwrap();
         eventually(|| (node.other_leader(damaged) == Some(3)).then_some(())).await;
-        let results = uppers[0].submitter.submit("me", "other", &[push(connection(1, 1))]).await.unwrap();
+        let results =
+            uppers[0].submitter.submit(&Caller::named("me"), "other", &[push(connection(1, 1))]).await.unwrap();
         assert_eq!(codes(&results), [v1::Code::Applied]);
         stop(cluster, uppers).await;
     }
@@ -188,12 +193,12 @@ mod tests {
     async fn an_unreached_leader_is_told_apart_from_an_unknown_outcome() {
         let (mut cluster, uppers) = cluster().await;
         cluster.stop(2).await;
-        let results = uppers[2].submitter.submit("", "", &[push(connection(1, 1))]).await.unwrap();
+        let results = uppers[2].submitter.submit(&Caller::default(), "", &[push(connection(1, 1))]).await.unwrap();
         let code = codes(&results)[0];
         assert!(matches!(code, v1::Code::NoLeader | v1::Code::Unknown | v1::Code::Applied), "{code:?}");
         // and once another leads it is applied, though it is asked before that is known
         let done = tokio::time::timeout(Duration::from_secs(20), async {
-            while codes(&uppers[2].submitter.submit("", "", &[push(connection(1, 1))]).await.unwrap())
+            while codes(&uppers[2].submitter.submit(&Caller::default(), "", &[push(connection(1, 1))]).await.unwrap())
                 != [v1::Code::Applied]
             {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -209,14 +214,15 @@ mod tests {
         cluster.same_everywhere(&[1, 2, 3]).await;
         cluster.deafen(2, true);
         let (keyed, bare) = ([push(connection(1, 1))], [push(connection(1, 1))]);
-        let keyed = uppers[0].submitter.submit("me", "key", &keyed);
-        let (keyed, bare) = tokio::join!(keyed, uppers[2].submitter.submit("me", "", &bare));
+        let me = Caller::named("me");
+        let keyed = uppers[0].submitter.submit(&me, "key", &keyed);
+        let (keyed, bare) = tokio::join!(keyed, uppers[2].submitter.submit(&me, "", &bare));
         let keyed = keyed.unwrap();
         assert_eq!(codes(&keyed), [v1::Code::Applied], "{keyed:?}");
         // without a key it could take effect twice
         assert_eq!(codes(&bare.unwrap()), [v1::Code::Unknown]);
         cluster.deafen(2, false);
-        let first = uppers[0].submitter.submit("me", "key", &[push(connection(1, 1))]).await.unwrap();
+        let first = uppers[0].submitter.submit(&Caller::named("me"), "key", &[push(connection(1, 1))]).await.unwrap();
         let message = first[0].status.as_ref().unwrap().message.clone();
         assert!(message.contains("before"), "it took effect once: {message}");
         cluster.same_everywhere(&[1, 2, 3]).await;
@@ -401,7 +407,7 @@ mod tests {
             (0..).map(|n| format!("c{n}")).filter(|name| count(2).of_name(name) == PartitionId(1)).take(60).collect();
         let (early, late) = names.split_at(30);
         let joins = |names: &[String]| names.iter().map(|name| join(connection(0, 1), name)).collect::<Vec<_>>();
-        let results = uppers[2].submitter.submit("me", "early", &joins(early)).await.unwrap();
+        let results = uppers[2].submitter.submit(&Caller::named("me"), "early", &joins(early)).await.unwrap();
         assert!(codes(&results).iter().all(|code| *code == v1::Code::Applied), "{:?}", codes(&results));
         let members = |cluster: &Cluster, id: u64, names: &[String]| {
             let state = handle(cluster.node(id), 1).state.read();
@@ -409,7 +415,7 @@ mod tests {
         };
         eventually(|| (members(&cluster, 2, early) == 30).then_some(())).await;
         // the target's leader dies while more are on their way
-        let results = uppers[0].submitter.submit("me", "late", &joins(late)).await.unwrap();
+        let results = uppers[0].submitter.submit(&Caller::named("me"), "late", &joins(late)).await.unwrap();
         assert!(codes(&results).iter().all(|code| *code == v1::Code::Applied), "{:?}", codes(&results));
         uppers.remove(1).shutdown.cancel();
         cluster.stop(2).await;

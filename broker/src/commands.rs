@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use prost::Message;
 use trunkline_proto::{CloseCode, ConnectionId, PartitionCount, PartitionId, Record, RecordKind, limits, v1};
 
+use crate::access;
+
 /// Most response headers of an accepted registration.
 pub const HEADERS_MAX: usize = 32;
 /// Most bytes of them, names and values together.
@@ -50,6 +52,9 @@ pub enum CommandError {
         /// The bound.
         limit: usize,
     },
+    /// An API or a channel that is not the caller's.
+    #[error(transparent)]
+    Denied(#[from] access::Denied),
 }
 
 impl CommandError {
@@ -58,6 +63,7 @@ impl CommandError {
         match self {
             Self::Invalid(_) => v1::Code::Invalid,
             Self::TooLarge { .. } => v1::Code::TooLarge,
+            Self::Denied(_) => v1::Code::NotAuthorized,
         }
     }
 }
@@ -98,42 +104,55 @@ pub fn kind_name(command: &v1::Command) -> &'static str {
     }
 }
 
-/// Checks a command and makes its record.
-pub fn encode(command: &v1::Command, caller: Caller, count: PartitionCount) -> Result<Encoded, CommandError> {
+/// Checks a command and makes its record, which is bound to what `who` may command: which API a connection is of is known where the
+/// record is applied.
+pub fn encode(
+    command: &v1::Command,
+    caller: Caller,
+    who: &access::Caller,
+    count: PartitionCount,
+) -> Result<Encoded, CommandError> {
     use v1::command::Command as Body;
     let Some(body) = &command.command else {
         return Err(invalid("no command is set, or one this version does not know"));
     };
     if let Body::Publish(publish) = body {
-        return published(command, publish, caller, count);
+        return published(command, publish, caller, who, count);
     }
     if command.unlogged {
         return Err(invalid("only a publish can be unlogged"));
     }
     let connection = connection_of(&command.connection)?;
+    let bound = who.bound();
     let record = match body {
         Body::Accept(_) | Body::Reject(_) if caller == Caller::Submit => {
             return Err(invalid("a registration is decided by a commit of the API's handler group"));
         }
-        Body::Accept(accept) => make(RecordKind::ConnectionAccepted, connection, "", check_accept(accept)?),
-        Body::Reject(reject) => make(RecordKind::ConnectionRejected, connection, "", check_reject(reject)?),
+        Body::Accept(accept) => {
+            let accept = check_accept(accept)?;
+            accept.channels.iter().try_for_each(|channel| who.may_use_channel(channel))?;
+            make(RecordKind::ConnectionAccepted, connection, &bound, accept)
+        }
+        Body::Reject(reject) => make(RecordKind::ConnectionRejected, connection, &bound, check_reject(reject)?),
         Body::Push(push) => {
             check_payload(push.kind, &push.payload)?;
-            make(RecordKind::Pushed, connection, "", push)
+            make(RecordKind::Pushed, connection, &bound, push)
         }
-        Body::Close(close) => make(RecordKind::CloseRequested, connection, "", &check_close(close)?),
+        Body::Close(close) => make(RecordKind::CloseRequested, connection, &bound, &check_close(close)?),
         Body::Join(join) => {
             check_channel(&join.channel)?;
+            who.may_use_channel(&join.channel)?;
             // the edge is the partition's to fill in
             let join = v1::ChannelJoined { channel: join.channel.clone(), edge: String::new() };
-            make(RecordKind::ChannelJoined, connection, "", &join)
+            make(RecordKind::ChannelJoined, connection, &bound, &join)
         }
         Body::Leave(leave) => {
             check_channel(&leave.channel)?;
-            make(RecordKind::ChannelLeft, connection, "", leave)
+            who.may_use_channel(&leave.channel)?;
+            make(RecordKind::ChannelLeft, connection, &bound, leave)
         }
         Body::Attributes(attributes) => {
-            make(RecordKind::AttributesSet, connection, "", check_attributes_set(attributes)?)
+            make(RecordKind::AttributesSet, connection, &bound, check_attributes_set(attributes)?)
         }
         Body::Publish(_) => return Err(invalid("publish names no connection")),
     };
@@ -164,6 +183,7 @@ fn published(
     command: &v1::Command,
     publish: &v1::Published,
     caller: Caller,
+    who: &access::Caller,
     count: PartitionCount,
 ) -> Result<Encoded, CommandError> {
     if !command.connection.is_empty() {
@@ -175,10 +195,12 @@ fn published(
     let target = match (publish.channel.is_empty(), publish.api.is_empty()) {
         (false, true) => {
             check_channel(&publish.channel)?;
+            who.may_use_channel(&publish.channel)?;
             count.of_name(&publish.channel)
         }
         (true, false) => {
             check_name("API", &publish.api)?;
+            who.may_use_api(&publish.api)?;
             count.of_name(&publish.api)
         }
         _ => return Err(invalid("a publish names either a channel or an API")),
@@ -329,19 +351,22 @@ mod tests {
     #[test]
     fn commands_go_to_the_partition_that_decides() {
         let id = [7; 16];
-        let encoded = encode(&to(&id, push(1, b"hi")), Caller::Submit, count()).unwrap();
+        let encoded = encode(&to(&id, push(1, b"hi")), Caller::Submit, &access::Caller::default(), count()).unwrap();
         assert_eq!((encoded.record.kind, encoded.target), (RecordKind::Pushed, ConnectionId(id).partition(count())));
         let command = v1::Command { command: Some(Body::Publish(publish("lobby", ""))), ..Default::default() };
-        assert_eq!(encode(&command, Caller::Commit, count()).unwrap().target, count().of_name("lobby"));
+        assert_eq!(
+            encode(&command, Caller::Commit, &access::Caller::default(), count()).unwrap().target,
+            count().of_name("lobby")
+        );
         let command = v1::Command { command: Some(Body::Publish(publish("", "chat"))), ..Default::default() };
-        let encoded = encode(&command, Caller::Commit, count()).unwrap();
+        let encoded = encode(&command, Caller::Commit, &access::Caller::default(), count()).unwrap();
         assert_eq!((encoded.target, encoded.record.api()), (count().of_name("chat"), "chat"));
     }
 
     #[test]
     fn close_without_a_code_is_a_normal_close() {
         let close = Body::Close(v1::CloseRequested::default());
-        let encoded = encode(&to(&[1; 16], close), Caller::Submit, count()).unwrap();
+        let encoded = encode(&to(&[1; 16], close), Caller::Submit, &access::Caller::default(), count()).unwrap();
         assert_eq!(encoded.record.decode::<v1::CloseRequested>().unwrap().code, 1000);
     }
 
@@ -421,11 +446,14 @@ mod tests {
             ),
         ];
         for (name, command, code) in bad {
-            let refused = encode(&command, Caller::Commit, count()).expect_err(name);
+            let refused = encode(&command, Caller::Commit, &access::Caller::default(), count()).expect_err(name);
             assert_eq!(refused.code(), code, "{name}: {refused}");
         }
         let decision = to(&id, accept(v1::ConnectionAccepted::default()));
-        assert!(encode(&decision, Caller::Commit, count()).is_ok());
-        assert_eq!(encode(&decision, Caller::Submit, count()).unwrap_err().code(), v1::Code::Invalid);
+        assert!(encode(&decision, Caller::Commit, &access::Caller::default(), count()).is_ok());
+        assert_eq!(
+            encode(&decision, Caller::Submit, &access::Caller::default(), count()).unwrap_err().code(),
+            v1::Code::Invalid
+        );
     }
 }

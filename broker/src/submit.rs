@@ -10,6 +10,7 @@ use tokio::{task::JoinSet, time::timeout};
 use trunkline_proto::{Batch, Offset, PartitionId, Record, Source, limits, v1};
 
 use crate::{
+    access,
     append::{self, AppendError, Appended, Pending},
     commands::{self, Caller, Encoded},
     core::{Refusal, Verdict},
@@ -64,14 +65,14 @@ impl Submitter {
         Self { node, unlogged, relay: remote::Relay::default() }
     }
 
-    /// Applies each command or says why not: one result each, in order. `principal` is who the caller proved to be (empty: nobody);
-    /// with a `key` that is not empty a repeated request takes effect once and gets the first one's results.
+    /// Applies each command or says why not: one result each, in order. What `who` may not command is refused, connections of APIs that
+    /// are not its as if they were not there; with a `key` that is not empty a repeated request takes effect once and gets the first one's results.
     ///
     /// # Errors
     /// Only what is wrong with the request as a whole; then nothing happened.
     pub async fn submit(
         &self,
-        principal: &str,
+        who: &access::Caller,
         key: &str,
         commands: &[v1::Command],
     ) -> Result<Vec<v1::CommandResult>, SubmitError> {
@@ -82,11 +83,11 @@ impl Submitter {
             return Err(SubmitError::KeyTooLong(key.len()));
         }
         let mut results = vec![v1::CommandResult::default(); commands.len()];
-        let runs = self.sort(commands, !key.is_empty(), &mut results);
+        let runs = self.sort(who, commands, !key.is_empty(), &mut results);
         let mut tasks = JoinSet::new();
         for (partition, runs) in runs {
             let leader = leader(&self.node, partition);
-            let (principal, key) = (principal.to_owned(), key.to_owned());
+            let (principal, key) = (who.name().to_owned(), key.to_owned());
             tasks.spawn(apply_runs(self.node.clone(), leader, partition, principal, key, runs));
         }
         while let Some(done) = tasks.join_next().await {
@@ -107,13 +108,14 @@ impl Submitter {
     /// Which commands go where; those that go nowhere get their results.
     fn sort(
         &self,
+        who: &access::Caller,
         commands: &[v1::Command],
         keyed: bool,
         results: &mut [v1::CommandResult],
     ) -> BTreeMap<PartitionId, Vec<Run>> {
         let mut runs: BTreeMap<PartitionId, Vec<Run>> = BTreeMap::new();
         for (n, (command, result)) in commands.iter().zip(results).enumerate() {
-            match commands::encode(command, Caller::Submit, self.node.partition_count()) {
+            match commands::encode(command, Caller::Submit, who, self.node.partition_count()) {
                 Err(error) => result.status = Some(status(error.code(), error.to_string())),
                 Ok(Encoded { record, target, unlogged: true }) => {
                     self.publish_unlogged(target, record);

@@ -13,6 +13,9 @@ pub const RECORD_BYTES_MAX: usize = MESSAGE_BYTES_MAX + (128 << 10);
 pub const FRAME_BYTES_MAX: usize = RECORD_BYTES_MAX + (64 << 10);
 /// Longest name of an API, a handler group, a member or an edge, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Longest list of APIs that a command is bound to, commas included, in bytes: its length is one byte of the record.
+pub const BOUND_BYTES_MAX: usize = u8::MAX as usize;
+const _: () = assert!(NAME_BYTES_MAX <= BOUND_BYTES_MAX);
 /// Longest channel name, in bytes.
 pub const CHANNEL_BYTES_MAX: usize = 255;
 /// Most channels one connection may be in.

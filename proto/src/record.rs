@@ -154,7 +154,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// Encodes a record. `api` must be a name ([`limits::is_name`]) or empty.
+    /// Encodes a record. `api` must be a name ([`limits::is_name`]), empty, or with a command for a connection the names that it is
+    /// bound to ([`Record::api`]).
     pub fn new(kind: RecordKind, connection: ConnectionId, api: &str, body: &impl Message) -> Self {
         let mut bytes = BytesMut::with_capacity(HEADER_BYTES + api.len() + body.encoded_len());
         encode_record(&mut bytes, kind, connection, api, body);
@@ -169,7 +170,8 @@ impl Record {
         Ok(Self { kind, connection, bytes: bytes.split_to(length), api_length })
     }
 
-    /// The API it belongs to; empty where it names none.
+    /// The API it belongs to; empty where it names none. With a command for a connection: the APIs of which that must be, separated by
+    /// commas; empty: of any.
     pub fn api(&self) -> &str {
         // checked when the record was made
         std::str::from_utf8(&self.bytes[HEADER_BYTES..HEADER_BYTES + usize::from(self.api_length)]).unwrap_or_default()
@@ -192,7 +194,7 @@ impl Record {
 }
 
 fn api_length(api: &str) -> u8 {
-    debug_assert!(api.len() <= limits::NAME_BYTES_MAX);
+    debug_assert!(api.len() <= limits::BOUND_BYTES_MAX);
     api.len() as u8
 }
 

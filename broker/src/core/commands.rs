@@ -100,6 +100,11 @@ fn is_close(body: &v1::CloseRequested) -> bool {
     code && body.reason.len() <= limits::CLOSE_REASON_BYTES_MAX
 }
 
+/// Whether a command bound to `apis` ([`trunkline_proto::Record::api`]) may be for a connection of `api`.
+fn is_bound_to(apis: &str, api: &str) -> bool {
+    apis.is_empty() || apis.split(',').any(|one| one == api)
+}
+
 impl Partition {
     /// Judges one command and, if it belongs here, carries it out.
     pub(super) fn command(
@@ -147,12 +152,12 @@ impl Partition {
             Command::Accept(body) => self.accept(origin, &body, logged, out)?,
             Command::Reject => self.reject(origin, logged, out)?,
             Command::Push => {
-                let edge = self.commandable(&logged.record.connection)?.edge;
+                let edge = self.commandable(logged)?.edge;
                 out.deliver(logged.position(), edge, logged.shared()?);
             }
             Command::Publish(body) => self.publish(&body, logged, out)?,
             Command::Close => {
-                let connection = self.commandable(&logged.record.connection)?;
+                let connection = self.commandable(logged)?;
                 connection.phase = Phase::Closing;
                 let edge = connection.edge;
                 out.deliver(logged.position(), edge, logged.shared()?);
@@ -160,7 +165,7 @@ impl Partition {
             Command::Join(body) => self.join_by_command(&body, logged, out)?,
             Command::Leave(body) => self.leave_by_command(&body, logged, out)?,
             Command::Attributes(body) => {
-                let connection = self.commandable(&logged.record.connection)?;
+                let connection = self.commandable(logged)?;
                 let attributes = connection.changed_attributes(&body.set, &body.removed)?;
                 connection.set_attributes(attributes);
             }
@@ -168,14 +173,21 @@ impl Partition {
         Ok(Done::Here)
     }
 
-    /// The connection, if it still takes commands.
-    fn commandable(&mut self, id: &ConnectionId) -> Result<&mut Connection, Refusal> {
-        self.connections.get_mut(id).filter(|connection| connection.phase != Phase::Closing).ok_or(Refusal::Gone)
+    /// The connection of a command, if it still takes some and the command is not bound to other APIs: to who may not command it, it
+    /// is not there.
+    fn commandable(&mut self, logged: &Logged<'_>) -> Result<&mut Connection, Refusal> {
+        let Self { connections, apis, .. } = self;
+        let found = connections.get_mut(&logged.record.connection).filter(|connection| {
+            connection.phase != Phase::Closing && is_bound_to(logged.record.api, apis.name(connection.api))
+        });
+        found.ok_or(Refusal::Gone)
     }
 
     /// The edge of a connection whose registration is `origin`'s to decide.
-    fn decidable(&self, origin: Origin<'_>, id: &ConnectionId) -> Result<EdgeIndex, Refusal> {
-        let connection = self.connections.get(id).ok_or(Refusal::Gone)?;
+    fn decidable(&self, origin: Origin<'_>, logged: &Logged<'_>) -> Result<EdgeIndex, Refusal> {
+        let found = self.connections.get(&logged.record.connection);
+        let found = found.filter(|connection| is_bound_to(logged.record.api, self.apis.name(connection.api)));
+        let connection = found.ok_or(Refusal::Gone)?;
         let registrar = connection.registrar.map(|number| self.registrars.name(number.get() - 1));
         match origin {
             Origin::Commit(group) if connection.phase == Phase::Pending && registrar == Some(group) => {
@@ -193,7 +205,7 @@ impl Partition {
         out: &mut Applied,
     ) -> Result<(), Refusal> {
         let id = logged.record.connection;
-        let edge = self.decidable(origin, &id)?;
+        let edge = self.decidable(origin, logged)?;
         self.room_in_channels(&id, &body.channels)?;
         let connection = self.connections.get_mut(&id).ok_or(Refusal::Gone)?;
         let attributes = connection.changed_attributes(&body.attributes, &[])?;
@@ -207,7 +219,7 @@ impl Partition {
 
     fn reject(&mut self, origin: Origin<'_>, logged: &Logged<'_>, out: &mut Applied) -> Result<(), Refusal> {
         let id = logged.record.connection;
-        let edge = self.decidable(origin, &id)?;
+        let edge = self.decidable(origin, logged)?;
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.phase = Phase::Closing;
         }
@@ -235,7 +247,7 @@ impl Partition {
             return Err(Refusal::Malformed);
         }
         let id = logged.record.connection;
-        let edge = self.commandable(&id)?.edge;
+        let edge = self.commandable(logged)?.edge;
         let channels = std::slice::from_ref(&body.channel);
         self.room_in_channels(&id, channels)?;
         self.join_all(&id, edge, channels, logged.offset, Some(logged.shared()?), out);
@@ -249,7 +261,7 @@ impl Partition {
         out: &mut Applied,
     ) -> Result<(), Refusal> {
         let id = logged.record.connection;
-        let connection = self.commandable(&id)?;
+        let connection = self.commandable(logged)?;
         let (edge, is_member) = (connection.edge, connection.is_in(&body.channel));
         if !is_member {
             return Ok(());

@@ -52,24 +52,32 @@ pub struct Query {
     pub after: Option<ConnectionId>,
 }
 
-/// A page of open connections by id, and whether there are more.
-pub fn list(node: &Node, query: &Query) -> (Vec<v1::Connection>, bool) {
+/// A page of open connections by id, and whether there are more. Those of other APIs than `sees` says are not there.
+pub fn list(node: &Node, query: &Query, sees: impl Fn(&str) -> bool) -> (Vec<v1::Connection>, bool) {
     let limit = match query.limit {
         0 => LIMIT_DEFAULT,
         limit => limit.min(LIMIT_MAX),
     };
-    let mut found =
-        if query.channel.is_empty() { all(node, query, limit + 1) } else { members(node, query, limit + 1) };
+    let is_wanted = |api: &str| (query.api.is_empty() || query.api == api) && sees(api);
+    let mut found = match query.channel.is_empty() {
+        true => all(node, query.after, &is_wanted, limit + 1),
+        false => members(node, query, &is_wanted, limit + 1),
+    };
     let more = found.len() > limit;
     found.truncate(limit);
     (found, more)
 }
 
-fn all(node: &Node, query: &Query, most: usize) -> Vec<v1::Connection> {
+fn all(
+    node: &Node,
+    after: Option<ConnectionId>,
+    is_wanted: &impl Fn(&str) -> bool,
+    most: usize,
+) -> Vec<v1::Connection> {
     let mut found = Vec::new();
     for id in node.partition_count().iter() {
         if let Some(partition) = node.partition(id) {
-            found.extend(of_partition(partition, query, most));
+            found.extend(of_partition(partition, after, is_wanted, most));
         }
     }
     found.sort_unstable_by(|one, other| one.connection.cmp(&other.connection));
@@ -77,15 +85,20 @@ fn all(node: &Node, query: &Query, most: usize) -> Vec<v1::Connection> {
     found
 }
 
-fn of_partition(partition: &PartitionHandle, query: &Query, most: usize) -> Vec<v1::Connection> {
-    let (mut found, mut after) = (Vec::new(), query.after);
+fn of_partition(
+    partition: &PartitionHandle,
+    mut after: Option<ConnectionId>,
+    is_wanted: &impl Fn(&str) -> bool,
+    most: usize,
+) -> Vec<v1::Connection> {
+    let mut found = Vec::new();
     loop {
         let state = partition.state.read();
         let mut looked_at = 0;
         for view in state.connections_after(after).take(LOCKED_MAX) {
             looked_at += 1;
             after = Some(view.id);
-            if query.api.is_empty() || view.api == query.api {
+            if is_wanted(view.api) {
                 found.push(to_proto(&view));
             }
             if found.len() == most {
@@ -98,7 +111,7 @@ fn of_partition(partition: &PartitionHandle, query: &Query, most: usize) -> Vec<
     }
 }
 
-fn members(node: &Node, query: &Query, most: usize) -> Vec<v1::Connection> {
+fn members(node: &Node, query: &Query, is_wanted: &impl Fn(&str) -> bool, most: usize) -> Vec<v1::Connection> {
     let Some(owner) = node.partition(node.partition_count().of_name(&query.channel)) else { return Vec::new() };
     let mut ids: Vec<ConnectionId> = {
         let state = owner.state.read();
@@ -107,7 +120,7 @@ fn members(node: &Node, query: &Query, most: usize) -> Vec<v1::Connection> {
     ids.sort_unstable();
     // a member may have closed meanwhile: its own partition knows
     let found = ids.iter().filter_map(|id| get(node, id));
-    found.filter(|connection| query.api.is_empty() || connection.api == query.api).take(most).collect()
+    found.filter(|connection| is_wanted(&connection.api)).take(most).collect()
 }
 
 /// Connections and channels of a partition at a moment, in messages of bounded size. Blocking work happens on the blocking pool.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, Record, RecordKind, v1};
+use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, Record, RecordKind, limits, v1};
 
 use crate::{
     core::{LoggedEntry, Refusal},
@@ -195,12 +195,17 @@ impl Reading {
     }
 
     fn api(&self, record: &Record) -> String {
-        if !record.api().is_empty() || record.connection.is_none() {
+        if record.connection.is_none() || !api(record).is_empty() {
             return record.api().to_owned();
         }
         let state = self.partition.state.read();
         state.connection(&record.connection).map(|connection| connection.api.to_owned()).unwrap_or_default()
     }
+}
+
+/// The API a record belongs to. A command that is bound to several belongs to that of its connection, which it does not say.
+fn api(record: &Record) -> &str {
+    if limits::is_name(record.api()) { record.api() } else { "" }
 }
 
 /// A record as tools are sent it. Its time is its entry's stamp, from wherever it is read: leaders stamp no entry before the one
@@ -221,7 +226,7 @@ pub fn logged(
             true => bytes::Bytes::new(),
             false => bytes::Bytes::copy_from_slice(&record.connection.0),
         },
-        api: record.api().to_owned(),
+        api: api(record).to_owned(),
         body: record.body(),
         refused: refused.to_owned(),
         forwarded: refused.is_empty() && is_forwarded(partition, count, record),

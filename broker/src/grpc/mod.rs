@@ -1,5 +1,7 @@
 //! The gRPC surface: services over the partitions of this broker, with every limit set that tonic leaves open.
 
+#[cfg(test)]
+mod access_tests;
 pub mod cluster;
 pub mod connections;
 pub mod describe;

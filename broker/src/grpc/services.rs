@@ -121,9 +121,7 @@ impl v1::handlers_server::Handlers for Services {
         };
         let permit = Arc::clone(&self.handler_streams).try_acquire_owned().map_err(full)?;
         let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
-        let may_join = move |join: &v1::Join| caller.may_join(join).map_err(|denied| denied.to_string());
-        let session =
-            session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing, may_join);
+        let session = session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing, caller);
         // not awaited: a client may send its join only after it has seen the response's head
         tokio::spawn(async move {
             session.await;
@@ -136,7 +134,7 @@ impl v1::handlers_server::Handlers for Services {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         let caller = self.allow(&request, Need::Command)?;
         let request = request.into_inner();
-        let submitted = self.submitter.submit(caller.name(), &request.idempotency_key, &request.commands).await;
+        let submitted = self.submitter.submit(&caller, &request.idempotency_key, &request.commands).await;
         let results = submitted.map_err(|error| status::of_submit(&error))?;
         Ok(Response::new(v1::SubmitResponse { results }))
     }
@@ -179,22 +177,29 @@ impl v1::log_server::Log for Services {
 #[tonic::async_trait]
 impl v1::connections_server::Connections for Services {
     async fn get(&self, request: Request<v1::GetConnectionRequest>) -> Result<Response<v1::Connection>, Status> {
-        self.allow(&request, Need::Look)?;
+        let caller = self.allow(&request, Need::Look)?;
         let id = connection_id(&request.into_inner().connection)?;
         self.current([id.partition(self.node.partition_count())]).await?;
         let gone = || status::of_code(v1::Code::Gone, "no such connection, or it is closed");
-        connections::get(&self.node, &id).map(Response::new).ok_or_else(gone)
+        let found = connections::get(&self.node, &id).filter(|found| caller.sees(&found.api));
+        found.map(Response::new).ok_or_else(gone)
     }
 
     async fn list(
         &self,
         request: Request<v1::ListConnectionsRequest>,
     ) -> Result<Response<v1::ListConnectionsResponse>, Status> {
-        self.allow(&request, Need::Look)?;
+        let caller = self.allow(&request, Need::Look)?;
         let request = request.into_inner();
         name("API", &request.api)?;
+        if !request.api.is_empty() {
+            caller.may_use_api(&request.api).map_err(|denied| status::of_denied(&denied))?;
+        }
         if !request.channel.is_empty() && !limits::is_channel(&request.channel) {
             return Err(status::invalid("a channel name has 1 to 255 bytes and no control characters"));
+        }
+        if !request.channel.is_empty() {
+            caller.may_use_channel(&request.channel).map_err(|denied| status::of_denied(&denied))?;
         }
         let query = connections::Query {
             api: request.api,
@@ -203,7 +208,7 @@ impl v1::connections_server::Connections for Services {
             after: if request.after.is_empty() { None } else { Some(connection_id(&request.after)?) },
         };
         self.current(self.node.partition_count().iter()).await?;
-        let (connections, more) = connections::list(&self.node, &query);
+        let (connections, more) = connections::list(&self.node, &query, |api| caller.sees(api));
         let next = connections.last().filter(|_| more).map(|last| last.connection.clone()).unwrap_or_default();
         Ok(Response::new(v1::ListConnectionsResponse { connections, next }))
     }

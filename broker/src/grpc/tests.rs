@@ -22,26 +22,26 @@ use trunkline_proto::{
 
 use super::{About, Services, serve, status};
 use crate::{
-    access::{Access, Role, TokenConfig},
+    access::{Access, Caller, Role, TokenConfig},
     handlers::tests::broker::{Broker, PATIENCE, codes, connection, join, join_channel, push},
 };
 
 const HANDLER_STREAMS: usize = 4;
 
-struct Served {
-    broker: Broker,
-    channel: Channel,
-    address: std::net::SocketAddr,
+pub(super) struct Served {
+    pub(super) broker: Broker,
+    pub(super) channel: Channel,
+    pub(super) address: std::net::SocketAddr,
     shutdown: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
 }
 
 impl Served {
-    async fn start(partitions: u16) -> Self {
+    pub(super) async fn start(partitions: u16) -> Self {
         Self::start_with(partitions, Access::default()).await
     }
 
-    async fn start_with(partitions: u16, access: Access) -> Self {
+    pub(super) async fn start_with(partitions: u16, access: Access) -> Self {
         let broker = Broker::start(partitions).await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -68,7 +68,7 @@ impl Served {
         Self { broker, channel, address, shutdown, serving }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         drop(self.channel);
         self.broker.stop().await;
         assert!(self.shutdown.is_cancelled());
@@ -85,7 +85,7 @@ impl Served {
         Ok(records)
     }
 
-    async fn works(&self) {
+    pub(super) async fn works(&self) {
         let described = ClusterClient::new(self.channel.clone()).describe(v1::DescribeRequest {}).await.unwrap();
         assert_eq!(described.into_inner().cluster, "test");
     }
@@ -103,7 +103,7 @@ async fn log_is_read_from_anywhere_with_filters_and_followed() {
     served.broker.opened(other, "news", "").await;
     let said = served.broker.message(one, "chat", "hi").await;
     let pushes = [push(one, "x"), push(connection(0, 9), "x")];
-    let pushed = served.broker.submitter.submit("", "", &pushes).await.unwrap();
+    let pushed = served.broker.submitter.submit(&Caller::default(), "", &pushes).await.unwrap();
     assert_eq!(codes(&pushed), [v1::Code::Applied, v1::Code::Gone]);
     let kinds = |records: &[v1::LoggedRecord]| records.iter().map(|record| record.kind).collect::<Vec<_>>();
 
@@ -163,7 +163,7 @@ async fn connections_are_listed_by_page_api_and_channel_now_and_then() {
     let id = ids[3];
     let before = served.broker.node.partition(id.partition(served.broker.node.partition_count())).unwrap().clone();
     let then = before.tail.applied();
-    served.broker.submitter.submit("", "", &[join_channel(id, "lobby")]).await.unwrap();
+    served.broker.submitter.submit(&Caller::default(), "", &[join_channel(id, "lobby")]).await.unwrap();
     let get = v1::GetConnectionRequest { connection: Bytes::copy_from_slice(&id.0) };
     assert_eq!(client.get(get.clone()).await.unwrap().into_inner().channels, ["lobby"]);
     let begun = tokio::time::Instant::now();
@@ -235,7 +235,7 @@ async fn bad_requests_are_answered_and_change_nothing() {
 }
 
 #[derive(Clone, Default)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -415,6 +415,7 @@ async fn tokens_open_what_their_role_allows() {
         role,
         groups: groups.iter().map(|group| (*group).to_owned()).collect(),
         apis: Vec::new(),
+        channels: Vec::new(),
     };
     let tokens = vec![token("handler", Role::Handler, &["chat"]), token("reader", Role::ReadOnly, &[])];
     let served = Served::start_with(1, Access::new(tokens)).await;

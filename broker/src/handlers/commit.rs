@@ -8,6 +8,7 @@ use trunkline_proto::{Batch, Offset, PartitionCount, PartitionId, Record, Record
 
 use super::flow::{Hole, Outcome, Proposal};
 use crate::{
+    access,
     append::{AppendError, Appended},
     commands::{self, Caller},
     core::{Refusal, Verdict},
@@ -34,8 +35,8 @@ pub struct Checked {
     pub kinds: Vec<&'static str>,
 }
 
-/// Checks everything that needs no state.
-pub fn check(commit: &v1::Commit, count: PartitionCount) -> Result<Checked, v1::Status> {
+/// Checks everything that needs no state. Commands are bound to what `who` may command.
+pub fn check(commit: &v1::Commit, who: &access::Caller, count: PartitionCount) -> Result<Checked, v1::Status> {
     let invalid = |message: String| status(v1::Code::Invalid, message);
     if commit.outcomes.len() > limits::OUTCOMES_MAX {
         let (sent, limit) = (commit.outcomes.len(), limits::OUTCOMES_MAX);
@@ -55,7 +56,7 @@ pub fn check(commit: &v1::Commit, count: PartitionCount) -> Result<Checked, v1::
     let mut records = Vec::with_capacity(commit.commands.len());
     let mut bytes = 0;
     for (n, command) in commit.commands.iter().enumerate() {
-        let encoded = commands::encode(command, Caller::Commit, count)
+        let encoded = commands::encode(command, Caller::Commit, who, count)
             .map_err(|error| status(error.code(), format!("command {n}: {error}")))?;
         bytes += encoded.record.bytes().len();
         records.push(encoded.record);

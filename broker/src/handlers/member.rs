@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_proto::{PartitionId, limits, v1};
 
 use super::flow::Free;
+use crate::access::Caller;
 
 /// Responses that wait for the network, for each member. When full its streams stop sending, nobody else's.
 pub const OUTGOING_MAX: usize = 32;
@@ -173,6 +174,8 @@ struct Route {
 pub struct Member {
     /// What it joined with.
     pub terms: Terms,
+    /// Whose stream it is, and what its commands may be for.
+    pub caller: Caller,
     /// Tells this stream from an older one of the same name.
     pub serial: u64,
     /// What may be in flight.
@@ -185,7 +188,7 @@ pub struct Member {
 
 impl Member {
     /// A member whose responses go to `outgoing`.
-    pub fn new(terms: Terms, outgoing: mpsc::Sender<Outgoing>) -> Self {
+    pub fn new(terms: Terms, caller: Caller, outgoing: mpsc::Sender<Outgoing>) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         Self {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -193,6 +196,7 @@ impl Member {
             gone: CancellationToken::new(),
             routes: Mutex::new(BTreeMap::new()),
             terms,
+            caller,
             outgoing,
         }
     }

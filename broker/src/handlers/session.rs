@@ -10,19 +10,20 @@ use super::{
     member::{Member, Outgoing, Request, SessionEnd, Terms},
     registry::Registry,
 };
+use crate::access::Caller;
 
 /// How long a stream may take to send its `Join`.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often is looked whether brokers have come, gone or moved.
 const BROKERS_EVERY: Duration = Duration::from_secs(1);
 
-/// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced. `may_join` says why it may not, if so.
+/// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced.
 pub async fn serve<S, E>(
     registry: Arc<Registry>,
     broker: u64,
     requests: S,
     outgoing: mpsc::Sender<Outgoing>,
-    may_join: impl FnOnce(&v1::Join) -> Result<(), String> + Send,
+    caller: Caller,
 ) where
     S: Stream<Item = Result<v1::SubscribeRequest, E>> + Send,
 {
@@ -38,10 +39,10 @@ pub async fn serve<S, E>(
         }
     };
     let terms = match first {
-        Ok(Some(Ok(v1::SubscribeRequest { request: Some(Asked::Join(join)) }))) => match may_join(&join) {
+        Ok(Some(Ok(v1::SubscribeRequest { request: Some(Asked::Join(join)) }))) => match caller.may_join(&join) {
             Ok(()) => Terms::check(join),
-            Err(reason) => {
-                let _ = outgoing.send(Err(SessionEnd::Forbidden(reason))).await;
+            Err(denied) => {
+                let _ = outgoing.send(Err(SessionEnd::Forbidden(denied.to_string()))).await;
                 return;
             }
         },
@@ -56,7 +57,7 @@ pub async fn serve<S, E>(
             return;
         }
     };
-    let member = Arc::new(Member::new(terms, outgoing));
+    let member = Arc::new(Member::new(terms, caller, outgoing));
     let partitions = u32::from(registry.node().partition_count().get());
     if !member.send(Response::Joined(v1::Joined { partitions, broker })).await {
         return;

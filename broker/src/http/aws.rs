@@ -17,7 +17,7 @@ use trunkline_proto::{
 };
 
 use super::{
-    App,
+    App, guard,
     messages::to_connection,
     problem::Problem,
     query, request,
@@ -123,7 +123,8 @@ async fn get(app: &App, id: ConnectionId) -> Result<Response, Fault> {
     let partition = id.partition(app.0.node.partition_count());
     let (opened_at, opened, peer) = {
         let state = query::current(&app.0.node, partition).await?.state.read();
-        let connection = state.connection(&id).ok_or_else(Problem::gone)?;
+        let found = state.connection(&id).filter(|connection| guard::caller().sees(connection.api));
+        let connection = found.ok_or_else(Problem::gone)?;
         (connection.opened_at, connection.opened, connection.peer.to_owned())
     };
     let address = peer.rsplit_once(':').map_or(peer.as_str(), |(address, _)| address);

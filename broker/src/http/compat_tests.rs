@@ -173,7 +173,7 @@ async fn the_original_s_close_on_failure_can_be_had() {
     config.push.close_on_failure = true;
     let router = with_config(&broker, &config);
     let id = connection(1).to_string();
-    assert_eq!(push(&router, "other", data(&id, "binary", "!"), "").await.0, 410, "another API's is left alone");
+    assert_eq!(push(&router, "other", data(&id, "binary", "!"), "").await.0, 400, "another API's is left alone");
     assert_eq!(push(&router, "chat", data(&id, "binary", "!"), "").await.0, 400);
     assert_eq!(delivered(&mut stream, RecordKind::CloseRequested).await, [(RecordKind::CloseRequested, json!(1011))]);
     broker.stop().await;

@@ -14,6 +14,7 @@ use trunkline_proto::{
 use super::{
     App,
     extract::{InPath, InQuery},
+    guard,
     messages::{check_channel, to_connection},
     problem::Problem,
     query, request,
@@ -47,9 +48,9 @@ impl PageQuery {
     }
 }
 
-/// The connection if it is open, as this broker's replica has it.
+/// The connection if it is open, as this broker's replica has it, and there for who asks.
 fn find(app: &App, id: ConnectionId) -> Option<v1::Connection> {
-    connections::get(&app.0.node, &id)
+    connections::get(&app.0.node, &id).filter(|found| guard::caller().sees(&found.api))
 }
 
 /// `GET /v1/connections/{id}`
@@ -62,10 +63,16 @@ pub(super) async fn get(State(app): State<App>, InPath(id): InPath<String>) -> R
 /// `GET /v1/connections`
 pub(super) async fn list(State(app): State<App>, InQuery(page): InQuery<PageQuery>) -> Result<Json<Value>, Problem> {
     let (limit, after) = (page.limit()?, page.after()?);
+    let caller = guard::caller();
+    let is_wanted = |api: &str| (page.api.is_empty() || page.api == api) && caller.sees(api);
+    if !page.api.is_empty() {
+        caller.may_use_api(&page.api)?;
+    }
     let ids = if page.channel.is_empty() {
-        query::connections(&app.0.node, &page.api, after, limit).await?
+        query::connections(&app.0.node, is_wanted, after, limit).await?
     } else {
         check_channel(&page.channel)?;
+        caller.may_use_channel(&page.channel)?;
         let ids = query::members(&app.0.node, &page.channel, after, limit).await?.1;
         let partitions: BTreeSet<_> = ids.iter().map(|id| id.partition(app.0.node.partition_count())).collect();
         app.0.node.current(partitions).await?;
@@ -74,8 +81,7 @@ pub(super) async fn list(State(app): State<App>, InQuery(page): InQuery<PageQuer
     let mut connections = Vec::with_capacity(ids.len());
     for id in &ids {
         // closed since, or of another API than asked for
-        let wanted = |found: &v1::Connection| page.api.is_empty() || found.api == page.api;
-        connections.extend(find(&app, *id).filter(wanted).map(|found| json::connection(&found)));
+        connections.extend(find(&app, *id).filter(|found| is_wanted(&found.api)).map(|found| json::connection(&found)));
     }
     Ok(Json(json!({ "connections": connections, "next": next(&ids, limit) })))
 }
@@ -87,6 +93,7 @@ pub(super) async fn channel(
     InQuery(page): InQuery<PageQuery>,
 ) -> Result<Json<Value>, Problem> {
     check_channel(&channel)?;
+    guard::caller().may_use_channel(&channel)?;
     let limit = page.limit()?;
     let (count, ids) = query::members(&app.0.node, &channel, page.after()?, limit).await?;
     let members: Vec<String> = ids.iter().map(ConnectionId::to_string).collect();

@@ -16,9 +16,14 @@ tokio::task_local! {
     static CALLER: Caller;
 }
 
-/// The name of who asks; empty: nobody proved anything.
-pub(super) fn caller_name() -> String {
-    CALLER.try_with(|caller| caller.name().to_owned()).unwrap_or_default()
+/// Who asks, as far as it was proved.
+pub(super) fn caller() -> Caller {
+    CALLER.try_with(Caller::clone).unwrap_or_default()
+}
+
+/// Works on as asked by `caller`.
+pub(super) async fn asked_by<T>(caller: Caller, work: impl Future<Output = T>) -> T {
+    CALLER.scope(caller, work).await
 }
 
 /// Answers before the routes do, where they must not.

@@ -2,6 +2,8 @@
 //!
 //! One table of routes (`routes`) makes the router and is held against the OpenAPI document by a test.
 
+#[cfg(test)]
+mod access_tests;
 mod aws;
 #[cfg(test)]
 mod compat_tests;
@@ -58,7 +60,7 @@ pub trait Commands: Send + Sync + 'static {
 impl Commands for Submitter {
     fn submit<'a>(&'a self, key: &'a str, command: v1::Command) -> Submitted<'a> {
         Box::pin(async move {
-            let results = Submitter::submit(self, &guard::caller_name(), key, &[command]).await;
+            let results = Submitter::submit(self, &guard::caller(), key, &[command]).await;
             let mut results = results.map_err(|error| Problem::invalid(error.to_string()))?;
             results.pop().ok_or_else(|| Problem::internal("a command without a result"))
         })

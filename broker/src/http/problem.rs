@@ -136,6 +136,12 @@ impl Problem {
     }
 }
 
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        Self::denied(&denied)
+    }
+}
+
 impl From<NotCurrent> for Problem {
     fn from(error: NotCurrent) -> Self {
         Self::no_leader(error.to_string())

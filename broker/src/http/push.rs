@@ -14,11 +14,11 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::json;
 use trunkline_proto::{
-    CloseCode, ConnectionId,
+    CloseCode, ConnectionId, limits,
     v1::{self, MessageKind, command::Command as Body},
 };
 
-use super::{App, extract::InPath, messages::to_connection, problem::Problem, query, request, webhook};
+use super::{App, extract::InPath, guard, messages::to_connection, problem::Problem, request, webhook};
 
 /// What the JSON around a payload may add: an escape of six bytes for each character is twice to three times the text.
 const ENVELOPE_FACTOR: u64 = 3;
@@ -89,19 +89,24 @@ pub(super) async fn push(
     let document: Document = serde_json::from_slice(&body)
         .map_err(|error| Answer::wrong(format!("the body is not as it must be: {error}")))?;
     let id = request::liberal_connection_id(&document.websocket.connection).ok_or_else(Problem::gone)?;
-    // an id alone is no authority: who may push to an API may not to another one's connections, nor learn that they exist
-    if !is_open(&app, id, &api).await? {
+    if !limits::is_name(&api) {
         return Err(Problem::gone().into());
     }
-    let done = match command(document.websocket, app.0.settings.body_limit) {
-        Ok(command) => app.submit_once(&key, to_connection(id, command)).await.map_err(Answer::from),
+    // an id alone is no authority: who may push to an API may not to another one's connections, nor learn that they exist
+    let caller = guard::caller().within(&api).map_err(Problem::from)?;
+    guard::asked_by(caller, pushed(&app, &key, id, document.websocket)).await
+}
+
+async fn pushed(app: &App, key: &str, id: ConnectionId, websocket: Websocket) -> Result<Answer, Answer> {
+    let done = match command(websocket, app.0.settings.body_limit) {
+        Ok(command) => app.submit_once(key, to_connection(id, command)).await.map_err(Answer::from),
         Err(answer) => Err(answer),
     };
     match done {
         Ok(_) => Ok(Answer::new(StatusCode::OK, "ok")),
         Err(answer) => {
             if app.0.settings.compat.close_on_failure {
-                close(&app, id).await;
+                close(app, id).await;
             }
             Err(answer)
         }
@@ -116,25 +121,10 @@ fn key(app: &App, headers: &http::HeaderMap, body: &[u8]) -> Result<String, Answ
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let id = webhook::verify(keys, headers, body, now)
-        .filter(|id| id.len() <= trunkline_proto::limits::KEY_BYTES_MAX)
+        .filter(|id| id.len() <= limits::KEY_BYTES_MAX)
         .ok_or_else(|| Answer::new(StatusCode::UNAUTHORIZED, "not signed, or not by a secret that is known here"))?;
     // not `Idempotency-Key`: that is not signed
     Ok(id.to_owned())
-}
-
-/// Whether the connection is open and came in by this API.
-async fn is_open(app: &App, id: ConnectionId, api: &str) -> Result<bool, Problem> {
-    let partition = id.partition(app.0.node.partition_count());
-    let found = || {
-        let state = app.0.node.partition(partition)?.state.read();
-        state.connection(&id).map(|connection| connection.api == api)
-    };
-    if let Some(is_of_api) = found() {
-        return Ok(is_of_api);
-    }
-    // it may have been opened since this replica was last told
-    query::current(&app.0.node, partition).await?;
-    Ok(found() == Some(true))
 }
 
 fn command(websocket: Websocket, limit: u64) -> Result<Body, Answer> {

@@ -17,10 +17,10 @@ pub(super) async fn current(node: &Node, id: PartitionId) -> Result<&PartitionHa
     node.partition(id).ok_or_else(|| Problem::unavailable(format!("partition {id} is not here")))
 }
 
-/// Ids of up to `limit` open connections after `after`, by partition and id; with an API only its own.
+/// Ids of up to `limit` open connections after `after`, by partition and id, of the APIs that are wanted.
 pub(super) async fn connections(
     node: &Node,
-    api: &str,
+    is_wanted: impl Fn(&str) -> bool,
     after: Option<ConnectionId>,
     limit: usize,
 ) -> Result<Vec<ConnectionId>, Problem> {
@@ -36,7 +36,7 @@ pub(super) async fn connections(
                 for connection in state.connections_after(after).take(SLICE) {
                     seen += 1;
                     last = Some(connection.id);
-                    if api.is_empty() || connection.api == api {
+                    if is_wanted(connection.api) {
                         found.push(connection.id);
                         if found.len() == limit {
                             break;

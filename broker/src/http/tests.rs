@@ -521,14 +521,21 @@ struct Names(Mutex<Vec<String>>);
 
 impl Commands for Arc<Names> {
     fn submit<'a>(&'a self, key: &'a str, _: v1::Command) -> Submitted<'a> {
-        self.0.lock().push(guard::caller_name());
+        self.0.lock().push(guard::caller().name().to_owned());
         Always(v1::Code::Applied).submit(key, v1::Command::default())
     }
 }
 
 /// A token that is its owner's name.
 pub(super) fn token(name: &str, role: Role) -> TokenConfig {
-    TokenConfig { name: name.to_owned(), sha256: TokenDigest::of(name), role, groups: Vec::new(), apis: Vec::new() }
+    TokenConfig {
+        name: name.to_owned(),
+        sha256: TokenDigest::of(name),
+        role,
+        groups: Vec::new(),
+        apis: Vec::new(),
+        channels: Vec::new(),
+    }
 }
 
 #[tokio::test]

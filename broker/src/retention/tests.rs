@@ -256,7 +256,7 @@ async fn a_group_that_sees_no_matching_event_holds_nothing_while_its_member_is_t
         ..Default::default()
     };
     let (outgoing, _responses) = tokio::sync::mpsc::channel(OUTGOING_MAX);
-    let member = Arc::new(Member::new(Terms::check(join).unwrap(), outgoing));
+    let member = Arc::new(Member::new(Terms::check(join).unwrap(), Default::default(), outgoing));
     keeping.1.join(&member);
     until("assigned", async || partition(&node).state.read().group("other").is_some()).await;
     let begun = partition(&node).state.read().group("other").unwrap().through;

@@ -126,9 +126,12 @@ pub(crate) enum TokenVerb {
         /// Role handler: only these groups. May be repeated.
         #[arg(long)]
         group: Vec<String>,
-        /// Role handler: only events of these APIs. May be repeated.
+        /// Roles handler and publisher: only connections of these APIs. May be repeated.
         #[arg(long)]
         api: Vec<String>,
+        /// Roles handler and publisher: only these channels, or those that begin so: `chat.*`. May be repeated; with --api none by default.
+        #[arg(long)]
+        channel: Vec<String>,
         /// For machines: JSON.
         #[arg(long)]
         json: bool,

@@ -179,6 +179,7 @@ fn sample_broker() -> BrokerConfig {
             role: Role::Handler,
             groups: vec!["group".to_owned()],
             apis: vec!["api".to_owned()],
+            channels: vec!["channel".to_owned()],
         }],
         members: vec![MemberConfig { id: 1, link: "broker.example:7443".to_owned() }],
         ..BrokerConfig::default()

@@ -203,6 +203,7 @@ impl Access {
             role: Role::Handler,
             groups: Vec::new(),
             apis: Vec::new(),
+            channels: Vec::new(),
         }));
         Ok(Self { token })
     }

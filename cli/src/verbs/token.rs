@@ -24,7 +24,7 @@ pub(crate) fn mint() -> String {
 
 pub(crate) fn run(args: TokenArgs) -> Result<(), Failure> {
     match args.verb {
-        TokenVerb::New { name, role, group, api, json } => new(&name, &role, &group, &api, json),
+        TokenVerb::New { name, role, group, api, channel, json } => new(&name, &role, [&group, &api, &channel], json),
         TokenVerb::List { config, json } => {
             let text = fs::read_to_string(&config);
             list(&text.map_err(|error| Failure::usage(format!("{}: {error}", config.display())))?, json)
@@ -32,22 +32,28 @@ pub(crate) fn run(args: TokenArgs) -> Result<(), Failure> {
     }
 }
 
-fn new(name: &str, role: &str, groups: &[String], apis: &[String], json: bool) -> Result<(), Failure> {
+fn new(name: &str, role: &str, [groups, apis, channels]: [&[String]; 3], json: bool) -> Result<(), Failure> {
     if let Some(wrong) =
         [name].into_iter().chain(groups.iter().chain(apis).map(String::as_str)).find(|name| !limits::is_name(name))
     {
         return Err(Failure::usage(format!("{wrong:?} is not 1 to {} of [A-Za-z0-9._-]", limits::NAME_BYTES_MAX)));
     }
-    if role != "handler" && !(groups.is_empty() && apis.is_empty()) {
-        return Err(Failure::usage("--group and --api bound a handler's token only"));
+    if role != "handler" && !groups.is_empty() {
+        return Err(Failure::usage("--group bounds a handler's token only"));
+    }
+    if !matches!(role, "handler" | "publisher") && !(apis.is_empty() && channels.is_empty()) {
+        return Err(Failure::usage("--api and --channel bound tokens of handlers and publishers only"));
+    }
+    if let Some(wrong) = channels.iter().find(|channel| !limits::is_channel(channel)) {
+        return Err(Failure::usage(format!("{wrong:?} is no channel's name")));
     }
     let token = mint();
     let digest = TokenDigest::of(&token);
     let mut out = Out::new();
     if json {
-        out.json(
-            &json!({"token": token, "name": name, "role": role, "sha256": digest, "groups": groups, "apis": apis}),
-        )?;
+        out.json(&json!({
+            "token": token, "name": name, "role": role, "sha256": digest, "groups": groups, "apis": apis, "channels": channels,
+        }))?;
         return out.flush();
     }
     out.line(format_args!("{token}\n"))?;
@@ -58,7 +64,7 @@ fn new(name: &str, role: &str, groups: &[String], apis: &[String], json: bool) -
     }
     out.line("# shown this once. Into the configuration of every broker:")?;
     out.line(format_args!("[[broker.tokens]]\nname = \"{name}\"\nsha256 = \"{digest}\"\nrole = \"{role}\""))?;
-    for (key, names) in [("groups", groups), ("apis", apis)] {
+    for (key, names) in [("groups", groups), ("apis", apis), ("channels", channels)] {
         if !names.is_empty() {
             out.line(format_args!("{key} = {names:?}"))?;
         }
@@ -95,6 +101,7 @@ fn tokens(text: &str) -> Result<Vec<Value>, Failure> {
         let role = serde_json::to_value(token.role).map_err(anyhow::Error::new)?;
         found.push(json!({
             "sha256": token.sha256, "role": role, "name": token.name, "groups": token.groups, "apis": token.apis,
+            "channels": token.channels,
         }));
     }
     for api in apis {

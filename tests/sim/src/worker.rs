@@ -158,14 +158,14 @@ impl Worker {
         let active = self.active.as_mut().filter(|active| active.ending.is_none())?;
         if active.lease.epoch != commit.epoch {
             // a member's session refuses it before it gets this far; the state has to refuse it as well
-            let outcomes = commit::check(commit, context.count).ok()?;
+            let outcomes = commit::check(commit, &Default::default(), context.count).ok()?;
             let base = active.flow.through();
             let proposal = Proposal { base, through: base, outcomes: outcomes.outcomes, holes: Vec::new() };
             let lease = Lease { epoch: commit.epoch, ..active.lease.clone() };
             let batch = commit::batch(&lease, &proposal, Vec::new(), &outcomes.commands).ok()?;
             return Some((batch, Answer::Nothing));
         }
-        let checked = commit::check(commit, context.count).ok()?;
+        let checked = commit::check(commit, &Default::default(), context.count).ok()?;
         let proposal = active.flow.commit(checked.outcomes).ok()?;
         Some(active.propose(view, &proposal, &checked.commands))
     }

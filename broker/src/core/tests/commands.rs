@@ -32,6 +32,46 @@ fn a_push_goes_to_the_connections_edge() {
 }
 
 #[test]
+fn a_command_bound_to_other_apis_finds_no_connection() {
+    let bound = |apis: &str, record: Record| {
+        let mut bytes = bytes::BytesMut::new();
+        bytes.extend_from_slice(&record.bytes()[..21]);
+        bytes.extend_from_slice(&[apis.len() as u8]);
+        bytes.extend_from_slice(apis.as_bytes());
+        bytes.extend_from_slice(&record.body());
+        let length = (bytes.len() as u32 - 4).to_le_bytes();
+        bytes[..4].copy_from_slice(&length);
+        Record::split_from(&mut bytes.freeze()).unwrap()
+    };
+    let mut log = Log::with_connection(&["lobby"]);
+    let commands = || {
+        [
+            pushed(id(1)),
+            joined(id(1), "vip"),
+            left(id(1), "lobby"),
+            attributes(id(1), &[("a", "b")], &[]),
+            close_requested(id(1), 1000),
+        ]
+    };
+    for apis in ["news", "news,bank", "cha", "chat2", "chat2,news"] {
+        let applied = log.one(submit(), &commands().map(|command| bound(apis, command)));
+        assert_eq!(applied.refused, (0..5).map(|n| (n, Refusal::Gone)).collect::<Vec<_>>(), "{apis}");
+        assert!(applied.deliveries.is_empty());
+    }
+    assert_eq!(log.state.connection(&id(1)).unwrap().channels.len(), 1);
+    for apis in ["chat", "news,chat"] {
+        let applied = log.one(submit(), &[bound(apis, pushed(id(1)))]);
+        assert!(applied.refused.is_empty() && applied.deliveries.len() == 1, "{apis}");
+    }
+    assert!(log.one(submit(), &commands().map(|command| bound("chat", command))).refused.is_empty());
+    // and decides no registration
+    let mut log = pending();
+    assert_eq!(decide(&mut log, "g", bound("news", accepted(id(1), &[]))), refused(Refusal::Gone));
+    assert_eq!(decide(&mut log, "g", bound("news", rejected(id(1), 403))), refused(Refusal::Gone));
+    assert_eq!(decide(&mut log, "g", bound("chat", accepted(id(1), &[]))), Verdict::Applied);
+}
+
+#[test]
 fn the_first_decision_of_the_right_group_wins() {
     let mut log = pending();
     assert_eq!(log.state.connection(&id(1)).unwrap().phase, Phase::Pending);

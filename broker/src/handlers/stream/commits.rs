@@ -111,7 +111,7 @@ impl Stream {
     }
 
     pub(super) async fn handle_commit(&mut self, commit: &v1::Commit) -> Result<(), End> {
-        let checked = match commit::check(commit, self.node.partition_count()) {
+        let checked = match commit::check(commit, &self.member.caller, self.node.partition_count()) {
             Ok(checked) => checked,
             Err(status) => {
                 self.answer(commit.id, status);

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use trunkline_proto::{PartitionId, RecordKind, v1};
 
 use super::broker::{Broker, PATIENCE, ack, code, codes, connection, join, join_channel, publish, push};
+use crate::access::Caller;
 
 async fn forwarded(broker: &Broker) {
     let begun = tokio::time::Instant::now();
@@ -67,7 +68,7 @@ async fn joins_reach_the_channels_partition_and_closes_leave_it() {
         broker.opened(*id, "chat", "").await;
     }
     let commands: Vec<_> = members.iter().map(|id| join_channel(*id, "lobby")).collect();
-    let results = broker.submitter.submit("", "", &commands).await.unwrap();
+    let results = broker.submitter.submit(&Caller::default(), "", &commands).await.unwrap();
     assert!(codes(&results).iter().all(|code| matches!(code, v1::Code::Applied | v1::Code::Forwarded)), "{results:?}");
     forwarded(&broker).await;
     let owner = broker.node.partition(broker.node.partition_count().of_name("lobby")).unwrap();
@@ -89,20 +90,23 @@ async fn submit_under_a_key_takes_effect_once() {
     // numbers that are not consecutive within a partition
     let order = [0, 1, 0, 2, 2, 1, 7, 0];
     let commands: Vec<_> = order.iter().map(|to| push(connection(*to, 1), "x")).collect();
-    let first = broker.submitter.submit("me", "key", &commands).await.unwrap();
+    let first = broker.submitter.submit(&Caller::named("me"), "key", &commands).await.unwrap();
     assert_eq!(codes(&first), [v1::Code::Applied; 8]);
-    let again = broker.submitter.submit("me", "key", &commands).await.unwrap();
+    let again = broker.submitter.submit(&Caller::named("me"), "key", &commands).await.unwrap();
     let places = |results: &[v1::CommandResult]| -> Vec<_> {
         results.iter().map(|result| (result.partition, result.offset)).collect()
     };
     assert_eq!((codes(&again), places(&again)), (codes(&first), places(&first)));
     let mut other = commands.clone();
     other[2] = push(connection(0, 1), "y");
-    let reused = codes(&broker.submitter.submit("me", "key", &other).await.unwrap());
+    let reused = codes(&broker.submitter.submit(&Caller::named("me"), "key", &other).await.unwrap());
     assert_eq!(reused[2], v1::Code::KeyReused);
     assert_eq!(reused.iter().filter(|code| **code == v1::Code::Applied).count(), 7);
     // somebody else's key is another key
-    assert_eq!(codes(&broker.submitter.submit("you", "key", &other).await.unwrap()), [v1::Code::Applied; 8]);
+    assert_eq!(
+        codes(&broker.submitter.submit(&Caller::named("you"), "key", &other).await.unwrap()),
+        [v1::Code::Applied; 8]
+    );
     let mut pushed = BTreeMap::new();
     for id in broker.node.partition_count().iter() {
         let log = broker.log(id).await;
@@ -120,11 +124,11 @@ async fn each_command_of_a_submit_has_a_result_of_its_own() {
     let unlogged = v1::Command { unlogged: true, ..publish("lobby", "typing") };
     let accept = v1::Command { command: Some(v1::command::Command::Accept(Default::default())), ..push(id, "") };
     let commands = [push(id, "x"), push(connection(1, 9), "x"), v1::Command::default(), unlogged, accept];
-    let results = broker.submitter.submit("", "", &commands).await.unwrap();
+    let results = broker.submitter.submit(&Caller::default(), "", &commands).await.unwrap();
     use v1::Code::{Applied, Gone, Invalid};
     assert_eq!(codes(&results), [Applied, Gone, Invalid, Applied, Invalid]);
     assert_eq!(broker.unlogged.0.lock().len(), 1);
-    assert!(broker.submitter.submit("", "", &vec![push(id, "x"); 1025]).await.is_err());
-    assert!(broker.submitter.submit("", &"k".repeat(256), &commands).await.is_err());
+    assert!(broker.submitter.submit(&Caller::default(), "", &vec![push(id, "x"); 1025]).await.is_err());
+    assert!(broker.submitter.submit(&Caller::default(), &"k".repeat(256), &commands).await.is_err());
     broker.stop().await;
 }
