@@ -265,10 +265,10 @@ fn admit<'a, S: RecordSink>(
     if !is_origin_allowed(upgrade.origin.as_deref(), origins, *origin_required, on_loopback) {
         return Err((Answer::new(403, "this origin may not connect"), HandshakeOutcome::Refused, Some(api)));
     }
-    let identity = api
-        .auth
+    let auth = api.auth();
+    let identity = auth
         .authenticate(upgrade, unix_seconds())
-        .map_err(|denied| (api.auth.answer(denied), HandshakeOutcome::Refused, Some(&**api)))?;
+        .map_err(|denied| (auth.answer(denied), HandshakeOutcome::Refused, Some(&**api)))?;
     upgrade.check_subprotocols().map_err(|answer| (answer, HandshakeOutcome::Refused, Some(&**api)))?;
     if !shard.is_accepting.get() || !shard.sink.has_room() || !api.take_place() {
         return Err((busy(), HandshakeOutcome::Unavailable, Some(api)));
@@ -340,7 +340,7 @@ fn open<S: RecordSink>(
         encode_record(out, RecordKind::ConnectionOpened, connection, api.name(), &opened);
     });
     let core = Connection::new(shard.now(), &api.limits, registration);
-    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver).holding(place));
+    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver).holding(place, identity.proof));
 }
 
 /// An id of this shard, unguessable: from the operating system's generator by way of a cryptographic one.

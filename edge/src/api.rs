@@ -2,11 +2,14 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use trunkline_proto::units::HumanSize;
 
 use crate::{
@@ -24,8 +27,8 @@ pub struct Api {
     pub limits: Limits,
     /// Its counters.
     pub metrics: ApiMetrics,
-    /// How its clients prove who they are.
-    pub auth: Auth,
+    /// How its clients prove who they are, replaced as a whole.
+    auth: RwLock<Arc<Auth>>,
     connections: AtomicU64,
     handshakes: Mutex<Bucket>,
     started: Instant,
@@ -53,7 +56,7 @@ impl Api {
             config,
             limits,
             metrics,
-            auth,
+            auth: RwLock::new(Arc::new(auth)),
             connections: AtomicU64::new(0),
             handshakes: Mutex::default(),
             started: Instant::now(),
@@ -65,11 +68,24 @@ impl Api {
         &self.config.name
     }
 
+    /// How its clients prove who they are, as of now.
+    pub fn auth(&self) -> Arc<Auth> {
+        Arc::clone(&self.auth.read())
+    }
+
+    /// Reads the files that `auth` names again. What is wrong with any of them leaves everything as it was. Shards are to be told
+    /// [`crate::inbox::ShardInput::AuthChanged`] afterwards.
+    pub fn reload_auth(&self) -> Result<(), ConfigProblem> {
+        let auth = auth::load(&self.config)?;
+        *self.auth.write() = Arc::new(auth);
+        Ok(())
+    }
+
     /// The subprotocol chosen without asking anybody (registration "accept"): the first the client offered that is listed, else the one that
     /// said where its token is.
     pub(crate) fn subprotocol(&self, offered: &[String]) -> String {
         let listed = offered.iter().find(|offered| self.config.subprotocols.contains(offered));
-        listed.or_else(|| self.auth.marker(offered)).cloned().unwrap_or_default()
+        listed.or_else(|| self.auth().marker(offered)).cloned().unwrap_or_default()
     }
 
     /// Takes a place for one connection; `false` if all are taken, or too many come at once.

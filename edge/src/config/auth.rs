@@ -43,7 +43,7 @@ pub struct JwtConfig {
     /// Keys that tokens may be signed with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyConfig>,
-    /// A JSON Web Key Set (RFC 7517) with more of them. Read at start.
+    /// A JSON Web Key Set (RFC 7517) with more of them. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks_file: Option<PathBuf>,
     /// `iss` must be this. Default: any.
@@ -84,10 +84,10 @@ pub struct KeyConfig {
     /// HS256: the secret, at least 32 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
-    /// HS256: a file with the secret; line ends at its end do not count.
+    /// HS256: a file with the secret; line ends at its end do not count. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
-    /// RS256, ES256, EdDSA: a file with the public key, PEM (`BEGIN PUBLIC KEY`).
+    /// RS256, ES256, EdDSA: a file with the public key, PEM (`BEGIN PUBLIC KEY`). Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key_file: Option<PathBuf>,
 }
@@ -158,23 +158,35 @@ pub struct HmacKeyConfig {
     /// The secret, at least 32 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
-    /// A file with the secret; line ends at its end do not count.
+    /// A file with the secret; line ends at its end do not count. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
 }
 
-/// `auth = { kind = "token", … }`.
+/// `auth = { kind = "token", … }`: `tokens`, `tokens_file` or both.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenConfig {
     /// Those that are good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<TokenEntry>,
+    /// A file with more of them, a TOML list `[[tokens]]` of the same entries. Read again when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_file: Option<PathBuf>,
     /// The query parameter that may hold the token; empty: none may. Default access_token.
     #[serde(default = "defaults::query")]
     pub query: String,
     /// The offered subprotocol that the token follows as the next one; empty: none. Default bearer.
     #[serde(default = "defaults::subprotocol")]
     pub subprotocol: String,
+}
+
+/// What a `tokens_file` holds. An empty file is not one: half of a file that is being written might be.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokensFile {
+    /// Those that are good; `tokens = []`: none.
+    pub(crate) tokens: Vec<TokenEntry>,
 }
 
 /// One of `tokens`: `trunkline token new` prints it.
@@ -231,6 +243,20 @@ mod defaults {
 }
 
 impl AuthConfig {
+    /// The files that it names.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let named: Vec<&Option<PathBuf>> = match self {
+            Self::None {} => Vec::new(),
+            Self::Jwt(jwt) => {
+                let keys = jwt.keys.iter().flat_map(|key| [&key.secret_file, &key.public_key_file]);
+                keys.chain([&jwt.jwks_file]).collect()
+            }
+            Self::Hmac(hmac) => hmac.keys.iter().map(|key| &key.secret_file).collect(),
+            Self::Token(token) => vec![&token.tokens_file],
+        };
+        named.into_iter().flatten().cloned().collect()
+    }
+
     /// Says what is wrong with it. Files are read later.
     pub(super) fn check(&self, problem: &mut impl FnMut(String)) {
         match self {
@@ -303,20 +329,28 @@ impl HmacConfig {
 
 impl TokenConfig {
     fn check(&self, problem: &mut impl FnMut(String)) {
+        if self.tokens.is_empty() && self.tokens_file.is_none() {
+            problem("neither tokens nor tokens_file: no token would be good".to_owned());
+        }
         if self.tokens.len() > ENTRIES_MAX {
             problem(format!("more than {ENTRIES_MAX} tokens"));
         }
-        for (position, token) in self.tokens.iter().enumerate() {
-            let bytes: usize = token.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-            if token.principal.is_empty() || token.principal.len() > PRINCIPAL_BYTES_MAX {
-                problem(format!("tokens[{position}]: principal is not 1 to {PRINCIPAL_BYTES_MAX} bytes"));
-            }
-            if bytes > limits::ATTRIBUTES_BYTES_MAX || token.attributes.contains_key("") {
-                let most = limits::ATTRIBUTES_BYTES_MAX;
-                problem(format!("tokens[{position}]: attributes exceed {most} bytes, or one has no name"));
-            }
-        }
+        check_tokens(&self.tokens, problem);
         check_places(&self.query, &self.subprotocol, problem);
+    }
+}
+
+/// Says what is wrong with these.
+pub(crate) fn check_tokens(tokens: &[TokenEntry], problem: &mut impl FnMut(String)) {
+    for (position, token) in tokens.iter().enumerate() {
+        let bytes: usize = token.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if token.principal.is_empty() || token.principal.len() > PRINCIPAL_BYTES_MAX {
+            problem(format!("tokens[{position}]: principal is not 1 to {PRINCIPAL_BYTES_MAX} bytes"));
+        }
+        if bytes > limits::ATTRIBUTES_BYTES_MAX || token.attributes.contains_key("") {
+            let most = limits::ATTRIBUTES_BYTES_MAX;
+            problem(format!("tokens[{position}]: attributes exceed {most} bytes, or one has no name"));
+        }
     }
 }
 

@@ -5,11 +5,15 @@ mod credentials;
 mod hmac;
 mod jwt;
 mod keys;
+mod proof;
 #[cfg(test)]
 mod tests;
 mod token;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 pub(crate) use self::keys::check_secret;
 pub use self::{
@@ -17,6 +21,7 @@ pub use self::{
     hmac::{Hmac, HmacKey},
     jwt::{Jwt, JwtRules},
     keys::{Key, KeyError},
+    proof::Proof,
     token::{Token, Tokens},
 };
 use super::{Answer, handshake::Upgrade};
@@ -47,6 +52,8 @@ pub struct Identity {
     pub attributes: BTreeMap<String, String>,
     /// It is nobody any more from then on, in seconds since 1970.
     pub expires: Option<u64>,
+    /// What it has proved that with; none: nothing was asked for.
+    pub proof: Option<Proof>,
 }
 
 /// Why a client is refused. What it says is for strangers: it names no key and repeats nothing of the token.
@@ -96,6 +103,16 @@ impl Auth {
             Self::Jwt(jwt) => jwt.places().take(request).and_then(|token| jwt.verify(&token.0, now)),
             Self::Token(tokens) => tokens.places().take(request).and_then(|token| tokens.verify(&token.0)),
             Self::Hmac(hmac) => hmac.verify(request, now),
+        }
+    }
+
+    /// All that clients may prove who they are with.
+    pub fn proofs(&self) -> BTreeSet<Proof> {
+        match self {
+            Self::None => BTreeSet::new(),
+            Self::Jwt(jwt) => jwt.proofs().collect(),
+            Self::Hmac(hmac) => hmac.proofs().collect(),
+            Self::Token(tokens) => tokens.proofs().collect(),
         }
     }
 

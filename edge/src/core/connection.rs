@@ -94,8 +94,10 @@ pub struct Connection {
     pinged: Option<Millis>,
     /// The unfinished message began.
     assembling: Option<Millis>,
-    /// Its token expires then.
+    /// What proved who the client is holds until then.
     expires: Millis,
+    /// Because it was withdrawn.
+    is_revoked: bool,
     /// The edge drains: close then.
     drain: Option<(Millis, CloseCause)>,
     /// The close handshake ends then, one way or the other.
@@ -124,6 +126,7 @@ impl Connection {
             pinged: None,
             assembling: None,
             expires,
+            is_revoked: false,
             drain: None,
             ends: now,
             messages: Bucket::default(),

@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::{Denied, Identity, Key, Places, attributes_fit, is_principal};
+use super::{Denied, Identity, Key, Places, Proof, attributes_fit, is_principal};
 use crate::config::Algorithm;
 
 /// The end of the year 9999: a later time is no time.
@@ -61,6 +61,10 @@ impl Jwt {
         &self.places
     }
 
+    pub(super) fn proofs(&self) -> impl Iterator<Item = Proof> {
+        self.keys.iter().map(Key::proof)
+    }
+
     pub(super) fn verify(&self, token: &str, now: u64) -> Result<Identity, Denied> {
         if token.len() > super::TOKEN_BYTES_MAX {
             return Err(Denied::Malformed);
@@ -76,10 +80,9 @@ impl Jwt {
         let algorithm = algorithm.ok_or(Denied::Algorithm)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| Denied::Malformed)?;
         let mut keys = self.keys.iter().filter(|key| key.is_for(algorithm, header.kid.as_deref()));
-        if !keys.any(|key| key.verifies(signed.as_bytes(), &signature)) {
-            return Err(Denied::Signature);
-        }
-        self.judge(&json::<Claims>(claims)?.0, now)
+        let key = keys.find(|key| key.verifies(signed.as_bytes(), &signature)).ok_or(Denied::Signature)?;
+        let identity = self.judge(&json::<Claims>(claims)?.0, now)?;
+        Ok(Identity { proof: Some(key.proof()), ..identity })
     }
 
     /// The signature holds: what the claims say is what the issuer said.
@@ -107,7 +110,7 @@ impl Jwt {
         if !is_principal(&principal) || !attributes_fit(&attributes) {
             return Err(Denied::Malformed);
         }
-        Ok(Identity { principal, attributes, expires })
+        Ok(Identity { principal, attributes, expires, proof: None })
     }
 
     /// RFC 7519 §4.1.3: a token for somebody else is refused, also where nobody was configured.

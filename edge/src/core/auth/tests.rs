@@ -286,7 +286,12 @@ fn claims_become_principal_attributes_and_an_end() {
     let identity = jwt.verify(&token, NOW).unwrap();
     let expected = [("age", "7"), ("role", "admin"), ("tags", r#"["x"]"#)];
     let expected = expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    assert_eq!(identity, Identity { principal: "a@b".to_owned(), attributes: expected, expires: Some(1_800_000_010) });
+    let proof = identity.proof;
+    assert!(proof.is_some());
+    assert_eq!(
+        identity,
+        Identity { principal: "a@b".to_owned(), attributes: expected, expires: Some(1_800_000_010), proof }
+    );
 }
 
 fn request(query: &str, authorization: Option<&str>, subprotocols: &[&str]) -> Upgrade {
@@ -407,4 +412,41 @@ fn signed_requests_say_who_and_when() {
     assert_eq!(judge("user=ada", Some(&format!("{}, key=k2", header(&signature)))), Err(Denied::Malformed));
     assert_eq!(judge(&good, Some(&header(&signature))), Err(Denied::Twice));
     assert_eq!(judge("user=ada", Some("Bearer x")), Err(Denied::Malformed));
+}
+
+#[test]
+fn what_lets_somebody_in_is_told_apart_from_everything_else() {
+    let entry = |token: &str, principal: &str, role: &str| Token {
+        digest: TokenDigest::of(token),
+        principal: principal.to_owned(),
+        attributes: [("role".to_owned(), role.to_owned())].into(),
+    };
+    let entries = [("a", "ada", "x"), ("b", "ada", "x"), ("a", "adaa", "x"), ("a", "ada", "y")];
+    let tokens = Tokens::new(places(), entries.map(|(token, principal, role)| entry(token, principal, role)).to_vec());
+    assert_eq!(Auth::Token(Box::new(tokens)).proofs().len(), entries.len());
+
+    let set = |text: &str| Key::set(&[Algorithm::Hs256, Algorithm::EdDsa], text.as_bytes()).unwrap();
+    let k = URL_SAFE_NO_PAD.encode([7; 32]);
+    let keys = set(&format!(
+        r#"{{"keys":[{{"kty":"oct","k":"{k}"}},{{"kty":"oct","k":"{k}","kid":""}},{{"kty":"oct","k":"{k}","kid":"a"}},
+           {{"kty":"OKP","crv":"Ed25519","x":"{k}","kid":"a"}},{{"kty":"oct","k":"{k}","kid":"a","use":"sig"}}]}}"#
+    ));
+    let jwt = |keys: Vec<Key>| Auth::Jwt(Box::new(Jwt::new(places(), rules(), keys)));
+    assert_eq!(jwt(keys).proofs().len(), 4, "the last is the third again");
+    let same = Key::secret(Some("a".to_owned()), &[7; 32]).unwrap();
+    let auth = jwt(vec![same, Key::secret(Some("b".to_owned()), &[8; 32]).unwrap()]);
+    let token = signed(r#"{"alg":"HS256","kid":"b"}"#, r#"{"sub":"ada","exp":1800000000}"#, &[8; 32]);
+    let identity = auth.authenticate(&mut request(&format!("access_token={token}"), None, &[]), NOW).unwrap();
+    let proof = identity.proof.unwrap();
+    assert!(auth.proofs().contains(&proof) && !jwt(vec![]).proofs().contains(&proof));
+    assert_eq!(format!("{proof:?}"), "(hidden)");
+}
+
+#[test]
+fn a_broken_set_is_told_without_its_keys() {
+    for broken in [r#"{"keys":"HUSH"}"#, r#"{"keys":[{"kty":"oct","k":["HUSH"]}]}"#, "HUSH", r#"{"keys":[{"HUSH":1}]}"#]
+    {
+        let problem = Key::set(&[Algorithm::Hs256], broken.as_bytes()).unwrap_err().to_string();
+        assert!(problem.contains("at line 1, column") && !problem.contains("HUSH"), "{problem}");
+    }
 }
