@@ -358,26 +358,48 @@ mod tests {
     use super::*;
     use crate::{config::EdgeConfig, gate::Gate};
 
+    fn options(index: usize, shards: usize) -> ShardOptions {
+        ShardOptions {
+            edge: "e".into(),
+            index,
+            shards,
+            apis: Arc::default(),
+            gate: Arc::new(Gate::new(&EdgeConfig::new("e", Vec::new(), "pki".into()))),
+            headers: Arc::default(),
+            tls: None,
+            handshakes_max: 1,
+        }
+    }
+
     #[test]
     fn ids_belong_to_the_shard_and_never_repeat() {
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..3 {
-            let options = ShardOptions {
-                edge: "e".into(),
-                index,
-                shards: 3,
-                apis: Arc::default(),
-                gate: Arc::new(Gate::new(&EdgeConfig::new("e", Vec::new(), "pki".into()))),
-                headers: Arc::default(),
-                tls: None,
-                handshakes_max: 1,
-            };
+            let options = options(index, 3);
             for _ in 0..10_000 {
                 let id = draw_id(&options);
                 assert_eq!(shard_of(id, 3), index);
                 assert!(seen.insert(id));
             }
         }
+    }
+
+    /// Attack row A31: whoever has seen a million ids knows nothing of another.
+    #[test]
+    fn a_million_ids_are_distinct_and_lead_to_no_other() {
+        const COUNT: u32 = 1_000_000;
+        let options = options(0, 1);
+        let mut ids: Vec<u128> = (0..COUNT).map(|_| u128::from_be_bytes(draw_id(&options).0)).collect();
+        let near = ids.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 1 << 80).count();
+        assert_eq!(near, 0, "an id follows from the one before it");
+        for bit in 0..128 {
+            let ones = ids.iter().map(|id| u32::from(id >> bit & 1 == 1)).sum::<u32>();
+            // ten standard deviations
+            assert!(ones.abs_diff(COUNT / 2) < 5_000, "bit {bit} is set in {ones} of {COUNT}");
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), COUNT as usize, "an id was drawn twice");
     }
 
     #[test]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import attack
 import harness
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
@@ -49,6 +50,18 @@ def dev(module_folder):
         node.process.stop()
 
 
+@pytest.fixture
+def under(request):
+    """`under(target)`: `attack.attacked` for the row that the test is marked with."""
+
+    def attacked(target: attack.Target, *, row: str | None = None, **kwargs):
+        rows = [row] if row else [row for mark in request.node.iter_markers("attack") for row in mark.args]
+        assert len(rows) == 1, f"{request.node.name} is marked with {rows}: name the row here"
+        return attack.attacked(rows[0], target, **kwargs)
+
+    return attacked
+
+
 @pytest.fixture(autouse=True)
 def no_process_outlives_its_test():
     """Those of wider fixtures are running already and stay."""
@@ -73,6 +86,13 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_sessionfinish(session, exitstatus):
     harness.Process.kill_all()
+
+
+def pytest_terminal_summary(terminalreporter):
+    if attack.outcomes:
+        terminalreporter.section("attack list", sep="-")
+        for line in attack.table():
+            terminalreporter.write_line(line)
 
 
 def pytest_report_header(config):

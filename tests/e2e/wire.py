@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import ssl
 import struct
 import time
 from dataclasses import dataclass, field
@@ -131,13 +132,28 @@ class Closed(Exception):
 class Socket:
     """An upgraded connection."""
 
-    def __init__(self, address: tuple[str, int], path: str, *, seconds: float = 10, receive_buffer: int | None = None, **kwargs):
+    def __init__(
+        self,
+        address: tuple[str, int],
+        path: str,
+        *,
+        seconds: float = 10,
+        receive_buffer: int | None = None,
+        source: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        **kwargs,
+    ):
+        """`source`: the address to come from."""
         self.sock = socket.socket()
+        if source:
+            self.sock.bind((source, 0))
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(seconds)
         self.sock.connect(address)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            self.sock = tls.wrap_socket(self.sock, server_hostname=address[0])
         self.sock.sendall(handshake(address, path, **kwargs))
         self.answer, self.data = read_answer(self.sock, seconds=seconds)
         if self.answer.status != 101:

@@ -96,12 +96,12 @@ fn refusal(path: &str, denied: &Denied) -> Response {
 }
 
 /// `/push/{api}`, and nothing that only begins or looks like it: by this it is decided whose proof is asked for.
-fn is_push(path: &str) -> bool {
+pub(super) fn is_push(path: &str) -> bool {
     matches!(segments(path).as_slice(), ["push", _])
 }
 
 /// `/@connections/{id}` and `/{stage}/@connections/{id}`.
-fn is_aws(path: &str) -> bool {
+pub(super) fn is_aws(path: &str) -> bool {
     matches!(segments(path).as_slice(), ["@connections", _] | [_, "@connections", _])
 }
 

@@ -8,6 +8,7 @@ mod aws;
 #[cfg(test)]
 mod compat_tests;
 mod connections;
+mod count;
 mod extract;
 mod guard;
 mod log;
@@ -158,6 +159,7 @@ impl App {
             .fallback(guard::not_found)
             .method_not_allowed_fallback(guard::method_not_allowed)
             .layer(middleware::from_fn_with_state(self.clone(), guard::guard))
+            .layer(middleware::from_fn(count::answered))
             .with_state(self)
     }
 }

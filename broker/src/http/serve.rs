@@ -100,8 +100,13 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send, router: 
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
-        // what a client breaks is the client's
-        _ = connection.as_mut() => return,
+        ended = connection.as_mut() => {
+            // what a client breaks is the client's, and counted
+            if ended.is_err_and(|error| error.is_parse() || error.is_timeout()) {
+                crate::metrics::http::count_malformed();
+            }
+            return;
+        }
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     // a request under way is answered; half a request, or an answer that nobody reads, holds nothing up

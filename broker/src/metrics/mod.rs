@@ -2,6 +2,7 @@
 //! labels hold nothing a client can mint (SURFACE: metrics).
 
 pub mod handlers;
+pub mod http;
 pub mod link;
 pub mod store;
 
@@ -53,6 +54,7 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
     *installed = Some(handle.clone());
     store::describe_store();
     handlers::describe();
+    http::describe();
     link::describe();
     Ok(handle)
 }

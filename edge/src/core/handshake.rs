@@ -88,11 +88,12 @@ impl HeadReader {
             Ok(None) => return Head::More,
             Ok(Some(length)) => (parse(&self.bytes[..length], &self.kept), length),
         };
+        let has_more = self.bytes.len() > length || bytes.len() > room;
+        // a client may send nothing before it has seen 101; a body or a pipelined request is an attempt at smuggling, also behind an
+        // upgrade that fails for its version: a proxy may take it for a tunnel
+        let is_upgrade = judged.as_ref().map_or_else(|answer| answer.status == 426, |_| true);
         match judged {
-            // a client may send nothing before it has seen 101; a body or a pipelined request is an attempt at smuggling
-            Ok(_) if self.bytes.len() > length || bytes.len() > room => {
-                Head::Answer(Answer::bad_request("bytes follow the request head"))
-            }
+            _ if has_more && is_upgrade => Head::Answer(Answer::bad_request("bytes follow the request head")),
             Ok(upgrade) => Head::Upgrade(Box::new(upgrade)),
             Err(answer) => Head::Answer(answer),
         }

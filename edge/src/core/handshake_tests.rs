@@ -103,6 +103,7 @@ fn every_bad_request_gets_its_answer() {
         (with("Host:", &format!("Sec-WebSocket-Protocol: b{}x\r\nHost:", " ".repeat(60_000))), 431),
         (format!("{GOOD}GET /admin HTTP/1.1\r\n\r\n"), 400),
         (format!("{GOOD}\x01"), 400),
+        (format!("{}GET /admin HTTP/1.1\r\n\r\n", with("Version: 13", "Version: 8")), 400),
     ];
     for (request, expected) in cases {
         assert_eq!(status(&request), expected, "{}", &request[..request.len().min(400)]);
