@@ -144,7 +144,7 @@ impl Access {
                 _ => false,
             };
             if tokens.wait_for(is_gone).await.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     }
