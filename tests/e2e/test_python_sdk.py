@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import re
+import shutil
+import socket
 import sys
 import threading
+import traceback
+from pathlib import Path
 
 import pytest
+import requests
 import test_kills
 import websockets.exceptions
 import websockets.sync.client
 
-from harness import Dev, until
-from python_sdk import SDK, PythonCluster, PythonSeveral, python
+from harness import Dev, Process, free_port, until
+from python_sdk import ROOT, SDK, PythonCluster, PythonSeveral, Safe, SafeDev, SafeSeveral, python
 
 sys.path.insert(0, str(SDK / "src"))
 import trunkline  # noqa: E402
@@ -143,6 +150,154 @@ def test_a_member_given_one_broker_of_three_goes_on_when_leaders_die(folder):
     answered(2)
     for client in clients:
         client.close()
+
+
+# ---- TLS and tokens ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def safe(folder, need) -> Safe:
+    need(shutil.which("openssl"), "openssl makes the certificates")
+    return Safe(folder)
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.timeout(240)
+def test_over_tls_a_member_given_one_broker_of_three_goes_on_when_leaders_die(folder, safe, monkeypatch):
+    set_environment(monkeypatch, safe.env("operator"))
+    cluster = SafeSeveral(folder, test_kills.APIS, safe, partitions=4).start()
+    monkeypatch.setenv("TRUNKLINE_TOKEN", safe.tokens["handler"])
+    handler = cluster.handler("effects", group="effects", api="effects", seed=cluster.brokers[0].grpc)
+    monkeypatch.setenv("TRUNKLINE_TOKEN", safe.tokens["operator"])
+    until(lambda: cluster.members("effects"), "every partition to be served", 30)
+    clients = [connect(cluster.ws("/effects"), open_timeout=30) for _ in range(12)]
+
+    def answered(number: int) -> None:
+        for at, client in enumerate(clients):
+            client.send(f"w{at}#{number}")
+        for at, client in enumerate(clients):
+            assert client.recv(timeout=40) == f"ack w{at}#{number}"
+
+    answered(0)
+    victim = cluster.leader(0)
+    victim.process.kill9()
+    answered(1)
+
+    async def submit() -> None:
+        addresses = [victim.grpc, *(broker.grpc for broker in cluster.running)]
+        async with trunkline.Client(addresses, token=safe.tokens["publisher"], ca=safe.ca, timeout=30) as client:
+            assert (await client.publish("effects", "x", key="after")).offset > 0
+
+    asyncio.run(submit())
+    for client in clients:
+        client.close()
+    assert safe.tokens["handler"] not in handler.log_text() and handler.stop() == 0
+
+
+def test_who_may_not_is_told_at_once_and_no_token_is_shown(folder, safe, monkeypatch):
+    node = SafeDev(folder, test_kills.APIS, safe).start()
+    monkeypatch.setenv("TRUNKLINE_CA", str(safe.ca))
+
+    async def main() -> None:
+        async def denied(token: str | None, **settings) -> str:
+            with pytest.raises(trunkline.Denied) as refused:
+                async with asyncio.timeout(20):
+                    await trunkline.Subscriber(node.grpc, token=token, **settings).run(trunkline.Handler())
+            assert token is None or token not in "".join(traceback.format_exception(refused.value))
+            return str(refused.value)
+
+        for token in (None, "tl_unknown"):
+            assert "asks for a token" in await denied(token)
+        for role in ("publisher", "read_only"):
+            assert "role" in await denied(safe.tokens[role])
+        assert "handler group" in await denied(safe.tokens["chat"], group="effects")
+        for role, may in (("handler", True), ("publisher", True), ("read_only", False)):
+            async with trunkline.Client(node.grpc, token=safe.tokens[role]) as client:
+                assert await client.connections() == []
+                if may:
+                    await client.publish("room", "x")
+                    continue
+                with pytest.raises(trunkline.Denied):
+                    await client.publish("room", "x", key="k")
+        async with trunkline.Client(node.grpc, token=safe.tokens["publisher"], ca=b"") as client:
+            # the system does not trust this test's authority
+            with pytest.raises(trunkline.Untrusted):
+                await client.publish("room", "x")
+
+    asyncio.run(main())
+    # a program of its own ends
+    words = ["effects", "--broker", node.grpc, "--group", "g", "--api", "effects", "--member", "m", "--journal", node.journal]
+    env = {"TRUNKLINE_TOKEN": safe.tokens["publisher"]}
+    handler = python("handler", folder, Path(__file__).parent / "python_handler.py", *words, env=env).start(ready=False)
+    assert handler.wait(20) == 1
+    assert "does not allow this" in handler.log_text() and safe.tokens["publisher"] not in handler.log_text()
+    assert node.process.alive
+
+
+def test_functions_run_over_tls_with_a_token_from_a_file(folder, safe):
+    apis = '[[api]]\nname = "room"\npath = "/room"\nhandler_group = "room"\n'
+    node = SafeDev(folder, apis, safe).start()
+    (folder / "function.py").write_text("def main_handler(event, context):\n    return event['websocket']['data']\n")
+    (folder / "token").write_text(f"{safe.tokens['handler']}\n")
+    words = ["-m", "trunkline.functions", "run", "--broker", node.grpc, "--api", "room", "--transmission", folder / "function.py"]
+    proof = ["--ca", safe.ca, "--token-file", folder / "token"]
+    functions = python("functions", folder, *words, "--integration-response", *proof).start()
+    with connect(node.ws("/room")) as client:
+        client.send("hello")
+        assert client.recv(timeout=10) == "hello"
+    assert functions.stop() == 0
+    (folder / "token").write_text(safe.tokens["read_only"])
+    refused = python("refused", folder, *words, *proof).start(ready=False)
+    assert refused.wait(20) == 1
+    said = refused.log_text()
+    assert said.splitlines()[-1].startswith("trunkline-functions: the broker does not allow this") and "Traceback" not in said
+    assert not any(token in said for token in safe.tokens.values())
+
+
+# ---- what the page shows -------------------------------------------------------------------------------------------------
+
+
+def test_the_programs_of_the_page_do_what_it_says(folder, monkeypatch):
+    page = (ROOT / "docs/python.md").read_text()
+    config = re.search(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    programs = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    node = Dev(folder, config=config, flags=["--no-handlers"]).start()
+    port = free_port()
+    env = {"TRUNKLINE_BROKER": node.grpc, "PORT": str(port)}
+
+    def program(name: str, holds: str) -> Process:
+        (found,) = [each for each in programs if holds in each]
+        (folder / f"{name}.py").write_text(found.replace('["127.0.0.1:7070", "127.0.0.1:7071"]', f'["{node.grpc}"]'))
+        return python(name, folder, folder / f"{name}.py", env=env).start(ready=False)
+
+    handler = program("handler", "@handler.on_closed")
+    until(lambda: node.groups(), "the handler to join")
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        connect(node.ws("/orders"))
+    with connect(node.ws("/orders?user=ada")) as ada, connect(node.ws("/orders?user=bob")) as bob:
+        ada.send("soup")
+        assert (ada.recv(timeout=10), bob.recv(timeout=10)) == ("thanks for soup", "soup")
+        assert program("client", "last-orders/").wait(20) == 0
+        assert [bob.recv(timeout=10) for _ in range(3)] == ["the kitchen closes", "last orders", "one"]
+        web = program("web", "make_server")
+        for _ in range(2):
+            until(lambda: reached(port), "the web application")
+            assert requests.get(f"http://127.0.0.1:{port}/paid/7", timeout=10).text.startswith("told, at ")
+        assert bob.recv(timeout=10) == "7 is paid"
+        ada.close()
+        assert bob.recv(timeout=10) == "somebody left: client", "and it was told once that 7 is paid"
+        web.kill9()
+    assert handler.stop() == 0
+
+
+def reached(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 @pytest.mark.parametrize("example", ["echo", "chat"])

@@ -47,6 +47,8 @@ def main_handler(event, context):
         sys.exit(1)
     if data == "block":
         time.sleep(3600)
+    if data == "slow":
+        time.sleep(2)
     return {"websocket": {"dataType": event["websocket"]["dataType"], "data": data}} if action == "data send" else None
 """
 
@@ -192,3 +194,69 @@ def test_functions_that_block_stop_no_others_and_do_not_keep_the_process_from_en
         letters = run.node.cli_json("dead-letters", "list", "blocks")
         assert [letter["text"] for letter in letters] == ["block"] and "no answer within" in letters[0]["failure"]
         assert run.functions.stop() == 0
+
+
+def test_a_stop_waits_for_calls_that_run_and_gives_the_rest_back(folder):
+    run = Running(folder, "stops", "--concurrency", "1")
+    with run.connect() as client, run.connect() as other:
+        client.send("slow")
+        until(lambda: run.calls("transmission"), "the call to begin")
+        # these wait for an instance, or behind the first one
+        client.send("after")
+        other.send("beside")
+        assert run.functions.stop() == 0
+        assert client.recv(timeout=5) == "slow", "finished and committed by then"
+        run.functions.start()
+        assert (client.recv(timeout=20), other.recv(timeout=20)) == ("after", "beside")
+    until(lambda: run.lag() == 0, "everything to be settled")
+    calls = [event["websocket"]["data"] for event, _ in run.calls("transmission")]
+    assert sorted(calls) == ["after", "beside", "slow"], "each once"
+
+
+def test_what_is_not_finished_when_the_grace_is_over_comes_again(folder):
+    run = Running(folder, "cuts", "--grace", "100ms")
+    with run.connect() as client:
+        client.send("slow")
+        until(lambda: run.calls("transmission"), "the call to begin")
+        assert run.functions.stop() == 0
+        assert "were not finished when the time was up" in run.functions.log_text()
+        run.functions.start()
+        assert client.recv(timeout=20) == "slow"
+    assert [attempt for _, attempt in run.calls("transmission")] == [1, 2]
+
+
+CLOUD = """
+import asyncio, os
+import config
+
+async def main_handler(event, context):
+    await asyncio.sleep(0)
+    print("called", config.NAME)
+    if "requestContext" in event:
+        return {"errNo": 0, "errMsg": "ok"}
+    return config.NAME + os.environ["SUFFIX"]
+"""
+
+
+def test_functions_keep_the_folders_they_had_in_the_cloud_and_are_loaded_again_when_they_change(folder):
+    for name in ("registration", "transmission"):
+        (folder / name).mkdir()
+        (folder / name / "index.py").write_text(CLOUD)
+        (folder / name / "config.py").write_text(f"NAME = {name!r}\n")
+    node = Dev(folder, config=CONFIG.format(name="cloud")).start()
+    words = ["-m", "trunkline.functions", "run", "--broker", node.grpc, "--api", "cloud", "--integration-response", "--reload"]
+    for name in ("registration", "transmission"):
+        words += [f"--{name}", folder / name / "index.py"]
+    functions = python("functions", folder, *words, "--env", "SUFFIX=!").start()
+    with websockets.sync.client.connect(node.ws("/cloud/x"), legacy=True) as client:
+        client.send("")
+        assert client.recv(timeout=10) == "transmission!"
+        config = folder / "transmission/config.py"
+        config.write_text("NAME = \n")
+        until(lambda: "SyntaxError" in functions.log_text(), "what is wrong to be said")
+        client.send("")
+        config.write_text("NAME = 'mended'\n")
+        assert client.recv(timeout=20) == "mended!"
+    assert functions.stop() == 0
+    printed = functions.stdout_path.read_text()
+    assert "called registration" in printed and "called mended" in printed

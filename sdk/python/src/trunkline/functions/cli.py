@@ -142,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # what functions print is read while they run
         sys.stdout.reconfigure(line_buffering=True)
+    # two changes within a second may look the same to what decides whether bytecode is out of date
+    sys.dont_write_bytecode = sys.dont_write_bytecode or options.reload
     os.environ.update([*getattr(options, "env_file", ()), *getattr(options, "env", ())])
     try:
         member = subscriber(options)
