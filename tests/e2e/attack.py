@@ -13,6 +13,7 @@ import select
 import socket
 import statistics
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
@@ -29,6 +30,8 @@ RSS_KIB = 10 << 10
 """By so much a process may have grown when a row is over."""
 RSS_SECONDS = 15
 """Allocators give memory back when they like."""
+COUNT_SECONDS = 5
+"""A metric may be counted a moment after the answer."""
 ECHO_SECONDS = 5
 """The well-behaved client's every message must be back in this time, whatever goes on and however busy the machine is. That its p99
 stays below twice what it was is printed, not asserted: on a shared machine that says more of the neighbours than of the server."""
@@ -58,6 +61,7 @@ class Outcome:
     rss_kib: int = 0
     calm: list[float] = field(default_factory=list)
     echoes: list[float] = field(default_factory=list)
+    cpu_seconds: float = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -144,16 +148,6 @@ class Target:
                 total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
-    def cheapest(self, attack: Callable[[], object], tries: int = 5) -> float:
-        """The least processor time that the server took while this was done, in seconds. The least, because the well-behaved client is
-        served meanwhile."""
-        taken = []
-        for _ in range(tries):
-            before = self.cpu_seconds()
-            attack()
-            taken.append(self.cpu_seconds() - before)
-        return min(taken)
-
     def stop(self) -> None:
         self.bystander.process.kill9()
 
@@ -189,6 +183,18 @@ class Attack:
         outcomes[self.row].answers[str(got)] += 1
         assert got in expected, f"row {self.row}: {got} instead of {' or '.join(map(str, expected))}"
 
+    def costs(self, work: Callable[[], object], seconds: float, tries: int = 10) -> None:
+        """The server may take so much processor time while this is done. The least of several, because the well-behaved client is served
+        meanwhile."""
+        taken = []
+        for _ in range(tries):
+            before = self.target.cpu_seconds()
+            work()
+            taken.append(self.target.cpu_seconds() - before)
+        outcome = outcomes[self.row]
+        outcome.cpu_seconds = max(outcome.cpu_seconds, min(taken))
+        assert min(taken) < seconds, f"row {self.row}: {min(taken) * 1e3:.1f} ms of processor time"
+
     def counts(self, metric: Metric, times: int = 1) -> None:
         """This metric must be so much higher afterwards, at least."""
         self.counted.append((metric, times))
@@ -223,7 +229,7 @@ def attacked(row: str, target: Target, *, metric: Metric | None = None, secrets:
     until(lambda: grown() < RSS_KIB, f"row {row}: memory within {RSS_KIB >> 10} MiB of {rss} KiB; is {target.rss_kib()}", RSS_SECONDS, every=0.1)
     for wanted, times in attack.counted:
         rise = lambda wanted=wanted: sum_of(target.metrics(), wanted) - sum_of(counted, wanted)  # noqa: E731
-        until(lambda rise=rise, times=times: rise() >= times, f"row {row}: {wanted} to count {times}", 5, every=0.1)
+        until(lambda rise=rise, times=times: rise() >= times, f"row {row}: {wanted} to count {times}", COUNT_SECONDS, every=0.1)
     for process in target.processes:
         said = process.log_text()[logged[process.name] :]
         for secret in attack.secrets:
@@ -284,13 +290,15 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
         raise failures[0]
 
 
-def table() -> list[str]:
-    """The rows that were run, a line each, for a terminal."""
-    lines = [f"{'row':4} {'cases':>5} {'failed':>6} {'RSS':>8} {'p99 before':>10} {'during':>8} {'ratio':>5}  answers"]
+def table(width: int) -> list[str]:
+    """The rows that were run, for a terminal so wide."""
+    lines = [f"{'row':4} {'cases':>5} {'failed':>6} {'memory':>8} {'p99 before':>10} {'during':>8} {'ratio':>5}  answers"]
     for row, outcome in sorted(outcomes.items(), key=lambda item: (len(item[0]), item[0])):
         before, during = p99(outcome.calm), p99(outcome.echoes)
         ratio = f"{during / before:5.1f}" if before and during else "    -"
-        answers = " ".join(f"{answer}×{times}" if times > 1 else answer for answer, times in sorted(outcome.answers.items()))
         numbers = f"{row:4} {outcome.cases:5} {outcome.failed:6} {outcome.rss_kib / 1024:+4.1f} MiB {before * 1e3:7.1f} ms {during * 1e3:5.1f} ms {ratio}  "
-        lines.append(numbers + "; ".join(filter(None, [answers, *outcome.notes])))
+        answers = " ".join(f"{answer}×{times}" if times > 1 else answer for answer, times in sorted(outcome.answers.items()))
+        cpu = f"at most {outcome.cpu_seconds * 1e3:.1f} ms of processor time" if outcome.cpu_seconds else ""
+        said = [line for text in filter(None, [answers, cpu, *outcome.notes]) for line in textwrap.wrap(text, max(width - len(numbers), 20))] or [""]
+        lines += [(numbers if number == 0 else " " * len(numbers)) + line for number, line in enumerate(said)]
     return lines

@@ -43,7 +43,7 @@ ROWS = {
     "A27": Row("an issuer that is an address; one kid of two issuers", "401; nobody is called", (f"{AUTH}::a27_a_key_id_picks_among_configured_keys_only",)),
     "A28": Row("1 MiB, 10,000 deep, claims twice", "401 (431 where the head is too long), little work", (f"{AUTH}::a28_what_is_huge_deep_or_twofold_is_refused_at_once",)),
     "A29": Row("a token in the query", "in no output", (f"{AUTH}::a29_nothing_of_the_token_stays_in_the_request",)),
-    "A30": Row("a token that ends while its connection is open", "closed with 1008", (f"{SOCKETS}/auth.rs::a_connection_ends_with_its_token",)),
+    "A30": Row("a token that ends, or a key withdrawn, while a connection is open", "closed with 1008 within a minute", (f"{SOCKETS}/auth.rs::a_connection_ends_with_its_token",)),
     "A31": Row("ids that are guessed, or another's", "ids say nothing; 404, 403 and 410 look alike", (f"{ACCEPT}::a_million_ids_are_distinct_and_lead_to_no_other",)),
     "A32": Row("signatures missing, wrong, of other bytes, old, again", "401; again: done once", (f"{WEBHOOK}::only_whole_recent_signatures_of_a_key_pass", f"{COMPAT}::an_unsigned_push_is_refused_where_signatures_are_asked_for")),
     "A33": Row("1 GiB, endless, a bomb, 100,000 at once, deep, other kinds", "413, 415, 400", (f"{COMPAT}::what_is_wrong_with_a_push_is_said_and_the_connection_stays",)),

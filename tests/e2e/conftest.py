@@ -91,7 +91,7 @@ def pytest_sessionfinish(session, exitstatus):
 def pytest_terminal_summary(terminalreporter):
     if attack.outcomes:
         terminalreporter.section("attack list", sep="-")
-        for line in attack.table():
+        for line in attack.table(shutil.get_terminal_size((100, 24)).columns):
             terminalreporter.write_line(line)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +23,7 @@ ROOT = HERE.parents[1]
 ELSEWHERE = {"A35"}
 
 
+@functools.cache
 def marked() -> dict[str, list[str]]:
     """The end-to-end tests of each row, found in the source: what is run today may be a part of them."""
     found: dict[str, list[str]] = {}
@@ -45,7 +50,7 @@ def test_each_row_has_its_tests(row):
         file, _, name = named.partition("::")
         source = (ROOT / file).read_text()
         # the attributes of a test stand between its mark and its name
-        assert re.search(rf"#\[(tokio::)?test[^\n]*\](\s*#\[[^\n]*\])*\s*(async )?fn {name}\(", source), f"{file} has no test {name}"
+        assert re.search(rf"#\[(tokio::)?test[^\n]*\n(\s*#\[[^\n]*\n)*\s*(async )?fn {name}\(", source), f"{file} has no test {name}"
 
 
 def test_marks_name_rows_that_there_are():
@@ -56,3 +61,55 @@ def test_marks_name_rows_that_there_are():
 def test_control_characters_are_found():
     assert attack.raw_controls("plain\n\ttext \u00fc") == []
     assert attack.raw_controls("a\x1b[31mb\x07\r\x7f\u009b") == sorted(map(repr, "\x1b\x07\r\x7f\u009b"))
+
+
+class Standing:
+    """A server and its well-behaved client as they should be, with one thing that goes wrong during an attack."""
+
+    def __init__(self, wrong: str) -> None:
+        self.wrong = wrong
+        self.during = False
+        self.processes = [SimpleNamespace(name="server", log_text=lambda: self.when("says", "before\n", self.said), pid=7, alive=True)]
+        self.bystander = SimpleNamespace(calm=[0.001], echoes=self.echoes, one_after=self.one_after)
+        self.said, self.sent = "before\n", 0.0
+
+    def when(self, wrong: str, usual, otherwise):
+        return otherwise if self.during and self.wrong == wrong else usual
+
+    def rss_kib(self) -> dict[str, int]:
+        return {"server": self.when("grows", 50_000, 50_001 + attack.RSS_KIB)}
+
+    def metrics(self) -> dict[str, float]:
+        return {'refused_total{why="x"}': 5.0 if not self.during or self.wrong == "counts nothing" else 6.0}
+
+    def echoes(self) -> list[tuple[float, float]]:
+        return [(self.sent, self.when("is slow", 0.001, attack.ECHO_SECONDS + 1))]
+
+    def one_after(self, _: float) -> None:
+        assert not (self.during and self.wrong == "loses the client"), "lost"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said", "complaint"),
+    [
+        ("", "", None),
+        ("grows", "", "memory within 10 MiB"),
+        ("counts nothing", "", "to count 1"),
+        ("is slow", "", "took 6.0 s"),
+        ("loses the client", "", "lost"),
+        ("is another", "", "did not survive"),
+        ("says", "who came with hunter2", "the log of server holds hunter2"),
+        ("says", "who is \x1b[31mred", "holds .*x1b"),
+        ("says", "nothing of it", None),
+    ],
+)
+def test_what_is_measured_around_a_row_can_fail(monkeypatch, wrong, said, complaint):
+    monkeypatch.setattr(attack, "RSS_SECONDS", 0.1)
+    monkeypatch.setattr(attack, "COUNT_SECONDS", 0.1)
+    monkeypatch.setattr(attack, "outcomes", attack.defaultdict(attack.Outcome))
+    server = Standing(wrong)
+    with contextlib.nullcontext() if complaint is None else pytest.raises(AssertionError, match=complaint):
+        with attack.attacked("A1", server, metric=("refused_total", {"why": "x"}), secrets=("hunter2",)):
+            server.during, server.said, server.sent = True, f"before\n{said}\n", time.monotonic()
+            server.processes[0].pid = 8 if wrong == "is another" else 7
+    assert (attack.outcomes["A1"].cases, attack.outcomes["A1"].failed) == (1, 0 if complaint is None else 1)

@@ -43,7 +43,10 @@ impl From<Problem> for Fault {
             StatusCode::PAYLOAD_TOO_LARGE => "PayloadTooLargeException",
             StatusCode::TOO_MANY_REQUESTS => "LimitExceededException",
             StatusCode::FORBIDDEN => "ForbiddenException",
-            StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => "BadRequestException",
+            StatusCode::BAD_REQUEST
+            | StatusCode::CONFLICT
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::UNPROCESSABLE_ENTITY => "BadRequestException",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableException",
             _ => "InternalServerErrorException",
         };

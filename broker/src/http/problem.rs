@@ -89,6 +89,12 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "no", detail)
     }
 
+    /// 415: a body is taken as it is, or not at all.
+    pub fn encoded() -> Self {
+        let detail = "a body with a Content-Encoding is not taken; send it as it is";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded", "no", detail)
+    }
+
     /// 504: it may have happened.
     pub fn unknown() -> Self {
         let detail = "the command was not applied in time; it may still be: retry with the same Idempotency-Key";

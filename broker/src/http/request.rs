@@ -3,12 +3,10 @@
 
 use std::{fmt::Display, str::FromStr, time::Duration};
 
-use axum::{
-    body::{Body, to_bytes},
-    extract::Request,
-};
-use bytes::Bytes;
+use axum::{body::Body, extract::Request};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Uri, header, request::Parts};
+use tokio_stream::StreamExt as _;
 use trunkline_proto::{ConnectionId, limits, v1::MessageKind};
 
 use super::problem::Problem;
@@ -40,6 +38,10 @@ pub(super) async fn payload(request: Request, limit: u64) -> Result<Payload, Pro
 /// Reads a request with a body of at most `limit` bytes; refuses a declared length before reading anything.
 pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes), Problem> {
     let (parts, body) = request.into_parts();
+    // taken as it is it would be something else than was meant, and nothing is inflated here
+    if parts.headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
+        return Err(Problem::encoded());
+    }
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
         return Err(Problem::too_large(limit));
@@ -49,10 +51,22 @@ pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes)
 }
 
 async fn read(body: Body, limit: u64) -> Result<Bytes, Problem> {
-    let limit_bytes = usize::try_from(limit).unwrap_or(usize::MAX);
-    let read = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, limit_bytes)).await.map_err(|_| Problem::timeout())?;
-    // too large, or the client has gone away and reads no answer
-    read.map_err(|_| Problem::too_large(limit))
+    tokio::time::timeout(BODY_TIMEOUT, gather(body, limit)).await.unwrap_or_else(|_| Err(Problem::timeout()))
+}
+
+/// Into one buffer as it comes. Kept apart, pieces of a byte would cost forty times what they hold.
+async fn gather(body: Body, limit: u64) -> Result<Bytes, Problem> {
+    let mut pieces = body.into_data_stream();
+    let mut gathered = BytesMut::new();
+    while let Some(piece) = pieces.next().await {
+        // malformed, or the client has gone away and reads no answer
+        let piece = piece.map_err(|_| Problem::invalid("the body breaks off"))?;
+        if (gathered.len() + piece.len()) as u64 > limit {
+            return Err(Problem::too_large(limit));
+        }
+        gathered.extend_from_slice(&piece);
+    }
+    Ok(gathered.freeze())
 }
 
 fn kind(headers: &HeaderMap) -> MessageKind {
@@ -151,6 +165,23 @@ mod tests {
         assert_eq!(payload(request, 10).await.unwrap().bytes, "1234567890");
         let request = Request::builder().header("content-type", "text/plain").body(Body::from(&b"\xff"[..])).unwrap();
         assert_eq!(payload(request, 10).await.unwrap_err().code, "invalid");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_encoded_or_breaks_off_is_refused() {
+        let encoded = |coding| Request::builder().header("content-encoding", coding).body(Body::from("x")).unwrap();
+        for coding in ["gzip", "br", "gzip, identity", ""] {
+            assert_eq!(payload(encoded(coding), 10).await, Err(Problem::encoded()), "{coding}");
+        }
+        assert_eq!(payload(encoded("identity"), 10).await.unwrap().bytes, "x");
+        let pieces = |last: Result<Bytes, std::io::Error>| {
+            let pieces = ["a", "b", ""].map(|piece| Ok(Bytes::from(piece))).into_iter().chain([last]);
+            Request::builder().body(Body::from_stream(tokio_stream::iter(pieces))).unwrap()
+        };
+        assert_eq!(payload(pieces(Ok(Bytes::from("c"))), 3).await.unwrap().bytes, "abc");
+        assert_eq!(payload(pieces(Ok(Bytes::from("cd"))), 3).await, Err(Problem::too_large(3)));
+        let broken = Err(std::io::ErrorKind::ConnectionReset.into());
+        assert_eq!(payload(pieces(broken), 3).await.unwrap_err().status, 400);
     }
 
     #[test]
