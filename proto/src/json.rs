@@ -92,6 +92,7 @@ pub fn connection(connection: &v1::Connection) -> Object {
     let mut object = Object::default();
     object.put("connection", id(&connection.connection)).put("api", connection.api.as_str());
     object.put("edge", connection.edge.as_str()).put("opened_at", time(connection.opened_at));
+    object.put("last_active_at", time(connection.last_active_at));
     object.put("subprotocol", connection.subprotocol.as_str()).put("attributes", json!(connection.attributes));
     object.put("channels", connection.channels.clone());
     object.put("phase", phase(connection)).put("offset", offset(connection.opened_offset));
@@ -458,6 +459,7 @@ mod tests {
             api: "chat".into(),
             edge: "e1".into(),
             opened_at: 0,
+            last_active_at: 7_000_000,
             attributes: [("nickname".to_owned(), "ada".to_owned())].into(),
             channels: vec!["chat".into()],
             phase: 2,
@@ -466,7 +468,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&connection(&found)).unwrap(),
-            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","offset":"0.0","peer":"127.0.0.1:5","principal":""}"#
+            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","last_active_at":"1970-01-01T00:00:07.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","offset":"0.0","peer":"127.0.0.1:5","principal":""}"#
         );
     }
 }

@@ -30,6 +30,9 @@ pub struct FunctionsConfig {
     /// aws dialect: where a message names its route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route_selection: Option<String>,
+    /// aws dialect: the `stageVariables` of events. Default none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stage_variables: BTreeMap<String, String>,
     /// aws dialect: the `domainName` of events. Default: what the client asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
@@ -127,6 +130,7 @@ impl FunctionsConfig {
             cleanup: None,
             routes: BTreeMap::new(),
             route_selection: None,
+            stage_variables: BTreeMap::new(),
             domain: None,
             timeout: defaults::timeout(),
             retries: defaults::retries(),

@@ -1,17 +1,22 @@
-//! What is known of open connections besides their ids: the events of some dialects tell more of a connection than a message's
-//! record does. A bounded memory of what this process has seen opened; what it has not seen is asked for.
+//! What is known of connections besides their ids: the events of some dialects tell more of a connection than a message's record does.
+//! A bounded memory of what this process has seen opened; what it has not seen is asked for, which the brokers tell as long as the log has
+//! the connection's end.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::OnceLock,
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
 };
 
 use parking_lot::Mutex;
-use trunkline_proto::{ConnectionId, Offset, PartitionCount, RecordKind, v1};
-use trunkline_sdk::{Client, ClientError};
+use trunkline_proto::{ConnectionId, Offset, v1};
+use trunkline_sdk::{Client, ClientError, Retry};
 
-/// Most connections remembered, about 200 bytes each. With more the oldest are asked for again.
+/// Most connections remembered. With more the oldest are asked for again.
 const REMEMBERED_MAX: usize = 100_000;
+/// Bytes of them, about: what clients say of themselves has many lengths.
+const REMEMBERED_BYTES_MAX: usize = 64 << 20;
+/// Of one whose texts are empty.
+const IDENTITY_BYTES: usize = 256;
 
 /// A connection as it was opened, as far as events repeat it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -24,6 +29,8 @@ pub(crate) struct Identity {
     /// What the client called the gateway.
     pub(crate) host: String,
     pub(crate) principal: String,
+    /// What its token claimed.
+    pub(crate) claims: BTreeMap<String, String>,
 }
 
 impl Identity {
@@ -42,7 +49,14 @@ impl Identity {
             user_agent: header("user-agent"),
             host: header("host"),
             principal: opened.principal.clone(),
+            claims: opened.attributes.clone(),
         }
+    }
+
+    fn bytes(&self) -> usize {
+        let claims: usize = self.claims.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
+        let texts = [&self.address, &self.user_agent, &self.host, &self.principal];
+        IDENTITY_BYTES + claims + texts.iter().map(|text| text.len()).sum::<usize>()
     }
 }
 
@@ -55,102 +69,69 @@ pub(crate) fn address(peer: &str) -> &str {
 #[derive(Debug)]
 pub struct Known {
     client: Client,
-    /// Fixed with the cluster.
-    partitions: OnceLock<PartitionCount>,
     remembered: Mutex<Remembered>,
 }
 
 #[derive(Debug, Default)]
 struct Remembered {
-    identities: HashMap<ConnectionId, Identity>,
+    identities: HashMap<ConnectionId, Arc<Identity>>,
+    bytes: usize,
     /// In the order they came; ids of closed ones are passed over.
     order: VecDeque<ConnectionId>,
 }
 
 impl Remembered {
-    fn insert(&mut self, id: ConnectionId, identity: Identity) {
-        if self.identities.insert(id, identity).is_none() {
-            self.order.push_back(id);
+    fn insert(&mut self, id: ConnectionId, identity: Arc<Identity>) {
+        self.bytes += identity.bytes();
+        match self.identities.insert(id, identity) {
+            Some(before) => self.bytes -= before.bytes(),
+            None => self.order.push_back(id),
         }
-        while self.order.len() > REMEMBERED_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.identities.remove(&oldest);
-            }
+        while self.order.len() > REMEMBERED_MAX || self.bytes > REMEMBERED_BYTES_MAX {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.remove(oldest);
         }
+    }
+
+    fn remove(&mut self, id: ConnectionId) -> Option<Arc<Identity>> {
+        let identity = self.identities.remove(&id)?;
+        self.bytes -= identity.bytes();
+        Some(identity)
     }
 }
 
 impl Known {
     /// Remembers nothing yet, and asks by `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, partitions: OnceLock::new(), remembered: Mutex::default() }
+        Self { client, remembered: Mutex::default() }
     }
 
-    pub(crate) fn remember(&self, id: ConnectionId, identity: Identity) {
-        self.remembered.lock().insert(id, identity);
+    pub(crate) fn remember(&self, id: ConnectionId, identity: impl Into<Arc<Identity>>) {
+        self.remembered.lock().insert(id, identity.into());
     }
 
-    pub(crate) fn forget(&self, id: ConnectionId) -> Option<Identity> {
-        self.remembered.lock().identities.remove(&id)
+    pub(crate) fn forget(&self, id: ConnectionId) {
+        self.remembered.lock().remove(id);
     }
 
-    /// Of an open connection; nothing is known of one that is gone.
-    pub(crate) async fn identity(&self, id: ConnectionId) -> Result<Option<Identity>, ClientError> {
+    /// Of a connection, open or closed, by one of its events. Nothing is known of one whose end retention has taken, nor without the right to
+    /// ask: the function is called all the same.
+    pub(crate) async fn identity(&self, id: ConnectionId, event: Offset) -> Result<Arc<Identity>, ClientError> {
         if let Some(identity) = self.remembered.lock().identities.get(&id) {
-            return Ok(Some(identity.clone()));
+            return Ok(identity.clone());
         }
-        let connection = match self.client.connection(id).await {
-            Ok(connection) => connection,
-            Err(error) if error.is_gone() => return Ok(None),
+        let opening = match self.client.opening(id, event).await {
+            Ok(opening) => opening,
+            Err(error) if error.is_gone() => return Ok(Arc::default()),
+            Err(error) if error.retry() == Retry::No => {
+                tracing::warn!(connection = %id, %error, "who a connection is cannot be asked");
+                return Ok(Arc::default());
+            }
             Err(error) => return Err(error),
         };
-        let opened = self.opened(id, connection.opened_offset).await?;
-        let identity = match opened {
-            Some(opened) => Identity::new(&opened, connection.opened_at),
-            // retention has taken the record
-            None => Identity {
-                opened_at: connection.opened_at,
-                address: address(&connection.peer).to_owned(),
-                principal: connection.principal,
-                ..Identity::default()
-            },
-        };
+        let identity = Arc::new(Identity::new(&opening.opened.unwrap_or_default(), opening.time));
         self.remember(id, identity.clone());
-        Ok(Some(identity))
-    }
-
-    async fn opened(&self, id: ConnectionId, offset: u64) -> Result<Option<v1::ConnectionOpened>, ClientError> {
-        let count = match self.partitions.get() {
-            Some(count) => *count,
-            None => {
-                let cluster = self.client.describe().await?;
-                let count = u16::try_from(cluster.partition_count).ok().and_then(PartitionCount::new);
-                let Some(count) = count else { return Ok(None) };
-                *self.partitions.get_or_init(|| count)
-            }
-        };
-        let request = v1::ReadRequest {
-            partition: u32::from(id.partition(count).0),
-            from: Some(v1::Start { at: Some(v1::start::At::Offset(offset)) }),
-            limit: 1,
-            until: Offset(offset).0,
-            ..Default::default()
-        };
-        let mut pages = match self.client.read(request).await {
-            Ok(pages) => pages,
-            Err(error) if !matches!(error.retry(), trunkline_sdk::Retry::No) => return Err(error),
-            Err(_) => return Ok(None),
-        };
-        while let Some(page) = pages.next().await? {
-            let opened = page
-                .records
-                .into_iter()
-                .find(|record| record.offset == offset && record.kind == u32::from(RecordKind::ConnectionOpened as u8));
-            if let Some(record) = opened {
-                return Ok(prost::Message::decode(record.body).ok());
-            }
-        }
-        Ok(None)
+        Ok(identity)
     }
 }
 
@@ -167,11 +148,20 @@ mod tests {
             ConnectionId(bytes)
         };
         for n in 0..REMEMBERED_MAX + 10 {
-            remembered.insert(id(n), Identity::default());
-            remembered.insert(id(n), Identity::default());
+            remembered.insert(id(n), Arc::default());
+            remembered.insert(id(n), Arc::default());
         }
         assert_eq!((remembered.identities.len(), remembered.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
         assert!(!remembered.identities.contains_key(&id(9)) && remembered.identities.contains_key(&id(10)));
+        assert_eq!(remembered.bytes, REMEMBERED_MAX * IDENTITY_BYTES);
+        let long = Identity { user_agent: "x".repeat(REMEMBERED_BYTES_MAX / 2), ..Identity::default() };
+        remembered.insert(id(1), Arc::new(long));
+        assert!(remembered.bytes <= REMEMBERED_BYTES_MAX && remembered.identities.contains_key(&id(1)));
+        assert!(!remembered.identities.contains_key(&id(10)));
+        for n in 0..REMEMBERED_MAX + 10 {
+            remembered.remove(id(n));
+        }
+        assert_eq!((remembered.identities.len(), remembered.bytes), (0, 0));
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub struct ApiSettings {
     pub routes: BTreeMap<String, FunctionUrl>,
     /// aws: where a message names its route; without it every message goes to `$default`.
     pub route_selection: Option<RouteSelection>,
+    /// aws: what events say the stage's variables are.
+    pub stage_variables: BTreeMap<String, String>,
     /// aws: what events say the domain is; without it what the client asked for.
     pub domain: Option<String>,
     /// Of one call, connecting and the answer's body included.
@@ -131,6 +133,7 @@ impl ApiSettings {
             cleanup: None,
             routes: BTreeMap::new(),
             route_selection: None,
+            stage_variables: BTreeMap::new(),
             domain: None,
             timeout: Duration::from_secs(15),
             retries: 2,
