@@ -4,14 +4,20 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::OnceLock,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use trunkline_proto::{ConnectionId, Offset, PartitionCount, RecordKind, v1};
-use trunkline_sdk::{Client, ClientError};
+use trunkline_sdk::{Assignment, Client, ClientError};
+
+use crate::kept::Kept;
 
 /// Most connections remembered, about 200 bytes each. With more the oldest are asked for again.
 const REMEMBERED_MAX: usize = 100_000;
+
+/// Waits between looks whether a connection is open: its decision is on the way through the log. A quarter of a minute in all.
+const OPEN_ASKED_MS: [u64; 12] = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000];
 
 /// A connection as it was opened, as far as events repeat it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -24,6 +30,10 @@ pub(crate) struct Identity {
     /// What the client called the gateway.
     pub(crate) host: String,
     pub(crate) principal: String,
+    pub(crate) subprotocol: String,
+    pub(crate) kept: Kept,
+    /// While it is the same, nobody else can have changed what is kept.
+    pub(crate) assignment: Option<Assignment>,
 }
 
 impl Identity {
@@ -42,6 +52,9 @@ impl Identity {
             user_agent: header("user-agent"),
             host: header("host"),
             principal: opened.principal.clone(),
+            subprotocol: opened.subprotocol.clone(),
+            kept: Kept::of(&opened.attributes),
+            assignment: None,
         }
     }
 }
@@ -94,29 +107,54 @@ impl Known {
         self.remembered.lock().identities.remove(&id)
     }
 
-    /// Of an open connection; nothing is known of one that is gone.
-    pub(crate) async fn identity(&self, id: ConnectionId) -> Result<Option<Identity>, ClientError> {
-        if let Some(identity) = self.remembered.lock().identities.get(&id) {
-            return Ok(Some(identity.clone()));
+    /// Of an open connection; nothing is known of one that is gone. With an assignment, what was kept under another one is asked for
+    /// again.
+    pub(crate) async fn identity(
+        &self,
+        id: ConnectionId,
+        assignment: Option<Assignment>,
+    ) -> Result<Option<Identity>, ClientError> {
+        let remembered = self.remembered.lock().identities.get(&id).cloned();
+        if let Some(identity) = &remembered
+            && (assignment.is_none() || identity.assignment == assignment)
+        {
+            return Ok(remembered);
         }
         let connection = match self.client.connection(id).await {
             Ok(connection) => connection,
-            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) if error.is_gone() => return Ok(remembered),
             Err(error) => return Err(error),
         };
-        let opened = self.opened(id, connection.opened_offset).await?;
-        let identity = match opened {
-            Some(opened) => Identity::new(&opened, connection.opened_at),
-            // retention has taken the record
-            None => Identity {
-                opened_at: connection.opened_at,
-                address: address(&connection.peer).to_owned(),
-                principal: connection.principal,
-                ..Identity::default()
+        let known = match remembered {
+            Some(identity) => identity,
+            None => match self.opened(id, connection.opened_offset).await? {
+                Some(opened) => Identity::new(&opened, connection.opened_at),
+                // retention has taken the record
+                None => Identity {
+                    opened_at: connection.opened_at,
+                    address: address(&connection.peer).to_owned(),
+                    principal: connection.principal,
+                    ..Identity::default()
+                },
             },
         };
+        let kept = Kept::of(&connection.attributes);
+        let identity = Identity { subprotocol: connection.subprotocol, kept, assignment, ..known };
         self.remember(id, identity.clone());
         Ok(Some(identity))
+    }
+
+    /// Until a connection is open; `false` if it will not be, or not soon.
+    pub(crate) async fn until_open(&self, id: ConnectionId) -> bool {
+        for wait in OPEN_ASKED_MS {
+            match self.client.connection(id).await {
+                Ok(connection) if connection.phase == v1::ConnectionPhase::Open as i32 => return true,
+                Ok(connection) if connection.phase != v1::ConnectionPhase::Pending as i32 => return false,
+                Err(error) if error.is_gone() => return false,
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(wait)).await,
+            }
+        }
+        false
     }
 
     async fn opened(&self, id: ConnectionId, offset: u64) -> Result<Option<v1::ConnectionOpened>, ClientError> {

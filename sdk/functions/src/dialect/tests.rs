@@ -212,7 +212,7 @@ mod aws {
             address: "10.0.2.14".into(),
             user_agent: "Amazon CloudFront".into(),
             host: "abc.execute-api.us-east-1.amazonaws.com:443".into(),
-            principal: String::new(),
+            ..Identity::default()
         }
     }
 
