@@ -100,6 +100,31 @@ def test_a_hub_written_for_azure_runs_as_it_is(folder, need):
     assert dev.process.stop() == 0
 
 
+def test_a_bridge_that_gets_a_connection_back_has_not_kept_an_old_state(folder, need):
+    packages = sdk_for_node(need, HERE / "node" / "azure_hub.mjs")
+    port = free_port()
+    config = HUB.format(port=port, keys=KEYS)
+    (folder / "hub.toml").write_text(config)
+    dev = Dev(folder, config=config.split("[api.functions]")[0]).start()
+    Process("hub", ["node", packages / "azure_hub.mjs", port, folder / "hub.jsonl"], folder).start()
+    argv = [binary(), "functions", "--config", folder / "hub.toml", "--broker", dev.grpc, "--member"]
+    first, second = (Process(name, [*argv, name], folder) for name in ("first", "second"))
+    first.start()
+    with connect(dev) as client:
+        client.send("one")
+        assert client.recv(timeout=20) == "1: one"
+        second.start()
+        first.pause()
+        client.send("two")
+        assert client.recv(timeout=90) == "2: two"
+        first.resume()
+        assert second.stop() == 0
+        client.send("three")
+        assert client.recv(timeout=90) == "3: three"
+    assert first.stop() == 0
+    assert dev.process.stop() == 0
+
+
 class Calls:
     """A `dev` whose functions are on a server that keeps a journal of the calls."""
 

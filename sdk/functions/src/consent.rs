@@ -131,7 +131,7 @@ impl Consents {
         match &answer {
             Ok(()) => tracing::info!(api, url = place, origin, "the function's server consents to calls"),
             Err(why) => {
-                tracing::warn!(api, url = place, origin, why, "the function's server is not called: no consent")
+                tracing::warn!(api, url = place, origin, why, "the function's server is not called: no consent");
             }
         }
         *consent = consent.after(answer, Instant::now());

@@ -43,14 +43,14 @@ macro_rules! act {
 }
 
 async fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut seen = Vec::new();
+    let mut seen = Vec::with_capacity(1 << 20);
     loop {
-        let text = String::from_utf8_lossy(&seen).into_owned();
+        let text = String::from_utf8_lossy(&seen);
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length =
                 head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
             if body.len() >= length.unwrap_or(0) {
-                return Some(text);
+                return Some(text.into_owned());
             }
         }
         let read = stream.read_buf(&mut seen).await.ok()?;
@@ -280,6 +280,22 @@ async fn nothing_is_asked_for_that_is_not_understood() {
     for absent in ["accept-encoding", "expect", "upgrade", "http2-settings", "transfer-encoding"] {
         assert!(!request.contains(absent), "{request}");
     }
+}
+
+#[tokio::test]
+async fn the_bound_of_an_answer_s_head_is_none_of_a_request_or_a_body() {
+    let server = Server::start(act!(|stream, n| {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 5 << 20);
+        let _ = stream.write_all(head.as_bytes()).await;
+        let _ = stream.write_all(&vec![b'y'; 5 << 20]).await;
+    }))
+    .await;
+    let settings = ApiSettings { max_response: 5 << 20, ..server.settings() };
+    let large = Call::json(settings.transmission.as_ref().unwrap(), "transmission", vec![b'x'; 5 << 20]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let reply = caller(&settings).call(&settings, &place(), &large, deadline).await.unwrap();
+    assert_eq!(reply.body.map(|body| body.len()), Some(5 << 20));
+    assert!(server.requests()[0].ends_with(&"x".repeat(5 << 20)));
 }
 
 #[tokio::test]

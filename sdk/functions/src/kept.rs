@@ -44,6 +44,11 @@ impl Kept {
         kept
     }
 
+    /// What it takes to remember it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.user.len() + self.state.len()
+    }
+
     /// After an answer that says so, and the attributes to set; they must fit, else the answer makes no sense.
     pub(crate) fn after(&self, said: &Said) -> Result<(Self, BTreeMap<String, String>), Failure> {
         let mut kept = self.clone();

@@ -13,8 +13,10 @@ use trunkline_sdk::{Assignment, Client, ClientError};
 
 use crate::kept::Kept;
 
-/// Most connections remembered, about 200 bytes each. With more the oldest are asked for again.
+/// Most connections remembered, about 200 bytes each and what is kept with them. With more the oldest are asked for again.
 const REMEMBERED_MAX: usize = 100_000;
+/// Most bytes of what is kept with them: a function may keep 4 KiB with each.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// Waits between looks whether a connection is open: its decision is on the way through the log. A quarter of a minute in all.
 const OPEN_ASKED_MS: [u64; 12] = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000];
@@ -78,18 +80,27 @@ struct Remembered {
     identities: HashMap<ConnectionId, Identity>,
     /// In the order they came; ids of closed ones are passed over.
     order: VecDeque<ConnectionId>,
+    /// What is kept with all of them.
+    kept_bytes: usize,
 }
 
 impl Remembered {
     fn insert(&mut self, id: ConnectionId, identity: Identity) {
-        if self.identities.insert(id, identity).is_none() {
-            self.order.push_back(id);
+        self.kept_bytes += identity.kept.bytes();
+        match self.identities.insert(id, identity) {
+            Some(before) => self.kept_bytes -= before.kept.bytes(),
+            None => self.order.push_back(id),
         }
-        while self.order.len() > REMEMBERED_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.identities.remove(&oldest);
-            }
+        while self.order.len() > REMEMBERED_MAX || self.kept_bytes > KEPT_BYTES_MAX {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.remove(&oldest);
         }
+    }
+
+    fn remove(&mut self, id: &ConnectionId) -> Option<Identity> {
+        let identity = self.identities.remove(id)?;
+        self.kept_bytes -= identity.kept.bytes();
+        Some(identity)
     }
 }
 
@@ -104,7 +115,7 @@ impl Known {
     }
 
     pub(crate) fn forget(&self, id: ConnectionId) -> Option<Identity> {
-        self.remembered.lock().identities.remove(&id)
+        self.remembered.lock().remove(&id)
     }
 
     /// Of an open connection; nothing is known of one that is gone. With an assignment, what was kept under another one is asked for
@@ -210,6 +221,25 @@ mod tests {
         }
         assert_eq!((remembered.identities.len(), remembered.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
         assert!(!remembered.identities.contains_key(&id(9)) && remembered.identities.contains_key(&id(10)));
+    }
+
+    #[test]
+    fn what_is_kept_with_them_is_bounded_too() {
+        let mut remembered = Remembered::default();
+        let keeping = |bytes: usize| Identity {
+            kept: Kept::of(&[("connectionState".to_owned(), "x".repeat(bytes))].into()),
+            ..Identity::default()
+        };
+        let id = |n: u8| ConnectionId([n; 16]);
+        for n in 0..5 {
+            remembered.insert(id(n), keeping(KEPT_BYTES_MAX / 4));
+        }
+        let is_there = |remembered: &Remembered| [0, 1, 4].map(|n| remembered.identities.contains_key(&id(n)));
+        assert_eq!((is_there(&remembered), remembered.kept_bytes), ([false, true, true], KEPT_BYTES_MAX));
+        // one in place of itself, and one that goes, give back what they had
+        remembered.insert(id(1), keeping(1));
+        remembered.remove(&id(2));
+        assert_eq!((is_there(&remembered), remembered.kept_bytes), ([false, true, true], KEPT_BYTES_MAX / 2 + 1));
     }
 
     #[test]

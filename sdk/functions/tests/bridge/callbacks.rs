@@ -63,7 +63,7 @@ async fn a_connection_keeps_its_user_its_state_and_its_subprotocol() {
     // with the acknowledgement of the first message, and not again where nothing changes
     match &commands[..] {
         [C::Attributes(attributes)] => {
-            assert_eq!(attributes.set, [("connectionState".to_owned(), "2".to_owned())].into())
+            assert_eq!(attributes.set, [("connectionState".to_owned(), "2".to_owned())].into());
         }
         other => panic!("{other:?}"),
     }
