@@ -7,14 +7,13 @@ Every call is written to a journal, one JSON object a line, before it is answere
 from __future__ import annotations
 
 import json
-import os
-import ssl
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import requests
+
+from json_http import serve
 
 JOURNAL = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("journal")
 PUSH = sys.argv[3] if len(sys.argv) > 3 else ""
@@ -73,49 +72,19 @@ def cleanup(event: dict, key: str) -> tuple[int, dict]:
 FUNCTIONS = {"/registration": registration, "/transmission": transmission, "/cleanup": cleanup}
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
-        event = json.loads(body)
-        if self.path == "/aws":
-            write({"function": "aws", "event": event})
-            return self.answer(200, {"statusCode": 200})
-        websocket = event["websocket"]
-        assert all(isinstance(value, str) for value in websocket.values()), event
-        line = {"function": self.path[1:], "connection": websocket["secConnectionID"], "data": websocket.get("data")}
-        line |= {"key": self.headers["idempotency-key"], "attempt": int(self.headers["x-trunkline-attempt"]), "event": event}
-        line |= {"headers": {name.lower(): value for name, value in self.headers.items()}, "body": body}
-        write(line)
-        self.answer(*FUNCTIONS[self.path](event, line["key"]))
-
-    def answer(self, status: int, answer: dict) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    request_queue_size = 256
+def react(path: str, headers, body: str) -> tuple[int, dict]:
+    event = json.loads(body)
+    if path == "/aws":
+        write({"function": "aws", "event": event})
+        return 200, {"statusCode": 200}
+    websocket = event["websocket"]
+    assert all(isinstance(value, str) for value in websocket.values()), event
+    line = {"function": path[1:], "connection": websocket["secConnectionID"], "data": websocket.get("data")}
+    line |= {"key": headers["idempotency-key"], "attempt": int(headers["x-trunkline-attempt"]), "event": event}
+    line |= {"headers": {name.lower(): value for name, value in headers.items()}, "body": body}
+    write(line)
+    return FUNCTIONS[path](event, line["key"])
 
 
 if __name__ == "__main__":
-    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
-    if len(sys.argv) > 4:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(sys.argv[4])
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    print(f"listening functions 127.0.0.1:{server.server_address[1]}", flush=True)
-    print("ready", flush=True)
-    server.serve_forever()
-    os._exit(0)
+    serve(int(sys.argv[1]), react, *sys.argv[4:])

@@ -9,8 +9,9 @@ import importlib.util
 import json
 import sys
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from json_http import serve
 
 SLOTS = ("registration", "transmission", "cleanup")
 
@@ -25,33 +26,13 @@ def load(path: Path):
 FUNCTIONS = {f"/{slot}": load(Path(sys.argv[2]) / f"{slot}.py") for slot in SLOTS}
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        event = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        try:
-            status, answer = 200, FUNCTIONS[self.path](event, {"request_id": self.headers["idempotency-key"]})
-        except Exception:
-            traceback.print_exc()
-            status, answer = 500, {}
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    allow_reuse_address = True
-    daemon_threads = True
+def react(path: str, headers, body: str) -> tuple[int, dict]:
+    try:
+        return 200, FUNCTIONS[path](json.loads(body), {"request_id": headers["idempotency-key"]})
+    except Exception:
+        traceback.print_exc()
+        return 500, {}
 
 
 if __name__ == "__main__":
-    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
-    print("ready", flush=True)
-    server.serve_forever()
+    serve(int(sys.argv[1]), react)

@@ -110,6 +110,7 @@ fn api_settings(api: &ApiConfig, functions: &FunctionsConfig) -> Result<ApiSetti
         edge::Dialect::Aws => Dialect::Aws,
         edge::Dialect::CloudEvents => Dialect::CloudEvents,
     };
+    let defaults = ApiSettings::new(&api.name, dialect);
     let settings = ApiSettings {
         path: api.path.to_string(),
         group: api.handler_group().to_owned(),
@@ -118,6 +119,7 @@ fn api_settings(api: &ApiConfig, functions: &FunctionsConfig) -> Result<ApiSetti
         registration: parsed("registration", functions.registration.as_deref())?,
         transmission: parsed("transmission", functions.transmission.as_deref())?,
         cleanup: parsed("cleanup", functions.cleanup.as_deref())?,
+        connected: parsed("connected", functions.connected.as_deref())?,
         routes: functions
             .routes
             .iter()
@@ -135,7 +137,7 @@ fn api_settings(api: &ApiConfig, functions: &FunctionsConfig) -> Result<ApiSetti
             edge::OnFailure::DeadLetter => OnFailure::DeadLetter,
         },
         concurrency: functions.concurrency,
-        integration_response: functions.integration_response,
+        integration_response: functions.integration_response.unwrap_or(defaults.integration_response),
         headers: functions
             .headers
             .iter()
@@ -149,7 +151,9 @@ fn api_settings(api: &ApiConfig, functions: &FunctionsConfig) -> Result<ApiSetti
         max_response: functions.max_response.as_usize(),
         stage: functions.stage.clone(),
         forward_request: functions.forward_request,
-        ..ApiSettings::new(&api.name, dialect)
+        consent: functions.consent.unwrap_or(defaults.consent),
+        private_addresses: functions.private_addresses,
+        ..defaults
     };
     settings.check()?;
     Ok(settings)
@@ -192,6 +196,13 @@ mod tests {
         assert_eq!((made.decides, made.registration_timeout.as_secs(), made.retries), (true, 3, 5));
         assert_eq!((made.max_response, made.stage.as_str(), made.secrets.len()), (64 << 10, "test", 1));
         assert_eq!(made.headers[0].1, "Bearer x");
+        assert_eq!((made.consent, made.integration_response, made.private_addresses), (false, false, true));
+        let azure = |more| {
+            let text = format!("[api.functions]\ndialect = \"cloudevents\"\ntransmission = \"http://h/\"\n{more}");
+            let made = api(&text).unwrap().remove(0);
+            (made.consent, made.integration_response)
+        };
+        assert_eq!((azure(""), azure("consent = false\nintegration_response = false")), ((true, true), (false, false)));
         assert_eq!(api("").unwrap().len(), 0);
     }
 
@@ -208,6 +219,10 @@ mod tests {
             ("dialect = \"scf\"\ntransmission = \"http://h/\"\nsecrets = [\"short\"]", "guessed too easily"),
             ("dialect = \"scf\"\ntransmission = \"http://h/\"\nheaders = { \"a b\" = \"x\" }", "functions.headers"),
             ("dialect = \"scf\"\ntransmission = \"http://h/\"\ntimeout = \"0s\"", "functions.timeout"),
+            (
+                "dialect = \"scf\"\ntransmission = \"http://127.1/\"\nprivate_addresses = false",
+                "functions.transmission: http://127.1/ is a private address",
+            ),
             ("dialect = \"smoke\"", "unknown variant"),
         ] {
             let error = api(&format!("[api.functions]\n{text}\n")).unwrap_err();

@@ -214,10 +214,13 @@ fn sample_api() -> Result<ApiConfig, Failure> {
         registration: text(),
         transmission: text(),
         cleanup: text(),
+        connected: text(),
         routes: [(String::new(), String::new())].into(),
         route_selection: text(),
         domain: text(),
         stage_variables: [(String::new(), String::new())].into(),
+        integration_response: Some(false),
+        consent: Some(false),
         headers: [(String::new(), SecretText::default())].into(),
         ..FunctionsConfig::new(Dialect::Scf)
     });

@@ -183,6 +183,9 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[api.functions]` registration", "none"),
         ("`[api.functions]` transmission", "none"),
         ("`[api.functions]` cleanup", "none"),
+        ("`[api.functions]` connected", "none"),
+        ("`[api.functions]` consent", "with cloudevents"),
+        ("`[api.functions]` integration_response", "with cloudevents"),
         ("`[api.functions]` route_selection", "none"),
         ("`[api.functions]` domain", "what the client asked for"),
     ]

@@ -24,6 +24,9 @@ pub struct FunctionsConfig {
     /// Called for each closed connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cleanup: Option<String>,
+    /// cloudevents dialect: called for each connection once it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected: Option<String>,
     /// aws dialect: route key → URL.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub routes: BTreeMap<String, String>,
@@ -33,7 +36,8 @@ pub struct FunctionsConfig {
     /// aws dialect: the `stageVariables` of events. Default none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stage_variables: BTreeMap<String, String>,
-    /// aws dialect: the `domainName` of events. Default: what the client asked for.
+    /// aws dialect: the `domainName` of events; default what the client asked for. cloudevents dialect: the origin of calls; default
+    /// `localhost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Of one call. Above 0, at most 15 m. Default 15 s.
@@ -51,9 +55,9 @@ pub struct FunctionsConfig {
     /// Calls at once, and as many for new connections; of one connection always one. 1 to 10,000. Default 64.
     #[serde(default = "defaults::concurrency")]
     pub concurrency: usize,
-    /// Whether a call's answer is sent to the client. Default false.
-    #[serde(default)]
-    pub integration_response: bool,
+    /// Whether a call's answer is sent to the client. Default: with cloudevents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub integration_response: Option<bool>,
     /// Added to every call. Default none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, SecretText>,
@@ -69,6 +73,12 @@ pub struct FunctionsConfig {
     /// scf dialect: whether `requestContext` tells query, path parameters and headers. Default false.
     #[serde(default)]
     pub forward_request: bool,
+    /// Whether a function's server is asked for its consent before the first call. Default: with cloudevents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consent: Option<bool>,
+    /// Whether functions may be on this machine or in a private network. Default true.
+    #[serde(default = "defaults::private_addresses")]
+    pub private_addresses: bool,
 }
 
 /// Whose requests a function gets.
@@ -118,6 +128,9 @@ mod defaults {
     pub(super) fn stage() -> String {
         "release".to_owned()
     }
+    pub(super) fn private_addresses() -> bool {
+        true
+    }
 }
 
 impl FunctionsConfig {
@@ -128,6 +141,7 @@ impl FunctionsConfig {
             registration: None,
             transmission: None,
             cleanup: None,
+            connected: None,
             routes: BTreeMap::new(),
             route_selection: None,
             stage_variables: BTreeMap::new(),
@@ -137,12 +151,14 @@ impl FunctionsConfig {
             backoff: defaults::backoff(),
             on_failure: OnFailure::default(),
             concurrency: defaults::concurrency(),
-            integration_response: false,
+            integration_response: None,
             headers: BTreeMap::new(),
             secrets: Vec::new(),
             max_response: defaults::max_response(),
             stage: defaults::stage(),
             forward_request: false,
+            consent: None,
+            private_addresses: defaults::private_addresses(),
         }
     }
 }

@@ -2,22 +2,27 @@
 //! undone then is decided by `on_failure`. The SDK keeps a connection's events in order and one at a time.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{sync::Semaphore, time::Instant};
 use trunkline_proto::{limits, v1::CloseCause};
-use trunkline_sdk::{CloseCode, Closed, Context, Handler, HandlerError, Message, Opened, Registration};
+use trunkline_sdk::{
+    Assignment, CloseCode, Closed, Command, Context, Handler, HandlerError, Message, Opened, Registration,
+};
 
 use crate::{
     call::{Call, Place, Reply},
     dialect::{self, Decision, Transmission},
     failure::{Failure, backoff},
     http::Caller,
+    kept::{Kept, Said},
     known::{Identity, Known},
     measure,
     settings::{ApiSettings, OnFailure},
+    welcomes::Welcomes,
 };
 
 /// A registration this much older than its timeout is not asked for any more: its client has had its answer. Generous, as
@@ -34,6 +39,15 @@ pub struct Bridge {
     caller: Caller,
     known: Arc<Known>,
     places: Arc<Places>,
+    welcomes: Arc<Welcomes>,
+}
+
+/// What an answer comes to, with what it leaves with the connection.
+struct Answered<T> {
+    value: T,
+    kept: Kept,
+    set: BTreeMap<String, String>,
+    channels: Vec<String>,
 }
 
 /// Calls at once. Those for new connections have places of their own: a function that hangs keeps nobody out that another one lets in.
@@ -48,7 +62,7 @@ impl Bridge {
     pub fn new(settings: ApiSettings, caller: Caller, known: Arc<Known>) -> Self {
         let places = || Semaphore::new(settings.concurrency);
         let places = Places { registrations: places(), others: places() };
-        Self { settings: Arc::new(settings), caller, known, places: Arc::new(places) }
+        Self { settings: Arc::new(settings), caller, known, places: Arc::new(places), welcomes: Arc::default() }
     }
 
     /// Calls until an attempt succeeds by `judge`, it makes no sense to try again, or attempts or time are over. A place is taken for the
@@ -134,12 +148,19 @@ impl Bridge {
         if !dialect::tells_identity(self.settings.dialect) {
             return Ok(Arc::default());
         }
-        Ok(self.known.identity(cx.connection(), cx.offset()).await?)
+        Ok(self.known.identity(cx.connection(), cx.offset(), self.assignment(cx)).await?)
     }
 
-    async fn register(&self, cx: &Context, opened: &Opened) -> Result<Decision, Failure> {
+    /// Where answers leave something with a connection: what is remembered of it holds for one assignment.
+    fn assignment(&self, cx: &Context) -> Option<Assignment> {
+        dialect::keeps(self.settings.dialect).then(|| cx.assignment())
+    }
+
+    async fn register(&self, cx: &Context, opened: &Opened, who: &Identity) -> Result<Answered<Decision>, Failure> {
         let place = place(cx);
-        let Some(call) = dialect::registration(&self.settings, &place, opened) else { return Ok(Decision::accept()) };
+        let Some(call) = dialect::registration(&self.settings, &place, opened) else {
+            return answered(Decision::accept(), &Said::default(), who);
+        };
         let until = self.settings.decides.then(|| Instant::now() + self.settings.registration_timeout);
         self.attempts(&self.places.registrations, (&place, &call), until, |reply| {
             let decision = dialect::decide(&self.settings, reply, opened)?;
@@ -147,10 +168,29 @@ impl Bridge {
                 Decision::Reject { body, .. } if body.len() > REJECTION_BYTES_MAX => {
                     Err(Failure::TooLarge(REJECTION_BYTES_MAX))
                 }
-                _ => Ok(decision),
+                Decision::Reject { .. } => answered(decision, &Said::default(), who),
+                Decision::Accept { .. } => answered(decision, &dialect::welcome(&self.settings, reply)?, who),
             }
         })
         .await
+    }
+
+    /// Tells that a connection is open. It is once the decision is in the log, after this event is done: so this goes on beside it, and
+    /// whatever comes of the connection next waits for it. Like its original it is told once, and a failure is only logged.
+    fn tell_connected(&self, cx: &Context, who: &Identity) {
+        let place = place(cx);
+        let Some(call) = dialect::connected(&self.settings, &place, who) else { return };
+        let (bridge, connection) = (self.clone(), cx.connection());
+        self.welcomes.begin(connection, async move {
+            if !bridge.known.until_open(connection).await {
+                return;
+            }
+            let judge = |reply: &Reply| dialect::done(&bridge.settings, reply);
+            if let Err(failure) = bridge.attempts(&bridge.places.others, (&place, &call), None, judge).await {
+                measure::count_failure(&bridge.settings.api, "ignore");
+                tracing::warn!(api = bridge.settings.api, %connection, %failure, "a function was not told of an open connection");
+            }
+        });
     }
 }
 
@@ -159,15 +199,18 @@ impl Handler for Bridge {
         if self.settings.decides && age(cx) > self.settings.registration_timeout + LATE {
             return Ok(Registration::reject(504, "the registration came too late"));
         }
-        if dialect::tells_identity(self.settings.dialect) {
-            self.known.remember(cx.connection(), Identity::new(&opened, cx.time().0));
-        }
-        match self.register(cx, &opened).await {
-            Ok(Decision::Accept { subprotocol }) => {
-                let accept = Registration::accept();
+        let who = Identity { assignment: self.assignment(cx), ..Identity::new(&opened, cx.time().0) };
+        match self.register(cx, &opened, &who).await {
+            Ok(Answered { value: Decision::Accept { subprotocol }, kept, set, channels }) => {
+                let who = Identity { kept, subprotocol: subprotocol.clone().unwrap_or(who.subprotocol), ..who };
+                self.tell_connected(cx, &who);
+                if dialect::tells_identity(self.settings.dialect) {
+                    self.known.remember(cx.connection(), who);
+                }
+                let accept = channels.into_iter().fold(Registration::accept(), Registration::channel).attributes(set);
                 Ok(subprotocol.into_iter().fold(accept, Registration::subprotocol))
             }
-            Ok(Decision::Reject { status, body }) => Ok(Registration::reject(status, body)),
+            Ok(Answered { value: Decision::Reject { status, body }, .. }) => Ok(Registration::reject(status, body)),
             Err(failure) if self.settings.decides => {
                 measure::count_failure(&self.settings.api, "reject");
                 tracing::warn!(api = self.settings.api, connection = %cx.connection(), %failure, "a registration is refused");
@@ -179,6 +222,7 @@ impl Handler for Bridge {
     }
 
     async fn message(&self, cx: &mut Context, message: Message) -> Result<(), HandlerError> {
+        self.welcomes.done(cx.connection()).await;
         let (place, who) = (place(cx), self.identity(cx).await?);
         let call = match dialect::transmission(&self.settings, &place, &who, &message) {
             Transmission::Call(call) => call,
@@ -189,10 +233,15 @@ impl Handler for Bridge {
             Transmission::Nothing => return Ok(()),
         };
         drop(message);
-        match self.attempts(&self.places.others, (&place, &call), None, |reply| self.response(reply)).await {
-            Ok(response) => {
+        let judge = |reply: &Reply| answered(self.response(reply)?, &dialect::said(&self.settings, reply)?, &who);
+        match self.attempts(&self.places.others, (&place, &call), None, judge).await {
+            Ok(Answered { value: response, kept, set, .. }) => {
                 if let Some(response) = response {
                     cx.push(response);
+                }
+                if !set.is_empty() {
+                    cx.command(Command::attributes(cx.connection(), set, [] as [String; 0]));
+                    self.known.remember(cx.connection(), Identity { kept, ..Identity::clone(&who) });
                 }
                 Ok(())
             }
@@ -201,6 +250,7 @@ impl Handler for Bridge {
     }
 
     async fn closed(&self, cx: &mut Context, closed: Closed) -> Result<(), HandlerError> {
+        self.welcomes.done(cx.connection()).await;
         // who was turned away was never there
         if closed.cause == CloseCause::Rejected {
             self.known.forget(cx.connection());
@@ -222,6 +272,12 @@ impl Handler for Bridge {
             Err(failure) => self.failed(cx, failure, false),
         }
     }
+}
+
+/// What is to be done besides, by an answer that was found good.
+fn answered<T>(value: T, said: &Said, who: &Identity) -> Result<Answered<T>, Failure> {
+    let (kept, set) = who.kept.after(said)?;
+    Ok(Answered { value, kept, set, channels: said.channels.clone() })
 }
 
 /// What is ready by then; without a moment, whenever it is.

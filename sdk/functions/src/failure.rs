@@ -34,6 +34,9 @@ pub(crate) enum Failure {
     /// It raised, as Lambda's interface says it: an error of the function's own, by its message.
     #[error("the function raised: {0}")]
     Raised(String),
+    /// It does not want our calls, by the handshake of CloudEvents' webhooks.
+    #[error("the function's server does not consent to calls: {0}")]
+    NoConsent(String),
     /// Answered what makes no sense.
     #[error("the function's answer makes no sense: {0}")]
     Nonsense(String),
@@ -50,7 +53,7 @@ impl Failure {
         match self {
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429),
             Self::Unreached(_) | Self::Timeout(_) | Self::Raised(_) => true,
-            Self::TooLarge(_) | Self::Nonsense(_) => false,
+            Self::TooLarge(_) | Self::NoConsent(_) | Self::Nonsense(_) => false,
         }
     }
 
@@ -75,6 +78,7 @@ impl Failure {
             Self::Timeout(_) => "timeout",
             Self::Raised(_) => "raised",
             Self::TooLarge(_) => "too_large",
+            Self::NoConsent(_) => "no_consent",
             Self::Nonsense(_) => "nonsense",
         }
     }
@@ -107,6 +111,7 @@ mod tests {
             (Failure::Timeout(Duration::from_secs(1)), true, 504),
             (Failure::Raised("KeyError".into()), true, 502),
             (Failure::TooLarge(1), false, 502),
+            (Failure::NoConsent("x".into()), false, 502),
             (Failure::Nonsense("x".into()), false, 502),
         ] {
             assert_eq!((failure.may_pass(), failure.status()), (may_pass, client), "{failure}");

@@ -1,14 +1,9 @@
 //! The only file that knows sockets: one request to a function, and its answer within bounds. Redirects are not followed, and
-//! link-local addresses are not connected to, whatever a name resolves to.
+//! nothing is connected to that may not be called, whatever a name resolves to. HTTP/1.1 alone: calls need order, not streams.
 
 use std::{
     error::Error,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,23 +13,18 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{
-            HttpConnector,
-            dns::{GaiAddrs, GaiResolver, Name},
-        },
-    },
+    client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::time::Instant;
-use tower::Service;
 
 use crate::{
     call::{Call, Place, Reply},
+    consent::Consents,
     failure::Failure,
-    settings::{ApiSettings, may_be_called},
+    resolver::{Lookup, Resolver},
+    settings::{ApiSettings, FunctionUrl},
     signature,
 };
 
@@ -44,7 +34,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept to each function's host.
 const IDLE_MAX: usize = 256;
-const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("trunkline/", env!("CARGO_PKG_VERSION")));
+/// Most bytes of an answer's head, and most headers in it.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 100;
+pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("trunkline/", env!("CARGO_PKG_VERSION")));
 
 /// Why calls cannot be made at all.
 #[derive(Debug, thiserror::Error)]
@@ -57,34 +50,32 @@ pub enum CallerError {
     Tls(#[from] rustls::Error),
 }
 
-/// Calls functions, all APIs' over one pool of connections. Cheap to clone.
+type Http = Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
+
+/// Calls functions, all APIs' over one pool of connections for those that may be in private networks, and one for those that may
+/// not: an address that the one may dial is not there for the other. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Caller(Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>);
+pub struct Caller {
+    anywhere: Http,
+    in_public: Http,
+    consents: Arc<Consents>,
+}
 
 impl Caller {
     /// Call it within a tokio runtime. The system's root certificates are read if an API has a function behind https.
     pub fn new(apis: &[ApiSettings]) -> Result<Self, CallerError> {
-        let needs_tls = apis.iter().flat_map(ApiSettings::urls).any(crate::FunctionUrl::is_https);
+        Self::with_lookup(apis, &Lookup::system())
+    }
+
+    fn with_lookup(apis: &[ApiSettings], lookup: &Lookup) -> Result<Self, CallerError> {
+        let needs_tls = apis.iter().flat_map(ApiSettings::urls).any(FunctionUrl::is_https);
         let roots = if needs_tls { system_roots()? } else { RootCertStore::empty() };
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_MAX)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Ok(Self(client))
+        let http = |private_too| client(tls.clone(), Resolver { lookup: lookup.clone(), private_too });
+        Ok(Self { anywhere: http(true), in_public: http(false), consents: Arc::default() })
     }
 
     /// One attempt, which ends by `deadline`.
@@ -96,15 +87,58 @@ impl Caller {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         let since = Instant::now();
-        let request = request(settings, place, call);
         let answered = tokio::time::timeout_at(deadline, async {
-            let response = self.0.request(request).await.map_err(|error| Failure::Unreached(root_cause(&error)))?;
-            let (parts, body) = response.into_parts();
-            let body = read(body, settings.max_response).await?;
-            Ok(Reply { status: parts.status, headers: parts.headers, body })
+            if settings.consent {
+                self.consents
+                    .given(settings, &call.url, |question| self.exchange(settings, &call.url, question))
+                    .await?;
+            }
+            let answered = self.exchange(settings, &call.url, request(settings, place, call)).await;
+            if settings.consent && matches!(answered, Err(Failure::Unreached(_))) {
+                self.consents.forget(settings, &call.url).await;
+            }
+            answered
         });
         answered.await.unwrap_or_else(|_| Err(Failure::Timeout(since.elapsed())))
     }
+
+    /// A request and its answer.
+    async fn exchange(
+        &self,
+        settings: &ApiSettings,
+        url: &FunctionUrl,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Reply, Failure> {
+        // no resolver sees what is written as an address
+        if !settings.may_call(url) {
+            return Err(Failure::Unreached("no function may be at a private address".to_owned()));
+        }
+        let http = if settings.private_addresses { &self.anywhere } else { &self.in_public };
+        let response = http.request(request).await.map_err(|error| Failure::Unreached(root_cause(&error)))?;
+        let (parts, body) = response.into_parts();
+        let body = read(body, settings.max_response).await?;
+        Ok(Reply { status: parts.status, headers: parts.headers, body })
+    }
+}
+
+/// A request that went over a connection which the other side was just closing is sent again only if none of it was: hyper's rule.
+fn client(tls: ClientConfig, resolver: Resolver) -> Http {
+    let mut connector = HttpConnector::new_with_resolver(resolver);
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
+    Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_MAX)
+        .pool_timer(TokioTimer::new())
+        .http1_max_buf_size(HEAD_BYTES_MAX)
+        .http1_max_headers(HEADERS_MAX)
+        .build(connector)
 }
 
 fn system_roots() -> Result<RootCertStore, CallerError> {
@@ -170,50 +204,6 @@ fn root_cause(error: &dyn Error) -> String {
     causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// The system's resolver, without addresses that no function may be at.
-#[derive(Clone, Debug)]
-struct Resolver(GaiResolver);
-
-/// Addresses that may be called.
-#[derive(Debug)]
-struct Addresses(GaiAddrs);
-
-impl Iterator for Addresses {
-    type Item = SocketAddr;
-
-    fn next(&mut self) -> Option<SocketAddr> {
-        self.0.find(|address| may_be_called(address.ip()))
-    }
-}
-
-impl Service<Name> for Resolver {
-    type Response = Addresses;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Addresses>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let resolving = self.0.call(name);
-        Box::pin(async move { resolving.await.map(Addresses) })
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A name may resolve to anything, and to something else when it is asked again: what is connected to is what was looked at.
-    #[tokio::test]
-    async fn a_name_that_leads_to_a_metadata_service_leads_nowhere() {
-        let mut resolver = Resolver(GaiResolver::new());
-        for (name, leads) in
-            [("127.0.0.1", true), ("::1", true), ("169.254.169.254", false), ("::ffff:169.254.169.254", false)]
-        {
-            let addresses = resolver.call(name.parse().unwrap()).await.unwrap();
-            assert_eq!(addresses.count() > 0, leads, "{name}");
-        }
-    }
-}
+#[path = "http_tests.rs"]
+mod tests;

@@ -5,11 +5,14 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use trunkline_proto::{ConnectionId, Offset, v1};
-use trunkline_sdk::{Client, ClientError, Retry};
+use trunkline_sdk::{Assignment, Client, ClientError, Retry};
+
+use crate::kept::Kept;
 
 /// Most connections remembered. With more the oldest are asked for again.
 const REMEMBERED_MAX: usize = 100_000;
@@ -17,6 +20,9 @@ const REMEMBERED_MAX: usize = 100_000;
 const REMEMBERED_BYTES_MAX: usize = 64 << 20;
 /// Of one whose texts are empty.
 const IDENTITY_BYTES: usize = 256;
+
+/// Waits between looks whether a connection is open: its decision is on the way through the log. A quarter of a minute in all.
+const OPEN_ASKED_MS: [u64; 12] = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000];
 
 /// A connection as it was opened, as far as events repeat it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -31,6 +37,10 @@ pub(crate) struct Identity {
     pub(crate) principal: String,
     /// What its token claimed.
     pub(crate) claims: BTreeMap<String, String>,
+    pub(crate) subprotocol: String,
+    pub(crate) kept: Kept,
+    /// While it is the same, nobody else can have changed what is kept.
+    pub(crate) assignment: Option<Assignment>,
 }
 
 impl Identity {
@@ -50,13 +60,16 @@ impl Identity {
             host: header("host"),
             principal: opened.principal.clone(),
             claims: opened.attributes.clone(),
+            subprotocol: opened.subprotocol.clone(),
+            kept: Kept::of(&opened.attributes),
+            assignment: None,
         }
     }
 
     fn bytes(&self) -> usize {
         let claims: usize = self.claims.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
-        let texts = [&self.address, &self.user_agent, &self.host, &self.principal];
-        IDENTITY_BYTES + claims + texts.iter().map(|text| text.len()).sum::<usize>()
+        let texts = [&self.address, &self.user_agent, &self.host, &self.principal, &self.subprotocol];
+        IDENTITY_BYTES + claims + self.kept.bytes() + texts.iter().map(|text| text.len()).sum::<usize>()
     }
 }
 
@@ -115,23 +128,64 @@ impl Known {
     }
 
     /// Of a connection, open or closed, by one of its events. Nothing is known of one whose end retention has taken, nor without the right to
-    /// ask: the function is called all the same.
-    pub(crate) async fn identity(&self, id: ConnectionId, event: Offset) -> Result<Arc<Identity>, ClientError> {
-        if let Some(identity) = self.remembered.lock().identities.get(&id) {
+    /// ask: the function is called all the same. With an assignment, what was kept under another one is asked for again; the state kept
+    /// with a connection that is gone meanwhile is nobody's to tell.
+    pub(crate) async fn identity(
+        &self,
+        id: ConnectionId,
+        event: Offset,
+        assignment: Option<Assignment>,
+    ) -> Result<Arc<Identity>, ClientError> {
+        let remembered = self.remembered.lock().identities.get(&id).cloned();
+        if let Some(identity) = &remembered
+            && (assignment.is_none() || identity.assignment == assignment)
+        {
             return Ok(identity.clone());
         }
-        let opening = match self.client.opening(id, event).await {
-            Ok(opening) => opening,
-            Err(error) if error.is_gone() => return Ok(Arc::default()),
-            Err(error) if error.retry() == Retry::No => {
-                tracing::warn!(connection = %id, %error, "who a connection is cannot be asked");
-                return Ok(Arc::default());
-            }
-            Err(error) => return Err(error),
+        let Some(mut identity) = (match remembered {
+            Some(identity) => Some(Identity::clone(&identity)),
+            None => self.opening(id, event).await?,
+        }) else {
+            return Ok(Arc::default());
         };
-        let identity = Arc::new(Identity::new(&opening.opened.unwrap_or_default(), opening.time));
+        if assignment.is_some() {
+            match self.client.connection(id).await {
+                Ok(connection) => {
+                    identity.kept = Kept::of(&connection.attributes);
+                    identity.subprotocol = connection.subprotocol;
+                }
+                Err(error) if error.is_gone() => identity.kept.state.clear(),
+                Err(error) => return Err(error),
+            }
+        }
+        let identity = Arc::new(Identity { assignment, ..identity });
         self.remember(id, identity.clone());
         Ok(identity)
+    }
+
+    async fn opening(&self, id: ConnectionId, event: Offset) -> Result<Option<Identity>, ClientError> {
+        match self.client.opening(id, event).await {
+            Ok(opening) => Ok(Some(Identity::new(&opening.opened.unwrap_or_default(), opening.time))),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) if error.retry() == Retry::No => {
+                tracing::warn!(connection = %id, %error, "who a connection is cannot be asked");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Until a connection is open; `false` if it will not be, or not soon.
+    pub(crate) async fn until_open(&self, id: ConnectionId) -> bool {
+        for wait in OPEN_ASKED_MS {
+            match self.client.connection(id).await {
+                Ok(connection) if connection.phase == v1::ConnectionPhase::Open as i32 => return true,
+                Ok(connection) if connection.phase != v1::ConnectionPhase::Pending as i32 => return false,
+                Err(error) if error.is_gone() => return false,
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(wait)).await,
+            }
+        }
+        false
     }
 }
 

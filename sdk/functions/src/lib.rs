@@ -6,15 +6,19 @@
 
 mod bridge;
 mod call;
+mod consent;
 mod dialect;
 mod failure;
 mod http;
+mod kept;
 mod known;
 mod measure;
+mod resolver;
 mod route;
 mod run;
 mod settings;
 mod signature;
+mod welcomes;
 
 pub use self::{
     bridge::Bridge,

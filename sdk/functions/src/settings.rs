@@ -1,14 +1,9 @@
 //! What one API's functions are, and how they are called. Checked when made: a bridge that runs has nothing to complain about.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, Ipv6Addr},
-    str::FromStr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use http::{HeaderName, HeaderValue, Uri};
+use trunkline_proto::address::{self, Reach, may_be_dialled};
 
 use crate::{route::RouteSelection, signature::Secret};
 
@@ -22,6 +17,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const CONCURRENCY_MAX: usize = 10_000;
 /// Largest answer that may be asked for: what can be pushed to a client, and its envelope.
 pub const RESPONSE_BYTES_MAX: usize = 24 << 20;
+/// What calls say they come from, where the configuration says nothing.
+const ORIGIN: &str = "localhost";
 /// Most routes of an API.
 pub const ROUTES_MAX: usize = 300;
 
@@ -68,13 +65,16 @@ pub struct ApiSettings {
     pub transmission: Option<FunctionUrl>,
     /// Called for each closed connection.
     pub cleanup: Option<FunctionUrl>,
+    /// cloudevents: called for each connection that is open.
+    pub connected: Option<FunctionUrl>,
     /// aws: route key → function.
     pub routes: BTreeMap<String, FunctionUrl>,
     /// aws: where a message names its route; without it every message goes to `$default`.
     pub route_selection: Option<RouteSelection>,
     /// aws: what events say the stage's variables are.
     pub stage_variables: BTreeMap<String, String>,
-    /// aws: what events say the domain is; without it what the client asked for.
+    /// aws: what events say the domain is; without it what the client asked for. cloudevents: the origin that calls name, and that
+    /// functions consent to; without it `localhost`.
     pub domain: Option<String>,
     /// Of one call, connecting and the answer's body included.
     pub timeout: Duration,
@@ -98,6 +98,10 @@ pub struct ApiSettings {
     pub stage: String,
     /// scf: whether `requestContext` tells query, path parameters and headers.
     pub forward_request: bool,
+    /// Whether a function's server is asked for its consent before the first call.
+    pub consent: bool,
+    /// Whether functions may be on this machine or in a private network.
+    pub private_addresses: bool,
 }
 
 /// What is wrong with an API's functions.
@@ -131,6 +135,7 @@ impl ApiSettings {
             registration: None,
             transmission: None,
             cleanup: None,
+            connected: None,
             routes: BTreeMap::new(),
             route_selection: None,
             stage_variables: BTreeMap::new(),
@@ -140,12 +145,15 @@ impl ApiSettings {
             backoff: Duration::from_millis(200),
             on_failure: OnFailure::Retry,
             concurrency: 64,
-            integration_response: false,
+            // where an answer is one, not a side effect
+            integration_response: dialect == Dialect::CloudEvents,
             headers: Vec::new(),
             secrets: Vec::new(),
             max_response: 1 << 20,
             stage: "release".to_owned(),
             forward_request: false,
+            consent: dialect == Dialect::CloudEvents,
+            private_addresses: true,
         }
     }
 
@@ -153,6 +161,12 @@ impl ApiSettings {
     pub fn check(&self) -> Result<(), SettingsError> {
         self.check_functions()?;
         let wrong = |key: &str, problem: String| Err(SettingsError::new(key, problem));
+        if let Some((key, url)) = self.named_urls().find(|(_, url)| !self.may_call(url)) {
+            return wrong(key, format!("{url} is a private address, and private_addresses = false"));
+        }
+        if HeaderValue::from_str(self.origin()).is_err() || self.origin().is_empty() {
+            return wrong("domain", format!("{:?} is no domain", self.origin()));
+        }
         if self.timeout.is_zero() || self.timeout > TIMEOUT_MAX {
             return wrong("timeout", format!("{:?} is not above 0 and at most 15m", self.timeout));
         }
@@ -172,6 +186,9 @@ impl ApiSettings {
     }
 
     fn check_functions(&self) -> Result<(), SettingsError> {
+        if self.connected.is_some() && self.dialect != Dialect::CloudEvents {
+            return Err(SettingsError::new("connected", "only the cloudevents dialect has it"));
+        }
         let slots = [
             ("registration", self.registration.is_some()),
             ("transmission", self.transmission.is_some()),
@@ -210,24 +227,55 @@ impl ApiSettings {
 
     /// Every function there is.
     pub(crate) fn urls(&self) -> impl Iterator<Item = &FunctionUrl> {
-        [&self.registration, &self.transmission, &self.cleanup].into_iter().flatten().chain(self.routes.values())
+        self.named_urls().map(|(_, url)| url)
+    }
+
+    fn named_urls(&self) -> impl Iterator<Item = (&'static str, &FunctionUrl)> {
+        let slots = [
+            ("registration", &self.registration),
+            ("transmission", &self.transmission),
+            ("cleanup", &self.cleanup),
+            ("connected", &self.connected),
+        ];
+        let routes = self.routes.values().map(|url| ("routes", url));
+        slots.into_iter().filter_map(|(key, url)| Some((key, url.as_ref()?))).chain(routes)
+    }
+
+    /// What calls say they come from, and what functions' servers consent to.
+    pub(crate) fn origin(&self) -> &str {
+        self.domain.as_deref().unwrap_or(ORIGIN)
+    }
+
+    /// Whether the address that a URL writes may be called. Of a name that is known when it resolves.
+    pub(crate) fn may_call(&self, url: &FunctionUrl) -> bool {
+        url.address.is_none_or(|address| may_be_dialled(address, self.private_addresses))
     }
 }
 
 /// Where a function is. Its host is an operator's choice, never a client's; still no cloud's metadata service is called by
 /// mistake, at whatever name it stands.
 #[derive(Clone, PartialEq, Eq)]
-pub struct FunctionUrl(Uri);
+pub struct FunctionUrl {
+    uri: Uri,
+    /// What its host writes, unless it is a name.
+    address: Option<IpAddr>,
+}
 
 impl FunctionUrl {
     /// As a request needs it.
     pub fn uri(&self) -> &Uri {
-        &self.0
+        &self.uri
     }
 
     /// Whether it is called over TLS.
     pub fn is_https(&self) -> bool {
-        self.0.scheme_str() == Some("https")
+        self.uri.scheme_str() == Some("https")
+    }
+
+    /// Without its query, which may hold a key.
+    pub(crate) fn place(&self) -> String {
+        let host = self.uri.authority().map(ToString::to_string).unwrap_or_default();
+        format!("{}://{host}{}", self.uri.scheme_str().unwrap_or_default(), self.uri.path())
     }
 }
 
@@ -249,36 +297,28 @@ impl FromStr for FunctionUrl {
         if text.contains('#') {
             return wrong("a fragment is never sent");
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        match host.parse::<IpAddr>() {
-            _ if host.is_empty() => wrong("it names no host"),
-            Ok(address) if !may_be_called(address) => wrong("link-local addresses are refused"),
-            _ => Ok(Self(uri)),
+        if authority.host().trim_matches(['[', ']']).is_empty() {
+            return wrong("it names no host");
+        }
+        match address::written(authority.host()) {
+            Err(_) => wrong("its host is neither a name nor an address"),
+            Ok(Some(address)) if address::reach(address) == Reach::Nobody => {
+                wrong("link-local addresses and those of metadata services are refused")
+            }
+            Ok(address) => Ok(Self { uri, address }),
         }
     }
 }
 
 impl fmt::Display for FunctionUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.uri.fmt(f)
     }
 }
 
 impl fmt::Debug for FunctionUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Whether a function may be at this address: not link-local, where clouds keep credentials (169.254.169.254, fd00:ec2::254), nor
-/// unspecified, nor a multicast group.
-pub(crate) fn may_be_called(address: IpAddr) -> bool {
-    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    match address.to_canonical() {
-        IpAddr::V4(v4) => !(v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
-        IpAddr::V6(v6) => {
-            !(v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() || v6 == METADATA_V6)
-        }
+        self.uri.fmt(f)
     }
 }
 
@@ -306,9 +346,71 @@ mod tests {
             "http://[fd00:ec2::254]/",
             "http://0.0.0.0/",
             "http://224.0.0.1/",
+            "http://2852039166/",
+            "http://0xa9.0xfe.0xa9.0xfe/",
+            "http://0251.0376.0251.0376/",
+            "http://169.254.43518/",
+            "http://169.254.169.254./",
+            "http://[64:ff9b::a9fe:a9fe]/",
+            "http://[2002:a9fe:a9fe::]/",
+            "http://168.63.129.16/",
+            "http://0/",
+            "http://256.1.1.1/",
+            "http://h@169.254.169.254/",
+            "http://h\\@169.254.169.254/",
+            "http://h%2f@x/",
         ] {
             assert!(bad.parse::<FunctionUrl>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn private_addresses_are_refused_where_that_is_asked_for_however_they_are_written() {
+        let scf = |url: &str, private_addresses| ApiSettings {
+            transmission: Some("http://example.com/".parse().unwrap()),
+            cleanup: Some(url.parse().unwrap()),
+            private_addresses,
+            ..ApiSettings::new("chat", Dialect::Scf)
+        };
+        for private in [
+            "http://127.0.0.1:9000/",
+            "http://[::1]/",
+            "http://10.1.2.3/",
+            "http://192.168.0.1/",
+            "http://172.31.0.1/",
+            "http://100.64.0.1/",
+            "http://[fd12::1]/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "http://0177.0.0.1/",
+            "http://127.1/",
+        ] {
+            let error = scf(private, false).check().unwrap_err();
+            assert_eq!(
+                (error.key.as_str(), error.problem.contains("private_addresses")),
+                ("cleanup", true),
+                "{private}"
+            );
+            assert_eq!(scf(private, true).check(), Ok(()), "{private}");
+        }
+        // a name is judged when it resolves
+        for other in ["https://8.8.8.8/", "http://localhost/", "http://[2606:4700::1111]/"] {
+            assert_eq!(scf(other, false).check(), Ok(()), "{other}");
+        }
+        let aws = ApiSettings {
+            routes: [("$default".to_owned(), "http://10.0.0.1/".parse().unwrap())].into(),
+            private_addresses: false,
+            ..ApiSettings::new("a", Dialect::Aws)
+        };
+        assert_eq!(aws.check().unwrap_err().key, "routes");
+    }
+
+    #[test]
+    fn what_is_told_of_a_url_leaves_out_its_query() {
+        let url: FunctionUrl = "https://h:8443/api/x?code=secret".parse().unwrap();
+        assert_eq!(url.place(), "https://h:8443/api/x");
     }
 
     #[test]
@@ -325,11 +427,14 @@ mod tests {
             ("cleanup", ApiSettings { cleanup: url(), ..aws.clone() }),
             ("routes", ApiSettings { routes: [("$other".into(), url().unwrap())].into(), ..aws.clone() }),
             ("routes", ApiSettings { routes: aws.routes.clone(), ..scf.clone() }),
+            ("connected", ApiSettings { connected: url(), ..scf.clone() }),
             ("timeout", ApiSettings { timeout: Duration::ZERO, ..scf.clone() }),
             ("retries", ApiSettings { retries: 11, ..scf.clone() }),
             ("backoff", ApiSettings { backoff: Duration::ZERO, ..scf.clone() }),
             ("concurrency", ApiSettings { concurrency: 0, ..scf.clone() }),
             ("max_response", ApiSettings { max_response: 0, ..scf.clone() }),
+            ("domain", ApiSettings { domain: Some("a\nb".into()), ..scf.clone() }),
+            ("domain", ApiSettings { domain: Some(String::new()), ..scf.clone() }),
         ];
         for (key, settings) in cases {
             assert_eq!(settings.check().unwrap_err().key, key);

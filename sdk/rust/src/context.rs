@@ -22,6 +22,16 @@ pub(crate) struct Origin {
     pub(crate) attempt: u32,
     pub(crate) connection: ConnectionId,
     pub(crate) api: String,
+    pub(crate) assignment: Assignment,
+}
+
+/// One assignment of a partition to this member. No other two are equal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Assignment {
+    /// Of the sessions of this process.
+    pub(crate) session: u64,
+    /// Of the assignments within it.
+    pub(crate) generation: u64,
 }
 
 /// The event being handled, and the commands it causes.
@@ -50,6 +60,12 @@ impl Context {
     /// The API the connection came in by.
     pub fn api(&self) -> &str {
         &self.origin.api
+    }
+
+    /// The assignment the event came by. While it is the same, no other member handles events of this connection: what was remembered of
+    /// them still holds. After another one, ask.
+    pub fn assignment(&self) -> Assignment {
+        self.origin.assignment
     }
 
     /// The handler group this handler is a member of.
@@ -181,6 +197,7 @@ mod tests {
             attempt: 1,
             connection: ConnectionId([1; 16]),
             api: "chat".into(),
+            assignment: Assignment::default(),
         })
     }
 

@@ -43,7 +43,7 @@ mod wire;
 
 pub use client::{Applied, Client, ClientBuilder, LogPages, Pages, StatePages, Submission};
 pub use command::{Command, CommandError, Publish};
-pub use context::Context;
+pub use context::{Assignment, Context};
 pub use error::{ClientError, CommandFailure, Retry};
 pub use event::{Closed, EventKind, Message, Opened};
 pub use handler::{Handler, HandlerError, Registration, Trimmed};

@@ -56,6 +56,8 @@ pub(crate) struct Bounds {
 pub(crate) struct Work {
     pub(crate) id: WorkId,
     pub(crate) partition: u32,
+    /// Of the assignment it came by.
+    pub(crate) generation: u64,
     pub(crate) event: v1::Event,
 }
 
@@ -363,7 +365,7 @@ impl Schedule {
                 given_back: false,
             };
             self.running.insert(id, running);
-            return Some(Work { id, partition: key.0, event });
+            return Some(Work { id, partition: key.0, generation, event });
         }
         None
     }

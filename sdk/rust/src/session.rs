@@ -1,7 +1,14 @@
 //! One stream to one broker: connect, join, run what the schedule says, send what it wants sent, and all of it again when the
 //! stream ends. Runs of the handler are tasks of their own: one that panics loses nothing but itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -22,7 +29,7 @@ use crate::{
     backoff::Backoff,
     brokers::{Brokers, Claim, Target},
     command::Command,
-    context::{Context, Origin},
+    context::{Assignment, Context, Origin},
     error::{ClientError, Retry},
     event::{Closed, Message, Opened},
     handler::{Decision, Handler, HandlerError, Registration, Then, Trimmed},
@@ -63,7 +70,12 @@ pub(crate) struct Session<H> {
     /// Which work a task is, and the attempt it is at.
     tasks: HashMap<task::Id, (WorkId, u32)>,
     backoff: Backoff,
+    /// No other session of this process has it.
+    number: u64,
 }
+
+/// How many sessions there were.
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
 impl<H: Handler> Session<H> {
     pub(crate) fn new(
@@ -81,7 +93,21 @@ impl<H: Handler> Session<H> {
         });
         let backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let (runs, tasks) = (JoinSet::new(), HashMap::new());
-        Self { target, brokers, attempts: 0, settings, handler, workers, stopped, schedule, runs, tasks, backoff }
+        let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        Self {
+            target,
+            brokers,
+            attempts: 0,
+            settings,
+            handler,
+            workers,
+            stopped,
+            schedule,
+            runs,
+            tasks,
+            backoff,
+            number,
+        }
     }
 
     /// Until stopped, not needed any more (Ok), or refused for good.
@@ -268,7 +294,8 @@ impl<H: Handler> Session<H> {
     fn start_runs(&mut self) {
         while let Some(work) = self.schedule.next_work() {
             let (id, attempt) = (work.id, work.event.attempt);
-            let run = handle(self.handler.clone(), self.settings.clone(), self.workers.clone(), work);
+            let assignment = Assignment { session: self.number, generation: work.generation };
+            let run = handle(self.handler.clone(), self.settings.clone(), self.workers.clone(), (work, assignment));
             self.tasks.insert(self.runs.spawn(run).id(), (id, attempt));
         }
     }
@@ -336,7 +363,12 @@ impl Drop for Ending {
 }
 
 /// Runs the handler on one event.
-async fn handle<H: Handler>(handler: Arc<H>, settings: Arc<Settings>, workers: Arc<Semaphore>, work: Work) -> Verdict {
+async fn handle<H: Handler>(
+    handler: Arc<H>,
+    settings: Arc<Settings>,
+    workers: Arc<Semaphore>,
+    (work, assignment): (Work, Assignment),
+) -> Verdict {
     // never closed: an error would only mean one worker more
     let _permit = workers.acquire().await;
     let Work { partition, event, .. } = work;
@@ -354,6 +386,7 @@ async fn handle<H: Handler>(handler: Arc<H>, settings: Arc<Settings>, workers: A
         attempt,
         connection,
         api: event.api,
+        assignment,
     };
     let mut cx = Context::new(origin);
     let result = match timeout(settings.timeout, call(&*handler, &mut cx, kind)).await {

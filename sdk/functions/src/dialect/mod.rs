@@ -13,6 +13,7 @@ use trunkline_sdk::{Closed, Message};
 use crate::{
     call::{Call, Place, Reply},
     failure::Failure,
+    kept::Said,
     known::Identity,
     settings::{ApiSettings, Dialect},
 };
@@ -52,6 +53,11 @@ pub(crate) fn tells_identity(dialect: Dialect) -> bool {
     }
 }
 
+/// Whether answers of this dialect leave something with the connection.
+pub(crate) fn keeps(dialect: Dialect) -> bool {
+    dialect == Dialect::CloudEvents
+}
+
 /// The call for a new connection, if there is a function for it.
 pub(crate) fn registration(settings: &ApiSettings, place: &Place, opened: &v1::ConnectionOpened) -> Option<Call> {
     match settings.dialect {
@@ -74,6 +80,16 @@ pub(crate) fn decide(
     }
 }
 
+/// What else the answer to [`registration`] says of a connection that is let in.
+pub(crate) fn welcome(settings: &ApiSettings, reply: &Reply) -> Result<Said, Failure> {
+    if keeps(settings.dialect) { cloudevents::welcome(settings, reply) } else { Ok(Said::default()) }
+}
+
+/// The call for a connection that is open now, if there is a function for it.
+pub(crate) fn connected(settings: &ApiSettings, place: &Place, who: &Identity) -> Option<Call> {
+    if keeps(settings.dialect) { cloudevents::connected(settings, place, who) } else { None }
+}
+
 /// What to do with a message.
 pub(crate) fn transmission(settings: &ApiSettings, place: &Place, who: &Identity, message: &Message) -> Transmission {
     match settings.dialect {
@@ -90,6 +106,11 @@ pub(crate) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<M
         Dialect::Aws => aws::response(settings, reply),
         Dialect::CloudEvents => cloudevents::response(settings, reply),
     }
+}
+
+/// What else the answer to [`transmission`] says of the connection.
+pub(crate) fn said(settings: &ApiSettings, reply: &Reply) -> Result<Said, Failure> {
+    if keeps(settings.dialect) { cloudevents::said(reply) } else { Ok(Said::default()) }
 }
 
 /// The call for a closed connection, if there is a function for it.
@@ -115,14 +136,23 @@ fn succeeded(reply: &Reply) -> Result<(), Failure> {
     if reply.status.is_success() { Ok(()) } else { Err(Failure::of(reply)) }
 }
 
-/// The body, which matters.
+/// The body, which matters. Nothing but the body itself was asked for: a packed one is not what it seems to be.
 fn body<'a>(settings: &ApiSettings, reply: &'a Reply) -> Result<&'a Bytes, Failure> {
+    if let Some(encoding) = reply.headers.get(http::header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity")
+    {
+        return Err(Failure::Nonsense(format!("content-encoding {encoding:?}, which was not asked for")));
+    }
     reply.body.as_ref().ok_or(Failure::TooLarge(settings.max_response))
 }
 
 /// The body as JSON, which matters.
 fn json<T: serde::de::DeserializeOwned>(settings: &ApiSettings, reply: &Reply) -> Result<T, Failure> {
     serde_json::from_slice(body(settings, reply)?).map_err(|error| Failure::Nonsense(error.to_string()))
+}
+
+/// Why a connection was closed, in a word.
+fn cause(closed: &Closed) -> String {
+    closed.cause.as_str_name().trim_start_matches("CLOSE_CAUSE_").to_ascii_lowercase()
 }
 
 /// A body that must be sent as it stands, and is sent as text where it is text.

@@ -58,14 +58,16 @@ struct Connecting<'a> {
     connection: &'a str,
     #[serde(rename = "secWebSocketProtocol", skip_serializing_if = "String::is_empty")]
     protocol: String,
-    #[serde(rename = "secWebSocketExtensions", skip_serializing_if = "str::is_empty")]
-    extensions: &'a str,
+    #[serde(rename = "secWebSocketExtensions", skip_serializing_if = "String::is_empty")]
+    extensions: String,
 }
 
 pub(super) fn registration(settings: &ApiSettings, place: &Place, opened: &v1::ConnectionOpened) -> Option<Call> {
     let url = settings.registration.as_ref()?;
     let headers = || opened.headers.iter().map(|header| (header.name.as_str(), header.value.as_str()));
-    let offered_extensions = headers().find(|(name, _)| *name == "sec-websocket-extensions").map(|(_, value)| value);
+    // a client may send its offer as several headers, which mean the same as one
+    let offered = headers().filter(|(name, _)| *name == "sec-websocket-extensions").map(|(_, value)| value);
+    let extensions = offered.collect::<Vec<_>>().join(",");
     let forwarded = settings.forward_request;
     let body = Registration {
         request_context: RequestContext {
@@ -86,7 +88,7 @@ pub(super) fn registration(settings: &ApiSettings, place: &Place, opened: &v1::C
             action: "connecting",
             connection: &place.connection,
             protocol: opened.subprotocols.join(","),
-            extensions: offered_extensions.unwrap_or_default(),
+            extensions,
         },
     };
     Some(call(url, "registration", &body))
@@ -140,7 +142,7 @@ pub(super) fn cleanup(settings: &ApiSettings, place: &Place, closed: &Closed) ->
         connection: &place.connection,
         close_code: closed.code.0.to_string(),
         close_reason: &closed.reason,
-        close_cause: closed.cause.as_str_name().trim_start_matches("CLOSE_CAUSE_").to_ascii_lowercase(),
+        close_cause: super::cause(closed),
     };
     Some(call(url, "cleanup", &Envelope { websocket: closing }))
 }
@@ -226,3 +228,7 @@ pub(super) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<M
         other => Err(Failure::Nonsense(format!("dataType {other:?} is neither text nor binary"))),
     }
 }
+
+#[cfg(test)]
+#[path = "scf_tests.rs"]
+mod tests;

@@ -20,15 +20,15 @@ use crate::{
 
 const OK: &str = r#"{"errNo":0,"errMsg":"ok"}"#;
 
-struct Running {
-    broker: Broker,
+pub struct Running {
+    pub broker: Broker,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), BridgeError>>,
     offset: u64,
 }
 
 /// Settings of the API that the broker's events belong to; every function at `functions`.
-fn settings(functions: &Functions) -> ApiSettings {
+pub fn settings(functions: &Functions) -> ApiSettings {
     let url = |path: &str| Some(functions.url(path).parse().unwrap());
     ApiSettings {
         registration: url("registration"),
@@ -41,7 +41,7 @@ fn settings(functions: &Functions) -> ApiSettings {
 }
 
 impl Running {
-    async fn start(settings: ApiSettings) -> Self {
+    pub async fn start(settings: ApiSettings) -> Self {
         let broker = Broker::start().await;
         let (stop, stopped) = oneshot::channel();
         let address = broker.address.to_string();
@@ -54,18 +54,18 @@ impl Running {
         Self { broker, stop: Some(stop), task, offset: now.as_micros() as u64 }
     }
 
-    fn event(&mut self, connection: u8, event: v1::event::Event) -> u64 {
+    pub fn event(&mut self, connection: u8, event: v1::event::Event) -> u64 {
         self.offset += 1;
         self.broker.event(self.offset, connection, event);
         self.offset
     }
 
-    fn message(&mut self, connection: u8, text: &str) -> u64 {
+    pub fn message(&mut self, connection: u8, text: &str) -> u64 {
         let message = v1::MessageReceived { kind: 1, payload: text.to_owned().into() };
         self.event(connection, v1::event::Event::Message(message))
     }
 
-    fn opened(&mut self, connection: u8) -> u64 {
+    pub fn opened(&mut self, connection: u8) -> u64 {
         let opened = v1::ConnectionOpened {
             handler_group: "test".into(),
             subprotocols: vec!["v1".into(), "v2".into()],
@@ -74,16 +74,16 @@ impl Running {
         self.event(connection, v1::event::Event::Opened(opened))
     }
 
-    fn closed(&mut self, connection: u8, cause: v1::CloseCause) -> u64 {
+    pub fn closed(&mut self, connection: u8, cause: v1::CloseCause) -> u64 {
         let closed = v1::ConnectionClosed { code: 1000, reason: String::new(), cause: cause as i32 };
         self.event(connection, v1::event::Event::Closed(closed))
     }
 
-    async fn settled(&self) {
+    pub async fn settled(&self) {
         self.broker.until_all_settled().await;
     }
 
-    fn commands(&self) -> Vec<C> {
+    pub fn commands(&self) -> Vec<C> {
         let commits = self.broker.with(|state| state.commits.clone());
         commits.into_iter().flat_map(|commit| commit.commands).filter_map(|command| command.command).collect()
     }
@@ -94,12 +94,12 @@ impl Running {
     }
 
     /// Reasons of what was parked.
-    fn parked(&self) -> Vec<String> {
+    pub fn parked(&self) -> Vec<String> {
         let reason = |verdict| if let Verdict::Parked(parked) = verdict { Some(parked.reason) } else { None };
         self.verdicts().into_iter().filter_map(reason).collect()
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         tokio::time::timeout(Duration::from_secs(20), self.task).await.unwrap().unwrap().unwrap();
     }
@@ -119,7 +119,7 @@ async fn registered(change: impl FnOnce(&mut ApiSettings), react: fn(usize) -> R
     (decision, functions.seen().len())
 }
 
-fn rejected(command: &C) -> (u32, String) {
+pub fn rejected(command: &C) -> (u32, String) {
     match command {
         C::Reject(reject) => (reject.status, String::from_utf8_lossy(&reject.body).into_owned()),
         other => panic!("{other:?}"),

@@ -5,5 +5,6 @@
 #[allow(dead_code)]
 #[path = "../../../rust/tests/subscription/broker.rs"]
 mod broker;
+mod callbacks;
 mod cases;
 mod server;

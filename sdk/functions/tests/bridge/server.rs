@@ -18,6 +18,7 @@ use tokio::{
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
@@ -123,6 +124,7 @@ async fn serve(functions: Functions, stream: TcpStream, react: React) {
 async fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok().filter(|bytes| *bytes > 0)?;
+    let method = line.split(' ').next().unwrap_or_default().to_owned();
     let mut headers = BTreeMap::new();
     loop {
         let mut line = String::new();
@@ -133,5 +135,5 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
     let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
-    Some(Request { headers, body })
+    Some(Request { method, headers, body })
 }

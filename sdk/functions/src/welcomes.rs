@@ -1,0 +1,63 @@
+//! Calls that go on beside the events of a connection until its next one: that one waits for them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use trunkline_proto::ConnectionId;
+
+/// At most one for each connection that was just opened; over when it is done.
+#[derive(Debug, Default)]
+pub(crate) struct Welcomes(Mutex<HashMap<ConnectionId, JoinHandle<()>>>);
+
+impl Welcomes {
+    /// Begins one. It is not there any more once it is done.
+    pub(crate) fn begin(self: &Arc<Self>, id: ConnectionId, welcome: impl Future<Output = ()> + Send + 'static) {
+        // the task cannot be done before its handle is in
+        let mut under_way = self.0.lock();
+        let own = self.clone();
+        let task = tokio::spawn(async move {
+            welcome.await;
+            own.0.lock().remove(&id);
+        });
+        under_way.insert(id, task);
+    }
+
+    /// Until the connection's is done, if there is one.
+    pub(crate) async fn done(&self, id: ConnectionId) {
+        let under_way = self.0.lock().remove(&id);
+        if let Some(task) = under_way {
+            // an error: it broke, which its own log tells
+            drop(task.await);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const ID: ConnectionId = ConnectionId([7; 16]);
+
+    #[tokio::test]
+    async fn the_next_event_waits_for_it_and_nothing_is_left() {
+        let welcomes = Arc::new(Welcomes::default());
+        let (go, gone) = oneshot::channel::<()>();
+        welcomes.begin(ID, async move { drop(gone.await) });
+        let waiting = tokio::spawn({
+            let welcomes = welcomes.clone();
+            async move { welcomes.done(ID).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        go.send(()).unwrap();
+        waiting.await.unwrap();
+        welcomes.begin(ID, async {});
+        while !welcomes.0.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        welcomes.done(ID).await;
+    }
+}
