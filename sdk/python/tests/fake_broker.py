@@ -28,6 +28,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
         """With a token: nobody gets in without it. With a certificate and its key: speaks TLS."""
         self.token, self.cert, self.key = token, cert, key
         self.calls = 0
+        self.trimmed: wire.TrimmedRange | None = None
         self.open: list[wire.Event] = []
         self.given: set[int] = set()
         self.epoch = 0
@@ -138,7 +139,7 @@ class FakeBroker(HandlersServicer, ConnectionsServicer):
 
     def _assign(self) -> None:
         self.epoch += 1
-        self.send(assigned=wire.Assigned(partition=0, epoch=self.epoch))
+        self.send(assigned=wire.Assigned(partition=0, epoch=self.epoch, trimmed=self.trimmed))
 
     async def Subscribe(  # noqa: N802
         self, requests: AsyncIterator[wire.SubscribeRequest], context: Context[wire.SubscribeRequest, wire.SubscribeResponse]

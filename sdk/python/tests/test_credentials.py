@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import traceback
 from dataclasses import replace
 
@@ -188,5 +191,33 @@ def test_one_who_speaks_plain_text_to_tls_or_tls_to_plain_text_is_told(pki: Pki)
                 await client.publish("room", "x")
         await safe.stop()
         await plain.stop()
+
+    asyncio.run(main())
+
+
+def test_grpc_writes_nothing_about_an_authority_that_does_not_count(pki: Pki, tmp_path):
+    """Whoever tries again would have it on standard error each time."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, sys, trunkline\n"
+        "async def main():\n"
+        "    async with trunkline.Client(sys.argv[1], ca=sys.argv[2]) as client:\n"
+        "        try:\n"
+        "            await client.publish('room', 'x')\n"
+        "        except trunkline.Untrusted:\n"
+        "            print('untrusted')\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+
+    async def main() -> None:
+        broker = await FakeBroker(cert=pki.cert, key=pki.key).start()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, program, broker.address, pki.other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+        assert (out, err) == (b"untrusted\n", b"")
+        await broker.stop()
 
     asyncio.run(main())

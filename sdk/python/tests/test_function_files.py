@@ -22,7 +22,7 @@ def imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what functions change of the process."""
     monkeypatch.setattr(builtins, "__import__", builtins.__import__)
     monkeypatch.setattr(folders, "_packages", {})
-    monkeypatch.setattr(folders, "_shared", set())
+    monkeypatch.setattr(folders, "_shared", {})
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path

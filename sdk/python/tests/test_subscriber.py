@@ -369,6 +369,29 @@ def test_a_broker_that_is_away_is_spoken_of_once_and_when_it_is_back(caplog, mon
 
 
 @case
+async def test_what_retention_has_taken_is_told_and_a_handler_that_fails_at_that_goes_on():
+    broker, handler, told = FakeBroker(), Handler(), []
+    broker.trimmed = wire.TrimmedRange(**{"from": 1 << 16, "through": 5 << 16 | 2})
+    await broker.start()
+
+    @handler.on_trimmed
+    def trimmed(gone: trunkline.Trimmed) -> None:
+        told.append((gone.partition, str(gone.first), str(gone.last)))
+        raise RuntimeError("no")
+
+    @handler.on_message
+    async def message(cx: Context, message: Message) -> None:
+        cx.push(message)
+
+    async with running(handler, broker):
+        broker.message(6 << 16, 1, "a")
+        await broker.until_all_settled()
+    assert broker.pushed() == ["a"] and told == [(0, "1.0", "5.2")]
+    with pytest.raises(TypeError):
+        handler.on_trimmed(message)  # type: ignore[type-var]
+
+
+@case
 async def test_a_broker_that_sends_too_much_is_left():
     broker, handler = await FakeBroker().start(), Obedient()
     async with running(handler, broker, credit=2):

@@ -38,7 +38,7 @@ from trunkline._errors import (
     Untrusted,
 )
 from trunkline._event import CloseCause, Closed, EventKind, Message, Opened
-from trunkline._handler import Handler, HandlerError, Registration
+from trunkline._handler import Handler, HandlerError, Registration, Trimmed
 from trunkline._ids import ConnectionId, Offset
 from trunkline._settings import StartAt
 from trunkline._subscriber import Subscriber, run
@@ -72,6 +72,7 @@ __all__ = [
     "SettingError",
     "StartAt",
     "Subscriber",
+    "Trimmed",
     "TrunklineError",
     "Unreachable",
     "Untrusted",

@@ -10,6 +10,7 @@ from typing import TypeVar
 from trunkline._command import Command
 from trunkline._context import Context
 from trunkline._event import Closed, Message, Opened
+from trunkline._ids import Offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,18 @@ class Registration:
         return cls(rejected=(status, body.encode() if isinstance(body, str) else body))
 
 
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What a group misses of a partition: its start is not in the log any more, or an operator lets a full log go on without it."""
+
+    partition: int
+    """Whose log."""
+    first: Offset
+    """The first offset that is gone..."""
+    last: Offset
+    """... and the last one. Not every offset between them was an event of the group."""
+
+
 class HandlerError(Exception):
     """An event could not be handled, and what is to become of it. Any other exception means: again, after a growing delay."""
 
@@ -69,11 +82,13 @@ class HandlerError(Exception):
 OnOpened = TypeVar("OnOpened", bound=Callable[[Context, Opened], Awaitable[Registration | None]])
 OnMessage = TypeVar("OnMessage", bound=Callable[[Context, Message], Awaitable[None]])
 OnClosed = TypeVar("OnClosed", bound=Callable[[Context, Closed], Awaitable[None]])
+OnTrimmed = TypeVar("OnTrimmed", bound=Callable[[Trimmed], None])
 
 
 class Handler:
     """Handles the events of connections: either override `opened`, `message` and `closed`, or decorate functions with
-    `on_opened`, `on_message` and `on_closed`. What is not there answers with nothing, and accepts.
+    `on_opened`, `on_message` and `on_closed`. What is not there answers with nothing, and accepts. `trimmed` and `on_trimmed` are told of
+    events that nobody can be given any more.
 
     Events of one connection come one at a time and in order: opened, messages, closed. Different connections run in parallel, so
     handlers are coroutines; give what blocks to a thread (`await asyncio.to_thread(...)`). An event may come more than once (after
@@ -83,6 +98,7 @@ class Handler:
     _on_opened: Callable[[Context, Opened], Awaitable[Registration | None]] | None = None
     _on_message: Callable[[Context, Message], Awaitable[None]] | None = None
     _on_closed: Callable[[Context, Closed], Awaitable[None]] | None = None
+    _on_trimmed: Callable[[Trimmed], None] | None = None
 
     async def opened(self, cx: Context, opened: Opened) -> Registration | None:
         """A connection was opened. Where the API asks this group for a decision, the client gets its answer only when this returns;
@@ -99,6 +115,12 @@ class Handler:
         if self._on_closed is not None:
             await self._on_closed(cx, closed)
 
+    def trimmed(self, trimmed: Trimmed) -> None:
+        """Retention has taken events before this group was given them. Said at least once, and again at each assignment of the partition
+        until the group has settled an event there. Called between events: no coroutine, and must return at once."""
+        if self._on_trimmed is not None:
+            self._on_trimmed(trimmed)
+
     def on_opened(self, function: OnOpened) -> OnOpened:
         """Decorates the function that decides about connections that open."""
         self._on_opened = _coroutine(function)
@@ -112,6 +134,13 @@ class Handler:
     def on_closed(self, function: OnClosed) -> OnClosed:
         """Decorates the function that is told of connections that closed."""
         self._on_closed = _coroutine(function)
+        return function
+
+    def on_trimmed(self, function: OnTrimmed) -> OnTrimmed:
+        """Decorates the function, no coroutine, that is told of events that retention has taken."""
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{function!r} must not be written `async def`: it is called between events")
+        self._on_trimmed = function
         return function
 
 

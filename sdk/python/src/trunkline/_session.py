@@ -18,7 +18,8 @@ from trunkline._backoff import Backoff, refuse_delay
 from trunkline._brokers import Brokers, Claim, Target
 from trunkline._channel import channel
 from trunkline._errors import Code, Refused, SettingError, TrunklineError, of_rpc
-from trunkline._handler import Handler
+from trunkline._handler import Handler, Trimmed
+from trunkline._ids import Offset
 from trunkline._outage import Outage
 from trunkline._run import handle
 from trunkline._schedule import Bounds, Overflow, Refuse, Schedule, Verdict, Work
@@ -225,6 +226,8 @@ class Session:
                 self._brokers.learn(response.brokers)
             case "assigned":
                 log.debug("partition %s assigned, epoch %s", response.assigned.partition, response.assigned.epoch)
+                if response.assigned.HasField("trimmed"):
+                    self._tell_trimmed(response.assigned)
                 schedule.handle_assigned(response.assigned.partition, response.assigned.epoch)
             case "revoked":
                 log.debug("partition %s revoked, epoch %s", response.revoked.partition, response.revoked.epoch)
@@ -236,6 +239,17 @@ class Session:
                     raise Lost(str(overflow)) from None
             case "committed":
                 self._committed(response.committed)
+
+    def _tell_trimmed(self, assigned: wire.Assigned) -> None:
+        gone = Trimmed(assigned.partition, Offset(getattr(assigned.trimmed, "from")), Offset(assigned.trimmed.through))
+        group = self._settings.group
+        said = "partition %s: retention has taken offsets %s to %s before the group %s was given the events there"
+        log.warning(said, gone.partition, gone.first, gone.last, group)
+        try:
+            self._handler.trimmed(gone)
+        except Exception:
+            # what is gone stays gone: events that are there go on
+            log.exception("partition %s: the handler failed at being told", gone.partition)
 
     def _committed(self, result: wire.CommitResult) -> None:
         for command in result.commands:

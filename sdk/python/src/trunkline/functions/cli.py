@@ -211,6 +211,8 @@ async def serve(
         registration=instances.get("registration"),
         cleanup=instances.get("cleanup"),
     )
+    for slot, file in functions.items():
+        log.info("%s: %s of %s", slot, file.name, file.path)
     told = False
 
     def ready(broker: int) -> None:

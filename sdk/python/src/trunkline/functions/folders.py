@@ -22,7 +22,8 @@ _SUFFIXES = {".py", ".pyc", ".so", ".pyd"}
 _original = builtins.__import__
 # the package that stands for a folder, by the folder; the deepest first
 _packages: dict[Path, str] = {}
-_shared: set[str] = set()
+# of the names that several folders have, those in each
+_shared: dict[Path, set[str]] = {}
 
 
 def search(folders: Iterable[Path]) -> None:
@@ -31,8 +32,9 @@ def search(folders: Iterable[Path]) -> None:
     for folder in given:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-    names = Counter(name for folder in given for name in set(_names(folder)))
-    shared = {name for name, count in names.items() if count > 1}
+    names = {folder: set(_names(folder)) for folder in given}
+    counts = Counter(name for found in names.values() for name in found)
+    shared = {name for name, count in counts.items() if count > 1}
     if not shared:
         return
     for folder in given:
@@ -41,7 +43,7 @@ def search(folders: Iterable[Path]) -> None:
             package.__path__ = [str(folder)]
             sys.modules[package.__name__] = package
             _packages[folder] = package.__name__
-    _shared.update(shared)
+        _shared[folder] = names[folder] & shared
     builtins.__import__ = _import
     log.debug("each function imports those of its own folder: %s", ", ".join(sorted(shared)))
 
@@ -54,14 +56,14 @@ def _names(folder: Path) -> Iterable[str]:
             yield name
 
 
-def _owner(globals: Mapping[str, object] | None) -> tuple[Path, str] | None:
-    """The folder of the module that imports, and its package."""
+def _package_with(name: str, globals: Mapping[str, object] | None) -> str | None:
+    """The package of the folder that the importing module is in, if that folder has the name and others too."""
     file = globals.get("__file__") if globals is not None else None
-    if isinstance(file, str):
+    if isinstance(file, str) and any(name in names for names in _shared.values()):
         path = Path(file)
-        for folder in _packages:
+        for folder, package in _packages.items():
             if path.is_relative_to(folder):
-                return folder, _packages[folder]
+                return package if name in _shared[folder] else None
     return None
 
 
@@ -74,8 +76,8 @@ def _import(
 ) -> ModuleType:
     """`__import__`, which every import statement calls."""
     first = name.partition(".")[0]
-    if level == 0 and first in _shared and (owner := _owner(globals)) is not None and first in _names(owner[0]):
-        module = _original(f"{owner[1]}.{name}", globals, locals, fromlist or (), 0)
+    if level == 0 and (package := _package_with(first, globals)) is not None:
+        module = _original(f"{package}.{name}", globals, locals, fromlist or (), 0)
         # `import a.b` binds a
-        return module if fromlist else sys.modules[f"{owner[1]}.{first}"]
+        return module if fromlist else sys.modules[f"{package}.{first}"]
     return _original(name, globals, locals, fromlist or (), level)
