@@ -11,6 +11,7 @@ mod formation;
 mod guard;
 mod history;
 mod members;
+mod newest;
 mod open;
 mod opening;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod opening_tests;
 mod probe;
 #[cfg(test)]
 mod rebuild_tests;
+pub mod recover;
 #[cfg(test)]
 mod tests;
 
@@ -49,6 +51,7 @@ pub use crate::{
 pub use current::NotCurrent;
 pub use history::{LogRead, Moment, ReadError};
 pub use members::AdminError;
+pub use newest::Newest;
 
 /// Bytes of applied entries kept in memory by default, over all partitions.
 pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
@@ -174,6 +177,7 @@ struct Inner {
     peers: Peers,
     /// Why a group is not formed; empty: there is nothing to say.
     forming: Arc<Mutex<String>>,
+    newest: newest::Probe,
     /// Who leads what is closed here.
     elsewhere: watch::Sender<elsewhere::Leaders>,
     open: RwLock<Option<Arc<Open>>>,
@@ -297,10 +301,7 @@ impl Node {
         let is_damaged = self.inner.health.subscribe().borrow().damaged.contains_key(&partition);
         let remedy = match is_damaged {
             false => String::new(),
-            true if self.inner.peers.members().len() > 1 => format!(
-                ". The other brokers serve it. To rebuild this one: `trunkline cluster remove {own}`, stop it, delete its data folder, \
-                 start it, `trunkline cluster add {own} --link ADDRESS`"
-            ),
+            true if self.inner.peers.members().len() > 1 => format!(". The other brokers serve it. {}", rebuild(own)),
             true => ". No other broker holds a copy: restore the data folder from a backup".to_owned(),
         };
         format!("partition {partition}: {reason}{remedy}")
@@ -314,13 +315,14 @@ impl Node {
     /// Who leads each partition and where its link listens, as far as this broker knows. Without an address: this broker.
     pub fn leaders(&self) -> Vec<(PartitionId, u64, Option<String>)> {
         let members = self.inner.peers.members();
-        let leader = |partition: &PartitionHandle| match *partition.role.borrow() {
-            Role::Leader { .. } => Some((partition.id, self.inner.peers.own().node, None)),
-            Role::Follower { leader: Some(id) } => {
-                let member = members.iter().find(|member| member.id == id)?;
-                Some((partition.id, id, Some(member.link.clone())))
+        let own = self.inner.peers.own().node;
+        let leader = |partition: &PartitionHandle| {
+            if matches!(*partition.role.borrow(), Role::Leader { .. }) {
+                return Some((partition.id, own, None));
             }
-            Role::Follower { leader: None } | Role::Closed => None,
+            let id = self.other_leader(partition.id)?;
+            let member = members.iter().find(|member| member.id == id)?;
+            Some((partition.id, id, Some(member.link.clone())))
         };
         self.inner.partitions.iter().filter_map(leader).collect()
     }
@@ -375,6 +377,14 @@ impl Node {
     pub(crate) fn pretend_free(&self, bytes: u64) {
         self.inner.space.pretend(bytes);
     }
+}
+
+/// What to do about a broker whose data is of no use.
+fn rebuild(own: u64) -> String {
+    format!(
+        "To rebuild this one: `trunkline cluster remove {own}`, stop it, delete its data folder, start it, `trunkline cluster add {own} \
+         --link ADDRESS`"
+    )
 }
 
 async fn stop_groups(groups: &[Group]) {

@@ -164,7 +164,7 @@ async fn here(node: &Node, id: PartitionId, name: &str, to: v1::Start) -> v1::St
         Err(error @ ReadError::Store(_)) => return status(v1::Code::NoLeader, error.to_string()),
         Err(error) => return status(v1::Code::Refused, error.to_string()),
     };
-    let reset = v1::GroupReset { group: name.to_owned(), start: Some(to), through: through.0, skips: false };
+    let reset = v1::GroupReset { group: name.to_owned(), start: Some(to), through: through.0 };
     let record = Record::new(RecordKind::GroupReset, Default::default(), "", &reset);
     match partition.append.append(Batch::new(Source::Leader, &[record])).await {
         Ok(appended) => match appended.verdict(0) {

@@ -233,7 +233,7 @@ fn bookkeeping(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> 
         }
         RecordKind::GroupReset => {
             let reset: v1::GroupReset = decode(kind, record)?;
-            object.put("group", reset.group).put("through", offset(reset.through)).put("skips", reset.skips);
+            object.put("group", reset.group).put("through", offset(reset.through));
         }
         RecordKind::GroupDropped => {
             let dropped: v1::GroupDropped = decode(kind, record)?;
@@ -257,7 +257,8 @@ fn bookkeeping(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> 
             object.put("target", forwarded.target).put("through", offset(forwarded.through));
         }
         RecordKind::Trimmed => {
-            object.put("through", offset(decode::<v1::Trimmed>(kind, record)?.through));
+            let trimmed: v1::Trimmed = decode(kind, record)?;
+            object.put("through", offset(trimmed.through)).put("skipping", trimmed.skipping);
         }
         RecordKind::ApplyVersion => {
             object.put("version", decode::<v1::ApplyVersion>(kind, record)?.version);

@@ -104,11 +104,18 @@ impl Groups {
         if Offset(body.through) > before(index) {
             return (group.reply(), Err(Refusal::Malformed));
         }
-        match body.skips {
-            true => group.skip(Offset(body.through), apis),
-            false => group.reset(Offset(body.through).max(trimmed), apis),
-        }
+        group.reset(Offset(body.through).max(trimmed), apis);
         (group.reply(), Ok(()))
+    }
+
+    /// Retention takes everything up to `through`, which these groups have not settled.
+    pub(super) fn skip(&mut self, through: Offset, names: &[String], apis: &Apis) {
+        for name in names {
+            // one that is forgotten meanwhile has nothing to lose
+            if let Some(group) = self.groups.get_mut(name.as_str()) {
+                group.skip(through, apis);
+            }
+        }
     }
 
     /// Takes dead letters out of a group.

@@ -22,6 +22,9 @@ impl Partition {
         let end = Offset::end_of(self.applied);
         for (name, group) in self.groups.iter() {
             group.check(end).map_err(|wrong| format!("group {name} {wrong}"))?;
+            if group.skipped.is_some_and(|skipped| skipped.through > self.trimmed) {
+                return Err(format!("group {name} is told of events that are not gone"));
+            }
         }
         if self.groups.iter().count() > GROUPS_MAX {
             return Err("too many groups".into());

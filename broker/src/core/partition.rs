@@ -22,8 +22,12 @@ use super::{
     retained::Retained,
 };
 
-/// Newest semantics of apply that this program knows (see the ApplyVersion record).
+/// Newest semantics of apply that this program knows. A log begins with [`APPLY_VERSION_FIRST`] and goes over to a later one by an
+/// ApplyVersion record, which is appended only once every member knows it. Whatever changes what apply makes of an entry that a log may
+/// hold already raises this, and is done from that version on only; `tests/recorded.rs` fails otherwise.
 pub const APPLY_VERSION: u32 = 1;
+/// What a log begins with, whoever replays it.
+const APPLY_VERSION_FIRST: u32 = 1;
 
 /// A partition's state: a function of its log alone.
 #[derive(Clone, Debug)]
@@ -59,7 +63,7 @@ impl Partition {
             applied: LogIndex(0),
             time: Timestamp(0),
             digest: 0,
-            apply_version: APPLY_VERSION,
+            apply_version: APPLY_VERSION_FIRST,
             trimmed: Offset::ZERO,
             retained: Retained::default(),
             apis: Apis::default(),
@@ -251,7 +255,7 @@ impl Partition {
             },
             RecordKind::EdgeLost => logged.decode::<v1::EdgeLost>().and_then(|body| self.edges.lose(&body)),
             RecordKind::Forwarded => logged.decode::<v1::Forwarded>().and_then(|body| self.forwarded(&body)),
-            RecordKind::Trimmed => logged.decode::<v1::Trimmed>().and_then(|body| self.trim(Offset(body.through))),
+            RecordKind::Trimmed => logged.decode::<v1::Trimmed>().and_then(|body| self.trim(&body)),
             RecordKind::ApplyVersion => logged.decode::<v1::ApplyVersion>().and_then(|body| self.raise(body.version)),
             _ => Err(Refusal::Malformed),
         };
@@ -264,10 +268,13 @@ impl Partition {
         Ok(())
     }
 
-    fn trim(&mut self, through: Offset) -> Result<(), Refusal> {
-        if through <= self.trimmed || through > self.retention_limit() {
+    /// The groups it names lose what they had not settled only where the log really goes that far: what they are told is true.
+    fn trim(&mut self, body: &v1::Trimmed) -> Result<(), Refusal> {
+        let through = Offset(body.through);
+        if through <= self.trimmed || through > self.retention_limit(&body.skipping) {
             return Err(Refusal::NotOpen);
         }
+        self.groups.skip(through, &body.skipping, &self.apis);
         self.trimmed = through;
         self.retained.trim(whole_entries(through));
         Ok(())

@@ -178,9 +178,11 @@ impl Partition {
         }
     }
 
-    /// A Trimmed record beyond this is refused: handlers or other partitions still need what follows.
-    pub fn retention_limit(&self) -> Offset {
-        let groups = self.groups.iter().map(|(_, group)| group.retention_limit());
+    /// A Trimmed record beyond this is refused, if these groups skip what they have open: handlers of others, or other partitions, still
+    /// need what follows.
+    pub fn retention_limit(&self, skipping: &[String]) -> Offset {
+        let needing = self.groups.iter().filter(|(name, _)| !skipping.iter().any(|skips| **skips == **name));
+        let groups = needing.map(|(_, group)| group.retention_limit());
         groups.min().unwrap_or(Offset::MAX).min(self.forwarding_limit())
     }
 

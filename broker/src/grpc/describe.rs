@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message as _;
-use trunkline_proto::{LogIndex, Offset, PartitionId, v1};
+use trunkline_proto::{Offset, v1};
 
 use super::About;
-use crate::node::{MemberView, Node, Role};
+use crate::node::{MemberView, Newest, Node, Role};
 
 /// How long a disk may take to tell of snapshots: a sick one may never, and its broker is to be described then most of all.
 const SNAPSHOTS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,18 +28,11 @@ pub async fn local(node: &Node, about: &About) -> v1::DescribeResponse {
 
 /// This broker, its partitions and what they know of edges.
 pub async fn own(node: &Node, about: &About) -> v1::DescribeResponse {
-    let mut snapshots = BTreeMap::new();
-    let read = async {
-        for id in node.partition_count().iter() {
-            // one that cannot be read is as good as none
-            snapshots.insert(id, node.newest_snapshot(id).await.unwrap_or_default());
-        }
-    };
-    let _ = tokio::time::timeout(SNAPSHOTS_TIMEOUT, read).await;
-    describe(node, about, &snapshots)
+    describe(node, about, &node.newest_snapshots(SNAPSHOTS_TIMEOUT).await)
 }
 
-fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogIndex>) -> v1::DescribeResponse {
+fn describe(node: &Node, about: &About, newest: &Newest) -> v1::DescribeResponse {
+    let silent = |since: Duration| format!("its disk has not answered for {} s", since.as_secs());
     let broker = v1::Broker {
         id: about.broker,
         grpc: about.grpc.clone(),
@@ -49,7 +42,7 @@ fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogInd
         http: node.peers().own().advertised.http.clone(),
         answered: true,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        problem: node.readiness().err().unwrap_or_default(),
+        problem: node.readiness().err().or(newest.unanswered.map(silent)).unwrap_or_default(),
         disk_free_bytes: node.disk_free().unwrap_or_default(),
     };
     let mut edges: BTreeMap<String, v1::Edge> = BTreeMap::new();
@@ -62,7 +55,7 @@ fn describe(node: &Node, about: &About, snapshots: &BTreeMap<PartitionId, LogInd
             Role::Closed => (0, 0),
         };
         let snapshot =
-            snapshots.get(&id).filter(|index| index.0 > 0).map_or(Offset::ZERO, |index| Offset::end_of(*index));
+            newest.snapshots.get(&id).filter(|index| index.0 > 0).map_or(Offset::ZERO, |index| Offset::end_of(*index));
         let members = node.membership(id);
         let is_closed = *partition.role.borrow() == Role::Closed;
         let problem = if is_closed { node.why_closed(id) } else { String::new() };

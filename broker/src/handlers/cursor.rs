@@ -263,13 +263,16 @@ impl Again {
     }
 }
 
-/// Whether an operator changed what is open in the group.
+/// Whether an operator changed what is open in the group, or retention did.
 fn is_reset_of(record: &Record, group: &str) -> bool {
     match record.kind {
         RecordKind::GroupReset => record.decode::<v1::GroupReset>().is_ok_and(|reset| reset.group == group),
         RecordKind::ParkedReleased => {
             let released = record.decode::<v1::ParkedReleased>();
             released.is_ok_and(|released| released.group == group && !released.discard)
+        }
+        RecordKind::Trimmed => {
+            record.decode::<v1::Trimmed>().is_ok_and(|trimmed| trimmed.skipping.iter().any(|name| name == group))
         }
         _ => false,
     }

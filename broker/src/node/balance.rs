@@ -3,11 +3,11 @@
 //! whose disk is full takes no appends: it hands over at once to whoever has room, and is not preferred until it has room itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     time::{Duration, Instant},
 };
 
-use trunkline_proto::PartitionId;
+use trunkline_proto::{PartitionId, v1::peer as pb};
 
 use super::{Founder, open::own_member};
 use crate::{
@@ -81,20 +81,21 @@ async fn correct_own(peers: &Peers, group: &Group, membership: &Membership) {
     }
 }
 
-/// Who has room on its disk: asked once a round.
+/// Who can lead: asked once a round.
 struct Room<'a> {
     peers: &'a Peers,
-    known: BTreeMap<u64, bool>,
+    known: BTreeMap<u64, Option<pb::Status>>,
 }
 
 impl Room<'_> {
-    async fn is_at(&mut self, id: u64) -> bool {
-        if let Some(known) = self.known.get(&id) {
-            return *known;
-        }
-        let has_room = self.peers.status(id, PATIENCE).await.is_ok_and(|status| !status.no_space);
-        self.known.insert(id, has_room);
-        has_room
+    /// Whether it has room on its disk, and a replica that is not closed.
+    async fn is_at(&mut self, id: u64, partition: PartitionId) -> bool {
+        let status = match self.known.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.peers.status(id, PATIENCE).await.ok()),
+        };
+        let has_room = |status: &pb::Status| !status.no_space && !status.closed.contains(&u32::from(partition.0));
+        status.as_ref().is_some_and(has_room)
     }
 }
 
@@ -102,7 +103,7 @@ impl Room<'_> {
 async fn make_way(room: &mut Room<'_>, group: &Group, membership: &Membership) {
     let own = room.peers.own().node;
     for to in membership.voters.iter().copied().filter(|to| *to != own) {
-        if group.lag(to).is_some_and(|lag| lag <= LAG_MAX) && room.is_at(to).await {
+        if group.lag(to).is_some_and(|lag| lag <= LAG_MAX) && room.is_at(to, group.partition()).await {
             tracing::warn!(partition = %group.partition(), to, "no room on the disk: leadership goes to a broker that has some");
             // a group that has stopped leads nothing
             let _ = group.transfer(to).await;
@@ -116,7 +117,7 @@ async fn hand_over(room: &mut Room<'_>, group: &Group, membership: &Membership) 
     let Some(to) = preferred(group.partition(), membership).filter(|to| *to != own) else { return false };
     let settled = |since: Instant| since.elapsed() >= SETTLED;
     let is_there = room.peers.member(to).and_then(|member| member.since).is_some_and(settled);
-    if !is_there || group.lag(to).is_none_or(|lag| lag > LAG_MAX) || !room.is_at(to).await {
+    if !is_there || group.lag(to).is_none_or(|lag| lag > LAG_MAX) || !room.is_at(to, group.partition()).await {
         return false;
     }
     tracing::info!(partition = %group.partition(), to, "leadership goes to its preferred broker");

@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message as _;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 use trunkline_proto::{PartitionId, v1::peer as pb};
 
 use super::{Node, PartitionHandle};
@@ -12,6 +15,8 @@ use crate::raft::{CallKind, Peers, Role};
 
 /// How often the others are asked, while a partition is closed.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Closed partitions that are asked about at once.
+const ASKING_MAX: usize = 16;
 /// How long one may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -44,17 +49,37 @@ pub(super) async fn run(peers: Peers, partitions: Vec<PartitionHandle>, found: w
     loop {
         tokio::time::sleep(INTERVAL).await;
         let closed = partitions.iter().filter(|partition| *partition.role.borrow() == Role::Closed);
-        let mut leaders = Leaders::new();
-        for id in closed.map(|partition| partition.id).collect::<Vec<_>>() {
-            let known = found.borrow().get(&id).copied();
-            let leader = match known {
-                Some(known) if leads(&peers, known, id).await => Some(known),
-                _ => ask_all(&peers, id).await,
-            };
-            leaders.extend(leader.map(|leader| (id, leader)));
+        let closed: Vec<_> = closed.map(|partition| partition.id).collect();
+        let mut asking = JoinSet::new();
+        for id in &closed {
+            if asking.len() >= ASKING_MAX {
+                note(asking.join_next().await, &found);
+            }
+            asking.spawn(find(peers.clone(), *id, found.borrow().get(id).copied()));
         }
-        found.send_if_modified(|known| std::mem::replace(known, leaders.clone()) != leaders);
+        // each is told as soon as it is known: one that nobody answers for holds up no other
+        while let Some(answer) = asking.join_next().await {
+            note(Some(answer), &found);
+        }
     }
+}
+
+fn note(answer: Option<Result<(PartitionId, Option<u64>), JoinError>>, found: &watch::Sender<Leaders>) {
+    // none of them is aborted, and a panic is reported where it happens
+    let Some(Ok((id, leader))) = answer else { return };
+    found.send_if_modified(|known| match leader {
+        Some(leader) => known.insert(id, leader) != Some(leader),
+        None => known.remove(&id).is_some(),
+    });
+}
+
+/// Who leads a partition: the one that did, or whoever says so.
+async fn find(peers: Peers, id: PartitionId, known: Option<u64>) -> (PartitionId, Option<u64>) {
+    let leader = match known {
+        Some(known) if leads(&peers, known, id).await => Some(known),
+        _ => ask_all(&peers, id).await,
+    };
+    (id, leader)
 }
 
 async fn ask_all(peers: &Peers, id: PartitionId) -> Option<u64> {

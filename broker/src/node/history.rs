@@ -186,13 +186,6 @@ impl Node {
         Ok(handle.tail.since())
     }
 
-    /// Where the newest snapshot of a partition stands; 0: there is none.
-    pub async fn newest_snapshot(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
-        let newest = |reader: &Reader, _: &Unwritten| crate::store::snapshot::newest(reader, LogIndex(u64::MAX));
-        let newest = self.blocking(partition, newest).await?;
-        Ok(newest.map(|manifest| manifest.last.index).unwrap_or_default())
-    }
-
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         partition: PartitionId,

@@ -22,6 +22,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long a member may take to answer its leader.
+const HEARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// One that has been there for so long is heard by others too.
 const SETTLED: Duration = Duration::from_secs(5);
 /// Entries a learner may lack when it becomes a voter.
@@ -283,9 +285,17 @@ impl Node {
         let own = self.peers().own().node;
         let mut voters = group.membership().voters;
         if voters.remove(&id) {
-            let there = |id: &&u64| **id == own || self.peers().member(**id).is_some_and(|member| member.reachable);
-            // a change towards members that do not answer would never end
-            let answering = voters.iter().filter(there).count();
+            // a change towards members that do not answer would never end. One that is within reach may be closed; and a leader that has
+            // just begun has heard nobody yet
+            let begun = Instant::now();
+            let reachable = |id: u64| self.peers().member(id).is_some_and(|member| member.reachable);
+            let answers = |id: u64| id == own || reachable(id) && group.hears(id);
+            let count = || voters.iter().filter(|id| answers(**id)).count();
+            let mut answering = count();
+            while answering * 2 <= voters.len() && begun.elapsed() < HEARD_TIMEOUT {
+                sleep(RETRY).await;
+                answering = count();
+            }
             if answering * 2 <= voters.len() {
                 return Err(ChangeError::Refused(format!(
                     "without broker {id}, {answering} of {} voters answer: no majority would be left",

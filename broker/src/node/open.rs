@@ -8,7 +8,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline_proto::{LogIndex, PartitionCount, PartitionId, v1::peer as pb};
 
 use super::{
-    Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, elsewhere, formation, guard, stop_groups,
+    Inner, NodeConfig, Open, OpenError, PartitionHandle, Running, balance, elsewhere, formation, guard, rebuild,
+    stop_groups,
 };
 use crate::{
     append, core,
@@ -165,6 +166,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
         space,
         peers,
         forming,
+        newest: Default::default(),
         elsewhere: found,
         open: RwLock::new(Some(Arc::new(Open { db: opened.db, readers: started.readers }))),
         running: Mutex::new(Some(running)),
@@ -248,11 +250,18 @@ fn open_folder(config: &NodeConfig, health: &Health) -> Result<Opened, OpenError
     // one sound partition is worth opening the folder for
     if found.iter().all(|(_, partition)| partition.is_err()) {
         let first = found.into_iter().find_map(|(_, partition)| partition.err());
-        return Err(first.map_or_else(|| io_error(config, "it has no partitions".to_owned()), OpenError::from));
+        let error = first.map_or_else(|| io_error(config, "it has no partitions".to_owned()), OpenError::from);
+        return Err(match error {
+            OpenError::Damaged { place, reason } if !is_alone(config) => {
+                OpenError::Damaged { place, reason: format!("{reason}. {}", rebuild(config.node_id)) }
+            }
+            error => error,
+        });
     }
     let logs =
         found.iter().filter_map(|(reader, found)| Some((reader.partition(), found.as_ref().ok()?.log.log().clone())));
-    let witness = Arc::new(Witness::open(&config.dir, config.partitions, logs, writer.handle(), health.clone()));
+    let witness = Witness::open(&config.dir, config.partitions, logs, writer.handle(), health.clone())?;
+    let witness = Arc::new(witness);
     Ok(Opened { folder, db, writer, witness, found })
 }
 

@@ -43,7 +43,8 @@ async fn how_a_connection_came_to_be_is_told_while_it_is_open_after_it_and_after
     assert_eq!((still.offset, still.trimmed), (at.0 + 1, false));
 
     // retention takes the openings: what the state knew of them stays
-    let trimmed = v1::Trimmed { through: Offset::end_of(trunkline_proto::LogIndex(said.index().0 - 1)).0 };
+    let through = Offset::end_of(trunkline_proto::LogIndex(said.index().0 - 1)).0;
+    let trimmed = v1::Trimmed { through, ..Default::default() };
     let trim = Record::new(RecordKind::Trimmed, ConnectionId::NONE, "", &trimmed);
     put(&again, Batch::new(Source::Leader, &[trim])).await;
     for (id, opening) in [(gone, before), (open, still)] {

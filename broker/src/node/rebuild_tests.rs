@@ -80,6 +80,49 @@ async fn a_broker_whose_folder_is_an_older_copy_closes_and_is_rebuilt() {
 }
 
 #[tokio::test]
+async fn an_older_copy_sends_what_is_asked_of_it_to_the_others_and_says_what_to_do() {
+    let mut cluster = Cluster::formed().await;
+    cluster.open_connections().await;
+    let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
+    let other = follower % 3 + 1;
+    put_back(&mut cluster, follower).await;
+    cluster.start(follower).await;
+    is_closed(&cluster, follower).await;
+    // it knows who leads, though no leader speaks to it
+    let node = cluster.node(follower);
+    for partition in 0..PARTITIONS {
+        let leader = cluster.leader(partition).unwrap();
+        assert_eq!(node.find_leader(PartitionId(partition), PATIENCE).await, Some(leader));
+        assert!(node.leaders().iter().any(|(id, by, link)| (id.0, *by) == (partition, leader) && link.is_some()));
+    }
+    // the others see it, and that it is not to lead
+    let peers = cluster.node(other).peers();
+    eventually(|| peers.member(follower).filter(|member| member.reachable)).await;
+    let status = peers.status(follower, PATIENCE).await.unwrap();
+    assert_eq!(status.closed, (0..u32::from(PARTITIONS)).collect::<Vec<_>>());
+    let log = |id: u64| cluster.node(id).membership(PartitionId(0)).voters;
+    assert!(log(other).contains(&follower));
+    // with it and one more there is no majority
+    let refused = cluster.node(other).remove_member(6 - follower - other).await.unwrap_err();
+    assert!(refused.to_string().contains("no majority would be left"), "{refused}");
+    // it passes on what it is told to do about itself, and is taken back only with another folder
+    node.remove_member(follower).await.unwrap();
+    eventually(|| (!log(other).contains(&follower)).then_some(())).await;
+    let link = cluster.address(follower).to_string();
+    let refused = cluster.node(other).add_member(follower, &link, PATIENCE).await.unwrap_err();
+    assert!(refused.to_string().contains("older copy") && refused.to_string().contains("delete its data folder"));
+    // nor does it start again
+    cluster.stop(follower).await;
+    let founders = (1..=3).map(|id| Founder { id, link: cluster.address(id).to_string() }).collect();
+    let config = NodeConfig::new(cluster.data(follower), "test", crate::testing::count(PARTITIONS));
+    let again = Node::open(NodeConfig { node_id: follower, founders, ..config }).await;
+    let Err(refused) = again else { panic!("it starts again") };
+    let refused = refused.to_string();
+    assert!(refused.contains("older copy") && refused.contains(&format!("cluster remove {follower}")), "{refused}");
+    cluster.stop_all().await;
+}
+
+#[tokio::test]
 async fn an_older_copy_elects_nobody_though_the_leader_it_acknowledged_to_is_gone() {
     let mut cluster = Cluster::formed().await;
     cluster.open_connections().await;

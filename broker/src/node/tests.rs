@@ -393,3 +393,34 @@ async fn a_broker_does_not_become_ready_on_a_damaged_entry_and_names_it_as_verif
     assert!(damage.starts_with("partition 0 index 3 is damaged: checksum"), "{damage}");
     assert!(refused.contains(&damage), "verify: {damage}\nbroker: {refused}");
 }
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_asked_by_one_however_many_want_to_know() {
+    const SHORT: Duration = Duration::from_millis(20);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), 1);
+    config.snapshot_every.bytes = 1;
+    let node = open(config).await;
+    talk(&node, 0, 3).await;
+    let patient = || node.newest_snapshots(Duration::from_secs(10));
+    while patient().await.snapshots.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(patient().await.unanswered, None);
+    let disk = Arc::clone(&node.inner.newest.disk);
+    let (asked, hanging) = (|| disk.0.load(std::sync::atomic::Ordering::SeqCst), disk.1.lock().await);
+    let before = asked();
+    for _ in 0..10 {
+        let mut waiting = tokio::task::JoinSet::new();
+        for node in [&node; 10].map(Node::clone) {
+            waiting.spawn(async move { node.newest_snapshots(SHORT).await });
+        }
+        for newest in waiting.join_all().await {
+            assert!(newest.snapshots.len() == 1 && newest.unanswered.is_some_and(|since| since >= SHORT), "{newest:?}");
+        }
+    }
+    assert!(asked() <= before + 1, "one thread hangs with the disk");
+    drop(hanging);
+    assert_eq!(patient().await.unanswered, None);
+    node.shutdown().await;
+}

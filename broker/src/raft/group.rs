@@ -50,8 +50,8 @@ const SILENCE: u64 = 4000;
 /// A leader that no majority has answered for so long does not count as one: openraft refuses its proposals from then on, and others
 /// may be about to elect another.
 const LEASE: Duration = Duration::from_millis(ELECTION_MAX);
-/// A leader that a follower has not heard for so long is none: by then an election has begun.
-const UNHEARD: Duration = Duration::from_millis(2 * ELECTION_MAX);
+/// A leader that a follower has not heard for so long is none: by then an election has begun. Nor does a member count that its leader has not.
+pub(super) const UNHEARD: Duration = Duration::from_millis(2 * ELECTION_MAX);
 /// How often that is looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 

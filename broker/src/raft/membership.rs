@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::{
-    ChangeMembers,
+    ChangeMembers, Instant as _,
     errors::{ClientWriteError, InitializeError, RaftError},
     type_config::async_runtime::watch::WatchReceiver as _,
 };
@@ -11,6 +11,7 @@ use trunkline_proto::peer::MEMBERS_MAX;
 
 use super::{
     Group,
+    group::UNHEARD,
     peers::LINK_BYTES_MAX,
     types::{Member, Types},
 };
@@ -125,6 +126,14 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let matched = metrics.replication.as_ref()?.get(&id)?.as_ref()?.index;
         Some(metrics.last_log_index.unwrap_or_default().saturating_sub(matched))
+    }
+
+    /// Whether a member has answered its leader, this broker, lately.
+    pub fn hears(&self, id: u64) -> bool {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
+        heard.is_some_and(|at| at.elapsed() < UNHEARD)
     }
 
     /// Makes a learner a voter, once it has caught up to within `lag_max`.

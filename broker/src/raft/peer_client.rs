@@ -94,6 +94,9 @@ fn network_error(error: &WireError) -> NetworkError<Types> {
 
 impl PeerClient {
     fn connected(&self) -> Result<(Connected, Arc<peers::Peer>), Unreachable<Types>> {
+        if let Some(reason) = self.network.peers.own().witness.closed() {
+            return Err(unreachable(format!("this broker takes no part any more: {reason}")));
+        }
         self.network.peers.connected(self.target, &self.member).map_err(unreachable)
     }
 

@@ -19,7 +19,7 @@ use trunkline_proto::{
 };
 
 use super::{
-    Group,
+    Group, Role as GroupRole,
     frames::{self, Receiver, Sender, WireError},
     peers::{self, CallKind, HELLO_BYTES_MAX, PRIORITY_HIGH, Peers},
     state_machine,
@@ -163,6 +163,11 @@ impl PeerServer {
             Err(error) => Err(error.clone()),
         };
         sender.answer(answer).await;
+        // it has been told, and learns from that what it is
+        let greeted = greeted.and_then(|caller| match self.peers.own().witness.is_retired(caller.disk) {
+            true => Err(peers::retired(caller.id, caller.disk)),
+            false => Ok(caller),
+        });
         if greeted.is_err() {
             // its reason is on the way
             let _ = timeout(Duration::from_secs(1), connection.closed()).await;
@@ -209,6 +214,9 @@ impl PeerServer {
     /// The group, for what only its leader says. Whatever disk that one has: its group elected it, and a follower that is behind may
     /// know it from before it was removed and added with another.
     fn group(&self, partition: PartitionId) -> Result<&Group, WireError> {
+        if let Some(reason) = self.peers.own().witness.closed() {
+            return Err(WireError::Refused(reason.to_owned()));
+        }
         if self.damaged.contains(&partition) {
             return Err(WireError::Refused(format!("partition {partition} is damaged here")));
         }
@@ -290,9 +298,13 @@ impl PeerServer {
 
     fn status(&self, caller: Caller) -> pb::Status {
         // what is damaged here was formed once: nobody may form it anew
-        let formed = self.damaged.iter().map(|partition| u32::from(partition.0)).collect();
+        let damaged: Vec<u32> = self.damaged.iter().map(|partition| u32::from(partition.0)).collect();
         let (founders, no_space) = (self.founders.clone(), self.space.check().is_err());
-        let mut status = pb::Status { founders, formed, no_space, ..Default::default() };
+        let mut status =
+            pb::Status { founders, formed: damaged.clone(), closed: damaged, no_space, ..Default::default() };
+        for group in self.groups.iter().filter(|group| *group.role().borrow() == GroupRole::Closed) {
+            status.closed.push(u32::from(group.partition().0));
+        }
         for group in self.groups.iter().filter(|group| group.is_formed()) {
             let partition = u32::from(group.partition().0);
             status.formed.push(partition);

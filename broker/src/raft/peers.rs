@@ -21,7 +21,7 @@ use trunkline_proto::{PartitionCount, peer::MEMBERS_MAX, v1::peer as pb};
 pub use self::calls::{CallError, CallKind};
 pub(super) use self::calls::{open, unary};
 use self::dial::{DIAL_TIMEOUT, dial, keep};
-pub(super) use self::dial::{HELLO_BYTES_MAX, check_hello, hello};
+pub(super) use self::dial::{HELLO_BYTES_MAX, check_hello, hello, retired};
 use super::{
     frames::WireError,
     pace::{Pace, Paid},
@@ -302,7 +302,12 @@ impl Peers {
             )
         })?;
         connected.connection.close(0u32.into(), b"only asked");
-        Ok(connected.disk)
+        match connected.hello.closed.as_str() {
+            "" => Ok(connected.disk),
+            reason => {
+                Err(format!("broker {id} is closed: {reason}. Stop it, delete its data folder and start it first"))
+            }
+        }
     }
 
     /// The connection to a member of a group, if it is up and leads to the disk the group knows.

@@ -185,6 +185,18 @@ pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership<u64, Member>> {
     }
 }
 
+/// The stored membership in which this broker is alone.
+pub fn encode_alone(id: u64, member: Member) -> Vec<u8> {
+    // one voter, who is among the members
+    let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, member)]));
+    encode_membership(&alone.unwrap_or_default())
+}
+
+/// Who is in a stored membership, whether they vote or not.
+pub fn decode_members(bytes: &[u8]) -> io::Result<BTreeMap<u64, Member>> {
+    Ok(decode_membership(bytes)?.nodes().map(|(id, member)| (*id, member.clone())).collect())
+}
+
 /// A membership and its place, as kept in snapshot manifests.
 pub fn to_stored_members(members: &Members) -> (Option<StoredLogId>, Vec<u8>) {
     (members.log_id().as_ref().map(to_stored), encode_membership(members.membership()))

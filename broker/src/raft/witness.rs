@@ -4,10 +4,10 @@
 //! it has acknowledged more than it holds closes all its partitions for good: it neither votes nor acknowledges until it is rebuilt.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -25,7 +25,10 @@ use super::{
     types::LogId,
     wire,
 };
-use crate::store::{DiskId, Health, Write, WriterHandle, files};
+use crate::store::{
+    DiskId, Health, OpenError, Write, WriterHandle, files,
+    retired::{self, RETIRED_MAX},
+};
 
 /// How often a broker tells the others how far it is.
 const TELL: Duration = Duration::from_secs(1);
@@ -94,6 +97,10 @@ pub struct Witness {
     logs: Mutex<BTreeMap<PartitionId, Log>>,
     writer: WriterHandle,
     health: Health,
+    /// Why this broker takes no part any more.
+    closed: OnceLock<Arc<str>>,
+    /// Disks that the cluster was recovered without.
+    retired: BTreeSet<DiskId>,
 }
 
 impl std::fmt::Debug for Witness {
@@ -110,7 +117,8 @@ impl Witness {
         logs: impl IntoIterator<Item = (PartitionId, Log)>,
         writer: WriterHandle,
         health: Health,
-    ) -> Self {
+    ) -> Result<Self, OpenError> {
+        let retired = retired::read(dir)?;
         let path = dir.join(FILE);
         let known = load(&path).unwrap_or_else(|reason| {
             tracing::error!(path = %path.display(), reason, "what is known of other brokers is lost: it is learnt anew");
@@ -118,7 +126,7 @@ impl Witness {
         });
         let (known, is_saved) = (Mutex::new(known), AtomicBool::new(true));
         let logs = Mutex::new(logs.into_iter().collect());
-        Self { known, is_saved, path, count, logs, writer, health }
+        Ok(Self { known, is_saved, path, count, logs, writer, health, closed: OnceLock::new(), retired })
     }
 
     /// A peer has acknowledged its log up to `last`.
@@ -176,9 +184,25 @@ impl Witness {
         }
     }
 
-    /// Compares what a peer's hello says of this broker with what it holds. If that is less, everything here is closed for good, and
-    /// nothing is exchanged with that peer.
+    /// Why this broker lacks what it acknowledged and is closed, if it is: it asks for no vote and gives none, and neither sends nor takes
+    /// entries. Its peers stay within reach, for what is asked of it goes to them.
+    pub(super) fn closed(&self) -> Option<&str> {
+        self.closed.get().map(AsRef::as_ref)
+    }
+
+    /// Compares what a peer's hello says of this broker with what it holds. If that is less, everything here is closed for good, before
+    /// anything of a group is exchanged with that peer.
     pub(super) async fn check(&self, own: &Own, hello: &pb::Hello) -> Result<(), WireError> {
+        if hello.retired.iter().any(|disk| disk[..] == own.disk.0) {
+            let reason = format!(
+                "the cluster was recovered without this data folder, as broker {} knows: what it holds is of the time before. If that was a \
+                 mistake, stop that broker and start this one again",
+                hello.node
+            );
+            // nothing on the disk says so: it can be taken back
+            self.close(reason.into());
+            return Ok(());
+        }
         let Some(told) = hello.known.as_ref() else { return Ok(()) };
         // of a folder that is gone; or of this very process, which forgets nothing
         if wire::disk(&told.disk)? != own.disk || told.process == own.process {
@@ -202,20 +226,31 @@ impl Witness {
             holds.term,
             holds.vote,
         );
-        self.close(&reason).await;
-        Err(WireError::Refused(reason))
-    }
-
-    /// A folder is older as a whole: what else it has lost nobody may know. It says so itself at the next start, should the peer that
-    /// knew be away then.
-    async fn close(&self, reason: &str) {
-        let partitions: Vec<_> = self.logs.lock().keys().copied().collect();
-        // all of them before anything waits: whoever waits for this may give up
-        partitions.iter().for_each(|partition| self.health.damage(*partition, reason));
         let reason: Arc<str> = reason.into();
-        for partition in partitions {
+        for partition in self.close(Arc::clone(&reason)) {
             self.writer.submit(partition, Write::Doubted(Arc::clone(&reason)), None).await;
         }
+        Ok(())
+    }
+
+    /// Whether the cluster was recovered without this disk: its broker is not spoken to.
+    pub(super) fn is_retired(&self, disk: DiskId) -> bool {
+        self.retired.contains(&disk)
+    }
+
+    /// Disks that the cluster was recovered without, for a hello.
+    pub(super) fn retired(&self) -> Vec<Bytes> {
+        self.retired.iter().take(RETIRED_MAX).map(|disk| Bytes::copy_from_slice(&disk.0)).collect()
+    }
+
+    /// Closes every partition, before anything waits: whoever waits for this may give up. A folder is older as a whole: what else it has
+    /// lost nobody may know. Gives the partitions, whose logs are to say so themselves at the next start, should the peer that knew be away
+    /// then.
+    fn close(&self, reason: Arc<str>) -> Vec<PartitionId> {
+        let reason = self.closed.get_or_init(|| reason);
+        let partitions: Vec<_> = self.logs.lock().keys().copied().collect();
+        partitions.iter().for_each(|partition| self.health.damage(*partition, reason));
+        partitions
     }
 
     /// How far this broker is, if all of it is on disk.
@@ -287,6 +322,19 @@ pub async fn run(peers: Peers) {
         }
     }
 }
+
+/// Of each other broker, what the data folder of a stopped one remembers: its disk, and by partition the term of the last entry that it is
+/// known to have had, and one more than its index.
+pub fn remembered(dir: &Path) -> Result<BTreeMap<u64, (DiskId, Ends)>, String> {
+    let known = load(&dir.join(FILE))?.into_iter().map(|(id, known)| {
+        let ends = known.partitions.into_iter().map(|(partition, progress)| (partition, (progress.term, progress.end)));
+        (id, (known.disk, ends.collect()))
+    });
+    Ok(known.collect())
+}
+
+/// Term of the last entry, and one more than its index.
+pub type Ends = BTreeMap<PartitionId, (u64, u64)>;
 
 /// `TLPEERS1`, a `KnownPeers`, u32 LE crc32 of all before it.
 fn encode(known: &BTreeMap<u64, Known>) -> Vec<u8> {

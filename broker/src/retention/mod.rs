@@ -90,17 +90,17 @@ impl Keeper {
 
     async fn trim(&self, trim: Trim) -> Result<(), AppendError> {
         let (partition, through) = (self.partition.id, Offset::end_of(trim.through).0);
-        for group in &trim.skipping {
-            tracing::error!(%partition, group, through = %trim.through, "the log is full: a handler group skips what it has not settled");
-        }
-        let skip = |group: String| v1::GroupReset { group, start: None, through, skips: true };
-        let skip = |group: String| record(RecordKind::GroupReset, &skip(group));
-        let mut records: Vec<Record> = trim.skipping.into_iter().map(skip).collect();
-        records.push(record(RecordKind::Trimmed, &v1::Trimmed { through }));
-        let last = records.len() as u16 - 1;
-        let appended = self.partition.append.append(Batch::new(Source::Leader, &records)).await?;
-        match appended.verdict(last) {
-            Verdict::Applied => tracing::info!(%partition, through = %trim.through, "trimmed"),
+        // one record: nobody is told that events are gone which are not
+        let body = v1::Trimmed { through, skipping: trim.skipping };
+        let record = record(RecordKind::Trimmed, &body);
+        let appended = self.partition.append.append(Batch::new(Source::Leader, &[record])).await?;
+        match appended.verdict(0) {
+            Verdict::Applied => {
+                tracing::info!(%partition, through = %trim.through, "trimmed");
+                for group in &body.skipping {
+                    tracing::error!(%partition, group, through = %trim.through, "the log is full: a handler group skips what it has not settled");
+                }
+            }
             // a group was made or moved meanwhile, which still needs some of it
             verdict => tracing::debug!(%partition, ?verdict, "a trim was refused"),
         }

@@ -159,7 +159,7 @@ async fn a_kill_at_any_moment_of_a_trim_leaves_a_sound_folder() {
     let node = open(config(dir.path())).await;
     talk(&node, 60).await;
     let through = Offset::end_of(LogIndex(40));
-    let trim = record(RecordKind::Trimmed, &v1::Trimmed { through: through.0 });
+    let trim = record(RecordKind::Trimmed, &v1::Trimmed { through: through.0, ..Default::default() });
     partition(&node).append.append(Batch::new(Source::Leader, &[trim])).await.unwrap();
     let contents = partition(&node).state.read().digest();
     let mut whole = Vec::new();

@@ -22,7 +22,7 @@ const LOCK: &str = "lock";
 pub const DB: &str = "db";
 
 /// Names a data folder: made with it, at random. A broker whose disk was wiped has another one, and is another voter.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct DiskId(pub [u8; 16]);
 
 impl DiskId {
@@ -88,6 +88,14 @@ pub struct Folder {
     /// Nothing was ever acknowledged from it, so that a missing database is no loss.
     pub fresh: bool,
     _lock: File,
+}
+
+impl Folder {
+    /// Gives the folder another name of its own: it is another voter from now on. Durable when it returns.
+    pub fn rename_disk(&mut self, dir: &Path) -> Result<(), OpenError> {
+        self.disk = write(dir, &self.identity)?;
+        Ok(())
+    }
 }
 
 /// Opens a broker's folder, making it if there is none or it is empty.

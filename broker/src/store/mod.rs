@@ -4,6 +4,7 @@
 //! DIR/identity   which cluster, broker and format this folder belongs to (identity.rs)
 //! DIR/lock       held by the process that has it open
 //! DIR/marks      how far each partition has been synced, to notice a log that lost its end (marks.rs)
+//! DIR/retired    disks that the cluster was recovered without (retired.rs)
 //! DIR/db/        RocksDB (db.rs, keys.rs, record.rs)
 //! ```
 
@@ -17,6 +18,7 @@ pub mod marks;
 pub mod reader;
 pub mod record;
 pub mod retention;
+pub mod retired;
 pub mod snapshot;
 pub mod space;
 #[cfg(test)]

@@ -349,7 +349,7 @@ impl Leading {
         if let Some(trim) =
             retention.decide(context.clock(view.broker).max(view.state.time()), &Facts::of(view.state, false))
         {
-            let body = v1::Trimmed { through: Offset::end_of(trim.through).0 };
+            let body = v1::Trimmed { through: Offset::end_of(trim.through).0, ..Default::default() };
             let record = Record::new(RecordKind::Trimmed, Default::default(), "", &body);
             self.trimming = true;
             self.append(Batch::new(Source::Leader, &[record]), Answer::Trim);

@@ -134,7 +134,7 @@ fn what_is_not_forwarded_is_not_trimmed() {
     zero.one(submit(), &[pushed(id_in(1, 1))]);
     let source = zero.offset(0).0;
     zero.leader(&[]);
-    let trim = of_leader(RecordKind::Trimmed, &v1::Trimmed { through: source });
+    let trim = of_leader(RecordKind::Trimmed, &v1::Trimmed { through: source, ..Default::default() });
     assert_eq!(zero.verdict(Source::Leader, trim.clone()), refused(Refusal::NotOpen));
     zero.leader(&[of_leader(RecordKind::Forwarded, &v1::Forwarded { target: 1, through: source })]);
     assert_eq!(zero.verdict(Source::Leader, trim), Verdict::Applied);

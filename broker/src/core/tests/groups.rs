@@ -77,6 +77,11 @@ fn parked() -> Outcome {
 }
 
 /// Group `g` at epoch 1 before four events: opened and three messages, at the returned offsets.
+fn trimmed(through: u64, skipping: &[&str]) -> Record {
+    let skipping = skipping.iter().map(|group| (*group).to_owned()).collect();
+    of_leader(RecordKind::Trimmed, &v1::Trimmed { through, skipping })
+}
+
 fn four_events() -> (Log, u64, [u64; 4]) {
     let mut log = Log::with_edge();
     log.leader(&[assigned("g", 1, 0, 0)]);
@@ -307,13 +312,13 @@ fn a_dead_letter_is_taken_out_to_be_tried_again_or_forgotten() {
     assert_eq!((left(&log), log.state.group_lag("g")), (vec![a, b, c], 0));
     assert_eq!(release(&mut log, "g", &[b], false), Verdict::Applied);
     assert_eq!((left(&log), holes(&log), log.state.group_lag("g")), (vec![a, c], vec![(b, 1, 0)], 1));
-    assert_eq!(log.state.retention_limit().0, b - 1, "it is needed again");
+    assert_eq!(log.state.retention_limit(&[]).0, b - 1, "it is needed again");
     assert_eq!(release(&mut log, "g", &[b], false), refused(Refusal::Gone), "it is open already");
     // the member may settle it, in the epoch it has
     assert_eq!(log.put(&[commit("g", 1, d, d, &[(b, parked())], &[], &[])]).verdict(0), Verdict::Applied);
     assert_eq!((left(&log), log.state.group_lag("g")), (vec![a, b, c], 0));
     // what is in no log any more can only be forgotten
-    let trimmed = of_leader(RecordKind::Trimmed, &v1::Trimmed { through: a });
+    let trimmed = trimmed(a, &[]);
     assert_eq!(log.leader(&[trimmed]).verdict(0), Verdict::Applied);
     assert_eq!(release(&mut log, "g", &[a, c], false), refused(Refusal::NotOpen));
     assert_eq!(release(&mut log, "g", &[a, c], true), Verdict::Applied);
@@ -371,12 +376,10 @@ fn lag_is_right_again_at_the_end_of_a_long_log() {
 #[test]
 fn nothing_a_group_still_needs_is_trimmed() {
     let (mut log, base, [a, b, c, _]) = four_events();
-    let trim = |log: &mut Log, through: u64| {
-        log.leader(&[of_leader(RecordKind::Trimmed, &v1::Trimmed { through })]).verdict(0)
-    };
+    let trim = |log: &mut Log, through: u64| log.leader(&[trimmed(through, &[])]).verdict(0);
     assert_eq!(trim(&mut log, a), refused(Refusal::NotOpen));
     log.put(&[commit("g", 1, base, c, &[(a, ack()), (c, ack())], &[(b, 1)], &[])]);
-    assert_eq!(log.state.retention_limit().0, b - 1);
+    assert_eq!(log.state.retention_limit(&[]).0, b - 1);
     assert_eq!(trim(&mut log, b), refused(Refusal::NotOpen));
     assert_eq!(trim(&mut log, a), Verdict::Applied);
     assert_eq!(trim(&mut log, a), refused(Refusal::NotOpen));
@@ -388,11 +391,11 @@ fn nothing_a_group_still_needs_is_trimmed() {
 #[test]
 fn what_retention_takes_of_a_group_is_skipped_and_what_is_settled_stays_so() {
     let (mut log, base, [a, b, c, d]) = four_events();
-    let skip = |through: u64| v1::GroupReset { group: "g".into(), through, skips: true, ..Default::default() };
-    let skip = |through: u64| of_leader(RecordKind::GroupReset, &skip(through));
+    let skip = |through: u64| trimmed(through, &["g"]);
     log.put(&[commit("g", 1, base, d, &[(a, ack()), (d, ack())], &[(b, 1), (c, 2)], &[])]);
     // a hole goes; the prefix is beyond it and does not come back
-    assert_eq!(log.leader(&[skip(b)]).reply(), Reply::Group { epoch: 1, through: Offset(d) });
+    assert_eq!(log.leader(&[skip(b)]).verdict(0), Verdict::Applied);
+    assert_eq!(log.state.group("g").unwrap().through.0, d);
     assert_eq!((holes(&log), log.state.group_lag("g")), (vec![(c, 2, 0)], 1));
     let skipped = log.state.group("g").unwrap().skipped().unwrap();
     assert_eq!((skipped.after.0, skipped.through.0, skipped.epoch), (b - 1, b, 1));
@@ -419,12 +422,38 @@ fn what_retention_takes_of_a_group_is_skipped_and_what_is_settled_stays_so() {
 }
 
 #[test]
+fn a_trim_that_is_refused_takes_nothing_of_anybody() {
+    let (mut log, _, [a, b, ..]) = four_events();
+    // it came after the leader had looked
+    log.leader(&[started("late", v1::start::At::Offset(a))]);
+    let before = log.state.clone();
+    let open = |log: &Log| log.state.group("g").map(|view| (view.retention_limit(), view.skipped().is_some()));
+    assert_eq!(log.leader(&[trimmed(b, &["g"])]).verdict(0), refused(Refusal::NotOpen));
+    assert_eq!(open(&log), Some((before.group("g").unwrap().retention_limit(), false)));
+    assert_eq!(log.state.trimmed(), before.trimmed());
+    // nor beyond what is to be forwarded or there at all
+    assert_eq!(log.leader(&[trimmed(u64::MAX, &["g", "late"])]).verdict(0), refused(Refusal::NotOpen));
+    assert_eq!(open(&log).map(|(_, told)| told), Some(false));
+    // one that is forgotten by then is no obstacle
+    assert_eq!(log.leader(&[trimmed(b, &["g", "late", "gone"])]).verdict(0), Verdict::Applied);
+    for group in ["g", "late"] {
+        let view = log.state.group(group).unwrap();
+        assert_eq!(
+            (view.retention_limit().0, view.skipped().map(|skipped| skipped.through.0)),
+            (b, Some(b)),
+            "{group}"
+        );
+    }
+    assert_eq!(log.state.trimmed().0, b);
+}
+
+#[test]
 fn a_group_whose_start_is_trimmed_is_told_unless_it_takes_what_there_is() {
     use v1::start::At;
     let mut log = Log::with_connection(&[]);
     log.edge(&[message(id(1))]);
     let through = Offset::end_of(log.state.applied());
-    log.leader(&[of_leader(RecordKind::Trimmed, &v1::Trimmed { through: through.0 })]);
+    log.leader(&[trimmed(through.0, &[])]);
     let skipped = |log: &Log, group: &str| {
         let view = log.state.group(group).unwrap();
         assert!(view.through >= through);
@@ -460,7 +489,7 @@ fn a_group_is_forgotten_only_while_nobody_is_its_member() {
     assert_eq!(forget(&mut log, "g", 1), refused(Refusal::StaleEpoch), "it was assigned meanwhile");
     assert_eq!(forget(&mut log, "g", 2), Verdict::Applied);
     assert!(log.state.group("g").is_none());
-    assert_eq!(log.state.retention_limit(), Offset::end_of(log.state.applied()), "it holds nothing back any more");
+    assert_eq!(log.state.retention_limit(&[]), Offset::end_of(log.state.applied()), "it holds nothing back any more");
     log.put(&[commit("g", 2, base, base, &[], &[], &[])]);
     assert!(log.state.group("g").is_none());
     log.leader(&[started("g", v1::start::At::Earliest(true))]);
@@ -476,7 +505,7 @@ fn what_is_trimmed_is_not_counted_as_retained() {
     let before = log.state.retained_bytes();
     let milestones: Vec<_> = log.state.milestones().collect();
     let middle = milestones[milestones.len() / 2];
-    log.leader(&[of_leader(RecordKind::Trimmed, &v1::Trimmed { through: Offset::end_of(middle.index).0 })]);
+    log.leader(&[trimmed(Offset::end_of(middle.index).0, &[])]);
     assert_eq!(log.state.first_retained(), LogIndex(middle.index.0 + 1));
     let added = log.state.retained_bytes() + middle.bytes - before;
     assert!(added < 200, "but for the record itself: {added}");

@@ -10,6 +10,7 @@ mod idempotency;
 mod log;
 mod memory;
 mod properties;
+mod recorded;
 mod snapshots;
 
 use trunkline_proto::{ConnectionId, Record, RecordKind, Source, v1};

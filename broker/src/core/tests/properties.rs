@@ -21,25 +21,25 @@ use super::{
 
 /// What somebody tries; numbers are small so that attempts meet. `skew` is mostly 0: right.
 #[derive(Clone, Debug)]
-enum Attempt {
+pub(super) enum Attempt {
     Attach { edge: u8, nonce: u8, skew: i8 },
     Lose { edge: u8, skew: i8 },
     Events { edge: u8, skew: i8, life: i8, events: Vec<Event> },
     Submit { key: Option<u8>, commands: Vec<Command> },
     Commit { group: u8, skew: i8, base: i8, settle: Vec<Fate>, holes: u8, commands: Vec<Command> },
     Assign { group: u8, skew: i8, give: u8, nobody: bool },
-    Reset { group: u8, back: u8, skips: bool },
+    Reset { group: u8, back: u8 },
     Release { group: u8, nth: u8, skew: i8, discard: bool },
     Forget { group: u8, skew: u8 },
     LeaderCloses { max: u8, also: u8 },
     Forward { skew: i8, commands: Vec<Command> },
     Forwarded { back: u8 },
-    Trim { through: u8 },
+    Trim { through: u8, skipping: u8 },
     Garbage { source: u8, kind: u8, body: Vec<u8> },
 }
 
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Open { n: u8, group: Option<u8>, channels: Vec<u8> },
     Message { n: u8 },
     Close { n: u8 },
@@ -47,7 +47,7 @@ enum Event {
 }
 
 #[derive(Clone, Debug)]
-enum Command {
+pub(super) enum Command {
     Push { away: bool, n: u8 },
     Publish { channel: u8 },
     PublishApi,
@@ -60,7 +60,7 @@ enum Command {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+pub(super) enum Fate {
     Acknowledged,
     Refused,
     Parked,
@@ -115,27 +115,30 @@ fn attempt() -> impl Strategy<Value = Attempt> {
         12 => (0..3u8, skew(), skew(), prop::collection::vec(event(), 0..6))
             .prop_map(|(edge, skew, life, events)| Attempt::Events { edge, skew, life, events }),
         5 => (prop::option::of(0..4u8), commands()).prop_map(|(key, commands)| Attempt::Submit { key, commands }),
+        // the same again
+        2 => (0..2u8).prop_map(|key| Attempt::Submit { key: Some(key), commands: vec![Command::Publish { channel: key }] }),
         8 => (0..2u8, skew(), skew(), prop::collection::vec(fate(), 0..4), 0..3u8, commands())
             .prop_map(|(group, skew, base, settle, holes, commands)| {
                 Attempt::Commit { group, skew, base, settle, holes, commands }
             }),
         3 => (0..2u8, skew(), 0..4u8, any::<bool>())
             .prop_map(|(group, skew, give, nobody)| Attempt::Assign { group, skew, give, nobody }),
-        1 => (0..2u8, 0..20u8, any::<bool>()).prop_map(|(group, back, skips)| Attempt::Reset { group, back, skips }),
+        1 => (0..2u8, 0..20u8).prop_map(|(group, back)| Attempt::Reset { group, back }),
         2 => (0..2u8, 0..4u8, skew(), any::<bool>())
             .prop_map(|(group, nth, skew, discard)| Attempt::Release { group, nth, skew, discard }),
         1 => (0..2u8, 0..4u8).prop_map(|(group, skew)| Attempt::Forget { group, skew: skew / 3 }),
         3 => (0..4u8, 0..6u8).prop_map(|(max, also)| Attempt::LeaderCloses { max, also }),
         3 => (skew(), commands()).prop_map(|(skew, commands)| Attempt::Forward { skew, commands }),
         1 => (0..5u8).prop_map(|back| Attempt::Forwarded { back }),
-        1 => any::<u8>().prop_map(|through| Attempt::Trim { through }),
+        1 => (any::<u8>(), prop_oneof![2 => Just(0), 1 => 1..4u8])
+            .prop_map(|(through, skipping)| Attempt::Trim { through, skipping }),
         2 => (0..5u8, any::<u8>(), prop::collection::vec(any::<u8>(), 0..12))
             .prop_map(|(source, kind, body)| Attempt::Garbage { source, kind, body }),
     ]
 }
 
 /// An entry: a few attempts, and how much time has passed (now and then backwards, or past the idempotency window).
-fn entry() -> impl Strategy<Value = (Vec<Attempt>, i64)> {
+pub(super) fn entry() -> impl Strategy<Value = (Vec<Attempt>, i64)> {
     let time = prop_oneof![10 => 0..1000i64, 1 => -1000..0i64, 1 => Just(700_000_000i64)];
     (prop_oneof![3 => prop::collection::vec(attempt(), 1), 1 => prop::collection::vec(attempt(), 0..4)], time)
 }
@@ -211,10 +214,10 @@ impl Writers<'_> {
                 let body = v1::ParkedReleased { group, offsets: vec![offset], discard: *discard };
                 self.leader(of_leader(RecordKind::ParkedReleased, &body))
             }
-            Attempt::Reset { group, back, skips } => {
+            Attempt::Reset { group, back } => {
                 let at = self.events.len().saturating_sub(usize::from(*back));
                 let through = self.events.get(at).map_or(0, |offset| offset.0);
-                let body = v1::GroupReset { group: group_name(*group), through, skips: *skips, ..Default::default() };
+                let body = v1::GroupReset { group: group_name(*group), through, ..Default::default() };
                 self.leader(of_leader(RecordKind::GroupReset, &body))
             }
             Attempt::LeaderCloses { max, also } => {
@@ -233,11 +236,12 @@ impl Writers<'_> {
                     sources.get(sources.len().saturating_sub(usize::from(*back))).copied().unwrap_or_default();
                 self.leader(of_leader(RecordKind::Forwarded, &v1::Forwarded { target: 1, through }))
             }
-            Attempt::Trim { through } => {
-                let at_most = Some(self.state.retention_limit()).filter(|_| through % 2 == 0);
+            Attempt::Trim { through, skipping } => {
+                let skipping: Vec<String> = (0..2).filter(|n| skipping >> n & 1 == 1).map(group_name).collect();
+                let at_most = Some(self.state.retention_limit(&skipping)).filter(|_| through % 2 == 0);
                 let event = self.events.get(usize::from(*through)).copied();
                 let through = at_most.or(event).map_or(0, |offset| offset.0);
-                self.leader(of_leader(RecordKind::Trimmed, &v1::Trimmed { through }))
+                self.leader(of_leader(RecordKind::Trimmed, &v1::Trimmed { through, skipping }))
             }
             Attempt::Garbage { source, kind, body } => {
                 let known = self.state.edge("e0");
@@ -352,7 +356,7 @@ impl Writers<'_> {
 
 /// What the properties say must hold, kept apart from the state machine.
 #[derive(Default)]
-struct Model {
+pub(super) struct Model {
     /// Connections between opened and closed.
     open: BTreeSet<ConnectionId>,
     /// Last applied sequence by edge and incarnation.
@@ -365,7 +369,7 @@ struct Model {
 }
 
 impl Model {
-    fn note(&mut self, index: LogIndex, entry: &Entry, applied: &Applied, state: &Partition) {
+    pub(super) fn note(&mut self, index: LogIndex, entry: &Entry, applied: &Applied, state: &Partition) {
         for (batch, outcome) in entry.batches.iter().zip(&applied.outcomes) {
             if let (Source::Edge(source), Reply::Edge { last_sequence }) = (&batch.source, &outcome.reply) {
                 let last = self.sequences.entry((source.edge.clone(), source.incarnation)).or_default();
@@ -402,10 +406,6 @@ impl Model {
             }
             RecordKind::GroupReset => {
                 let body: v1::GroupReset = record.decode().unwrap();
-                if body.skips {
-                    // neither its prefix goes back nor what it has settled
-                    return;
-                }
                 self.through.insert(body.group.clone(), Offset::ZERO);
                 self.settled.entry(body.group).or_default().retain(|offset| *offset <= body.through);
             }
@@ -493,7 +493,7 @@ fn check_expansion(state: &Partition, index: LogIndex, entry: &Entry, applied: &
 }
 
 /// The entry that these attempts make.
-fn written(state: &Partition, model: &Model, attempts: &[Attempt], time: i64) -> Bytes {
+pub(super) fn written(state: &Partition, model: &Model, attempts: &[Attempt], time: i64) -> Bytes {
     let writers = Writers { state, events: &model.events };
     let mut builder = EntryBuilder::new(Timestamp(time as u64), 0);
     for attempt in attempts {
@@ -506,7 +506,7 @@ fn written(state: &Partition, model: &Model, attempts: &[Attempt], time: i64) ->
 #[test]
 fn random_logs_reach_every_kind_of_record_and_refusal() {
     let mut runner = TestRunner::deterministic();
-    let (mut kinds, mut refusals) = (BTreeSet::new(), BTreeSet::new());
+    let mut reached = Reached::default();
     for _ in 0..200 {
         let entries = prop::collection::vec(entry(), 80).new_tree(&mut runner).unwrap().current();
         let mut state = Partition::new(PartitionId(0), PartitionCount::new(2).unwrap());
@@ -517,37 +517,57 @@ fn random_logs_reach_every_kind_of_record_and_refusal() {
             let entry = Entry::parse(&written(&state, &model, attempts, time)).unwrap();
             let applied = state.apply(index, &entry);
             model.note(index, &entry, &applied, &state);
-            for (position, record) in entry.batches.iter().flat_map(Batch::iter).map(Result::unwrap).enumerate() {
-                match applied.verdict(position as u16) {
-                    Verdict::Refused(refusal) => {
-                        refusals.insert(format!("{refusal:?}").split(' ').next().unwrap().to_owned())
-                    }
-                    Verdict::Applied => kinds.insert(format!("{:?}", record.kind)),
-                    Verdict::Forwarded(_) => kinds.insert(format!("{:?} forwarded", record.kind)),
-                };
-            }
+            reached.note(&entry, &applied);
         }
     }
-    let mut expected: BTreeSet<String> = RecordKind::ALL.iter().map(|kind| format!("{kind:?}")).collect();
-    expected.remove("ApplyVersion"); // none can apply while there is one version
-    expected.extend(["Pushed", "Published", "ChannelJoined", "ChannelLeft"].map(|kind| format!("{kind} forwarded")));
-    assert_eq!(expected.difference(&kinds).collect::<Vec<_>>(), [""; 0]);
-    let expected = [
-        "Gone",
-        "OutOfSequence",
-        "Fenced",
-        "ConnectionExists",
-        "StaleEpoch",
-        "NotOpen",
-        "NotPending",
-        "Repeated",
-        "KeyReused",
-        "ForwardGap",
-        "Limit",
-        "Malformed",
-        "WithBatch",
-    ];
-    assert_eq!(refusals, expected.map(str::to_owned).into());
+    reached.check();
+}
+
+/// Kinds of records that were applied, and refusals.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(super) struct Reached {
+    kinds: BTreeSet<String>,
+    refusals: BTreeSet<String>,
+}
+
+impl Reached {
+    pub(super) fn note(&mut self, entry: &Entry, applied: &Applied) {
+        for (position, record) in entry.batches.iter().flat_map(Batch::iter).map(Result::unwrap).enumerate() {
+            match applied.verdict(position as u16) {
+                Verdict::Refused(refusal) => {
+                    self.refusals.insert(format!("{refusal:?}").split(' ').next().unwrap().to_owned())
+                }
+                Verdict::Applied => self.kinds.insert(format!("{:?}", record.kind)),
+                Verdict::Forwarded(_) => self.kinds.insert(format!("{:?} forwarded", record.kind)),
+            };
+        }
+    }
+
+    /// That these are all there are.
+    pub(super) fn check(&self) {
+        let Self { kinds, refusals } = self;
+        let mut expected: BTreeSet<String> = RecordKind::ALL.iter().map(|kind| format!("{kind:?}")).collect();
+        expected.remove("ApplyVersion"); // none can apply while there is one version
+        expected
+            .extend(["Pushed", "Published", "ChannelJoined", "ChannelLeft"].map(|kind| format!("{kind} forwarded")));
+        assert_eq!(expected.difference(kinds).collect::<Vec<_>>(), [""; 0]);
+        let expected = [
+            "Gone",
+            "OutOfSequence",
+            "Fenced",
+            "ConnectionExists",
+            "StaleEpoch",
+            "NotOpen",
+            "NotPending",
+            "Repeated",
+            "KeyReused",
+            "ForwardGap",
+            "Limit",
+            "Malformed",
+            "WithBatch",
+        ];
+        assert_eq!(*refusals, expected.map(str::to_owned).into());
+    }
 }
 
 proptest! {

@@ -87,7 +87,7 @@ async fn a_member_is_told_what_retention_took_of_its_start_until_it_has_settled_
     broker.opened(connection(0, 1), "chat", "").await;
     let last = broker.message(connection(0, 1), "chat", "gone").await;
     let through = Offset::end_of(last.index());
-    broker.lead(P0, RecordKind::Trimmed, &v1::Trimmed { through: through.0 }).await;
+    broker.lead(P0, RecordKind::Trimmed, &v1::Trimmed { through: through.0, ..Default::default() }).await;
     let kept = broker.message(connection(0, 1), "chat", "kept").await;
     let starting = |group: &str, at| v1::Join { start: Some(v1::Start { at: Some(at) }), ..join(group, "m") };
     let told = Some(v1::TrimmedRange { from: last.0, through: through.0 });

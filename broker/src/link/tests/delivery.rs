@@ -250,7 +250,6 @@ async fn sockets_are_paused_while_their_group_is_too_far_behind() {
         group: "workers".to_owned(),
         start: Some(v1::Start { at: Some(v1::start::At::Latest(true)) }),
         through: Offset::end_of(partition.tail.applied()).0,
-        skips: false,
     };
     let reset = Record::new(RecordKind::GroupReset, trunkline_proto::ConnectionId::NONE, "", &reset);
     partition.append.append(Batch::new(Source::Leader, &[reset])).await.unwrap();

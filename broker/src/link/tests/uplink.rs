@@ -174,7 +174,7 @@ async fn an_edge_that_asks_for_what_is_trimmed_begins_anew_and_what_it_had_open_
     drop(stream);
     let partition = broker.node.partition(PartitionId(0)).unwrap();
     let through = Offset::end_of(partition.tail.applied());
-    let trimmed = v1::Trimmed { through: through.0 };
+    let trimmed = v1::Trimmed { through: through.0, ..Default::default() };
     let trimmed = Record::new(RecordKind::Trimmed, ConnectionId::NONE, "", &trimmed);
     let appended = partition.append.append(Batch::new(Source::Leader, &[trimmed])).await.unwrap();
     assert_eq!(appended.verdict(0), Verdict::Applied);

@@ -3,7 +3,11 @@
 use std::{
     fmt, io,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 

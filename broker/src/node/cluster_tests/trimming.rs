@@ -25,7 +25,7 @@ impl Cluster {
     async fn trim(&self, partition: u16, keep: u64) -> LogIndex {
         let leader = self.node(self.leader(partition).unwrap());
         let through = LogIndex(handle(leader, partition).tail.applied().0 - keep);
-        let body = v1::Trimmed { through: Offset::end_of(through).0 };
+        let body = v1::Trimmed { through: Offset::end_of(through).0, ..Default::default() };
         let record = Record::new(RecordKind::Trimmed, ConnectionId::NONE, "", &body);
         let trimmed = self.append(partition, || Batch::new(Source::Leader, std::slice::from_ref(&record))).await;
         assert_eq!(trimmed, Verdict::Applied);

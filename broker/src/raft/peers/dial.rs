@@ -45,6 +45,8 @@ pub(in crate::raft) fn hello(own: &Own, to: u64) -> pb::Hello {
         http: own.advertised.http.clone(),
         process: own.process,
         known: own.witness.about(to),
+        retired: own.witness.retired(),
+        closed: own.witness.closed().unwrap_or_default().to_owned(),
     }
 }
 
@@ -72,6 +74,14 @@ pub(in crate::raft) async fn check_hello(own: &Own, hello: &pb::Hello, id: u64) 
     Ok(disk)
 }
 
+/// What is said of a broker that is back after the cluster was recovered without it.
+pub(in crate::raft) fn retired(id: u64, disk: DiskId) -> WireError {
+    WireError::Refused(format!(
+        "the cluster was recovered without disk {disk} of broker {id}: stop it, delete its data folder, start it, `trunkline cluster add {id} \
+         --link ADDRESS`"
+    ))
+}
+
 /// Keeps the connection to one peer up.
 pub(super) async fn keep(own: Own, dialer: Dialer, peer: Arc<Peer>) {
     let mut pause = REDIAL;
@@ -82,6 +92,9 @@ pub(super) async fn keep(own: Own, dialer: Dialer, peer: Arc<Peer>) {
         match dialed.map_err(|_| WireError::Slow).flatten() {
             Ok(connected) => {
                 tracing::info!(peer = peer.id, %address, disk = %connected.disk, "broker reached");
+                if !connected.hello.closed.is_empty() {
+                    tracing::error!(peer = peer.id, reason = %connected.hello.closed, "this broker takes no part any more");
+                }
                 peer.links.lock().add(&connected.hello.link);
                 hold(&peer, connected).await;
                 (pause, said) = (REDIAL, None);
@@ -142,6 +155,9 @@ pub(super) async fn dial(own: &Own, dialer: &Dialer, id: u64, link: &str) -> Res
         }
         let hello: pb::Hello = frames::decode(answer)?;
         let disk = check_hello(own, &hello, id).await?;
+        if own.witness.is_retired(disk) {
+            return Err(retired(id, disk));
+        }
         // it answers only once it has compared
         own.witness.accepted(id, disk, hello.process);
         Ok((hello, disk))

@@ -298,16 +298,14 @@ class Start(_message.Message):
     def __init__(self, earliest: bool = ..., latest: bool = ..., offset: _Optional[int] = ..., time: _Optional[int] = ...) -> None: ...
 
 class GroupReset(_message.Message):
-    __slots__ = ("group", "start", "through", "skips")
+    __slots__ = ("group", "start", "through")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     THROUGH_FIELD_NUMBER: _ClassVar[int]
-    SKIPS_FIELD_NUMBER: _ClassVar[int]
     group: str
     start: Start
     through: int
-    skips: bool
-    def __init__(self, group: _Optional[str] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., through: _Optional[int] = ..., skips: bool = ...) -> None: ...
+    def __init__(self, group: _Optional[str] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., through: _Optional[int] = ...) -> None: ...
 
 class GroupDropped(_message.Message):
     __slots__ = ("group", "epoch")
@@ -354,10 +352,12 @@ class Forwarded(_message.Message):
     def __init__(self, target: _Optional[int] = ..., through: _Optional[int] = ...) -> None: ...
 
 class Trimmed(_message.Message):
-    __slots__ = ("through",)
+    __slots__ = ("through", "skipping")
     THROUGH_FIELD_NUMBER: _ClassVar[int]
+    SKIPPING_FIELD_NUMBER: _ClassVar[int]
     through: int
-    def __init__(self, through: _Optional[int] = ...) -> None: ...
+    skipping: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, through: _Optional[int] = ..., skipping: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ApplyVersion(_message.Message):
     __slots__ = ("version",)
