@@ -98,7 +98,10 @@ impl Caller {
         let since = Instant::now();
         let request = request(settings, place, call);
         let answered = tokio::time::timeout_at(deadline, async {
-            let response = self.0.request(request).await.map_err(|error| Failure::Unreached(root_cause(&error)))?;
+            let response = self.0.request(request).await.map_err(|error| match error.is_connect() {
+                true => Failure::Unreached(root_cause(&error)),
+                false => Failure::Broken(root_cause(&error)),
+            })?;
             let (parts, body) = response.into_parts();
             let body = read(body, settings.max_response).await?;
             Ok(Reply { status: parts.status, headers: parts.headers, body })
@@ -154,7 +157,7 @@ async fn read(mut body: Incoming, most: usize) -> Result<Option<Bytes>, Failure>
     }
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::Unreached(root_cause(&error)))?;
+        let frame = frame.map_err(|error| Failure::Broken(root_cause(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         if read.len() + data.len() > most {
             return Ok(None);

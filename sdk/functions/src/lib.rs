@@ -15,6 +15,7 @@ mod route;
 mod run;
 mod settings;
 mod signature;
+mod unanswered;
 
 pub use self::{
     bridge::Bridge,
