@@ -1,7 +1,11 @@
 //! One stream to one broker: connect, join, run what the schedule says, send what it wants sent, and all of it again when the
 //! stream ends. Runs of the handler are tasks of their own: one that panics loses nothing but itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -22,6 +26,7 @@ use crate::{
     backoff::Backoff,
     brokers::{Brokers, Claim, Target},
     command::Command,
+    complaints::Complaints,
     context::{Context, Origin},
     error::{ClientError, Retry},
     event::{Closed, Message, Opened},
@@ -63,6 +68,10 @@ pub(crate) struct Session<H> {
     /// Which work a task is, and the attempt it is at.
     tasks: HashMap<task::Id, (WorkId, u32)>,
     backoff: Backoff,
+    /// Of streams.
+    lost: Complaints,
+    /// Of runs.
+    unhandled: Arc<Mutex<Complaints>>,
 }
 
 impl<H: Handler> Session<H> {
@@ -81,7 +90,22 @@ impl<H: Handler> Session<H> {
         });
         let backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let (runs, tasks) = (JoinSet::new(), HashMap::new());
-        Self { target, brokers, attempts: 0, settings, handler, workers, stopped, schedule, runs, tasks, backoff }
+        let (lost, unhandled) = (Complaints::default(), Arc::default());
+        Self {
+            target,
+            brokers,
+            attempts: 0,
+            settings,
+            handler,
+            workers,
+            stopped,
+            schedule,
+            runs,
+            tasks,
+            backoff,
+            lost,
+            unhandled,
+        }
     }
 
     /// Until stopped, not needed any more (Ok), or refused for good.
@@ -102,7 +126,12 @@ impl<H: Handler> Session<H> {
                 Ended::Refused(error) => return Err(error),
                 Ended::Lost(reason) => {
                     let delay = self.backoff.next();
-                    tracing::warn!(%broker, group = %self.settings.group, %reason, ?delay, "no stream to the broker, trying again");
+                    let group = &self.settings.group;
+                    if let Some(times) = self.lost.failed(Instant::now().into_std()) {
+                        tracing::warn!(%broker, %group, %reason, times, "no stream to the broker, trying again");
+                    } else {
+                        tracing::debug!(%broker, %group, %reason, ?delay, "no stream to the broker, trying again");
+                    }
                     if self.wait(delay).await {
                         return Ok(());
                     }
@@ -131,6 +160,9 @@ impl<H: Handler> Session<H> {
             Ok(Err(ended)) => return ended,
             Ok(Ok(joined)) => joined,
         };
+        if let Some(failures) = self.lost.passed() {
+            tracing::info!(broker = address, group = %self.settings.group, failures, "there is a stream to the broker again");
+        }
         self.backoff.reset();
         self.attempts = 0;
         self.serve(requests, responses).await
@@ -268,7 +300,8 @@ impl<H: Handler> Session<H> {
     fn start_runs(&mut self) {
         while let Some(work) = self.schedule.next_work() {
             let (id, attempt) = (work.id, work.event.attempt);
-            let run = handle(self.handler.clone(), self.settings.clone(), self.workers.clone(), work);
+            let run =
+                handle(self.handler.clone(), self.settings.clone(), self.workers.clone(), work, self.unhandled.clone());
             self.tasks.insert(self.runs.spawn(run).id(), (id, attempt));
         }
     }
@@ -336,7 +369,13 @@ impl Drop for Ending {
 }
 
 /// Runs the handler on one event.
-async fn handle<H: Handler>(handler: Arc<H>, settings: Arc<Settings>, workers: Arc<Semaphore>, work: Work) -> Verdict {
+async fn handle<H: Handler>(
+    handler: Arc<H>,
+    settings: Arc<Settings>,
+    workers: Arc<Semaphore>,
+    work: Work,
+    complaints: Arc<Mutex<Complaints>>,
+) -> Verdict {
     // never closed: an error would only mean one worker more
     let _permit = workers.acquire().await;
     let Work { partition, event, .. } = work;
@@ -360,16 +399,33 @@ async fn handle<H: Handler>(handler: Arc<H>, settings: Arc<Settings>, workers: A
         Ok(result) => result.and_then(|()| cx.finish().map_err(HandlerError::from)),
         Err(_) => Err(HandlerError::from(format!("no answer within {:?}", settings.timeout))),
     };
-    result.map_or_else(|error| failed(&error, attempt, connection, offset), Verdict::Acknowledge)
+    let now = Instant::now().into_std();
+    match result {
+        Ok(commands) => {
+            if let Some(failures) = locked(&complaints).passed_among_others(now) {
+                tracing::info!(group = %settings.group, failures, "events are handled again");
+            }
+            Verdict::Acknowledge(commands)
+        }
+        Err(error) => {
+            // where a service behind the handler is away, that is each of its events, again and again
+            if let Some(times) = locked(&complaints).failed(now) {
+                tracing::warn!(%connection, %offset, attempt, %error, times, "an event was not handled");
+            } else {
+                tracing::debug!(%connection, %offset, attempt, %error, "an event was not handled");
+            }
+            match error.then {
+                Then::Retry => Verdict::Refuse(refuse_delay(attempt)),
+                Then::RetryAfter(delay) => Verdict::Refuse(delay),
+                Then::Park(reason) => Verdict::Park(reason),
+            }
+        }
+    }
 }
 
-fn failed(error: &HandlerError, attempt: u32, connection: ConnectionId, offset: Offset) -> Verdict {
-    tracing::warn!(%connection, %offset, attempt, %error, "an event was not handled");
-    match &error.then {
-        Then::Retry => Verdict::Refuse(refuse_delay(attempt)),
-        Then::RetryAfter(delay) => Verdict::Refuse(*delay),
-        Then::Park(reason) => Verdict::Park(reason.clone()),
-    }
+fn locked(complaints: &Mutex<Complaints>) -> MutexGuard<'_, Complaints> {
+    // counts are whole at any time
+    complaints.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn call<H: Handler>(handler: &H, cx: &mut Context, event: v1::event::Event) -> Result<(), HandlerError> {

@@ -172,10 +172,10 @@ impl Lanes {
         if before == after {
             return;
         }
-        if let Some(Next { from, rank, offset }) = before {
-            if !self.ripe.remove(&(rank, offset)) {
-                self.ripening.remove(&(from, rank, offset));
-            }
+        if let Some(Next { from, rank, offset }) = before
+            && !self.ripe.remove(&(rank, offset))
+        {
+            self.ripening.remove(&(from, rank, offset));
         }
         match after {
             // most wait for nothing but their turn
