@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use trunkline_proto::{ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp, v1};
 
-use super::flow::Arrival;
+use super::{again::Again, flow::Arrival};
 use crate::{
     core::LoggedEntry,
     node::{Node, PartitionHandle, ReadError},
@@ -13,10 +13,7 @@ use crate::{
 };
 
 /// Read ahead of a stream, about; a single entry may be larger.
-const READ_BYTES: usize = 256 << 10;
-
-/// Read again at once, at first.
-const AGAIN_BYTES: usize = 16 << 10;
+pub(super) const READ_BYTES: usize = 256 << 10;
 
 /// Entries so close together are read at once although not all of them are wanted.
 const NEAR_ENTRIES: u64 = 64;
@@ -116,17 +113,6 @@ pub struct Cursor {
     again: Again,
 }
 
-/// What was last read a second time, for an event that had to wait: the next one is often close behind it.
-#[derive(Debug, Default)]
-struct Again {
-    /// In order of offsets.
-    events: Vec<Scanned>,
-    /// How many of them were asked for.
-    hits: usize,
-    /// How many bytes were read.
-    bytes: usize,
-}
-
 impl Cursor {
     /// Reads what is after `after`, the group's settled prefix as of entry `known`.
     pub fn new(
@@ -222,26 +208,31 @@ impl Cursor {
         }
     }
 
-    /// The event at `offset`, which was passed over before. What comes after it is read along if that was of use the last time.
-    pub async fn reread(&mut self, offset: Offset) -> Result<Option<Scanned>, ReadError> {
+    /// The event is passed over; it will be asked for again.
+    pub fn keep(&mut self, event: Scanned) {
+        self.again.keep(event);
+    }
+
+    /// The event at `offset`, which was passed over before.
+    pub async fn again(&mut self, offset: Offset) -> Result<Option<Scanned>, ReadError> {
         if let Some(event) = self.again.take(offset) {
             return Ok(Some(event));
         }
-        let bytes = if self.again.hits > 1 { (self.again.bytes * 4).clamp(AGAIN_BYTES, READ_BYTES) } else { 1 };
+        let bytes = self.again.read_ahead();
         let before = LogIndex(offset.index().0.saturating_sub(1));
         let mut events = Vec::new();
-        let mut keep = |entry: &LoggedEntry, time| {
+        let mut add = |entry: &LoggedEntry, time| {
             let matching = entry.records().filter(|(at, record)| *at >= offset && self.filter.matches(record));
             events.extend(matching.map(|(offset, record)| Scanned { offset, time, record }));
         };
         match self.partition.tail.read(before, bytes) {
-            TailRead::Entries(entries) => entries.iter().for_each(|entry| keep(&entry.logged, entry.applied.time)),
+            TailRead::Entries(entries) => entries.iter().for_each(|entry| add(&entry.logged, entry.applied.time)),
             TailRead::Behind | TailRead::End => {
                 let read = self.node.read_log(self.partition.id, before, bytes).await?;
-                read.entries.iter().for_each(|entry| keep(entry, entry.entry.time));
+                read.entries.iter().for_each(|entry| add(entry, entry.entry.time));
             }
         }
-        self.again = Again { events, hits: 0, bytes };
+        self.again.was_read(events, bytes);
         match self.again.take(offset) {
             Some(event) => Ok(Some(event)),
             // the group may have asked for others when it was passed over
@@ -252,14 +243,6 @@ impl Cursor {
     /// The record at `offset`, wherever it is.
     pub async fn record(&self, offset: Offset) -> Result<Option<Scanned>, ReadError> {
         read_record(&self.node, &self.partition, offset).await
-    }
-}
-
-impl Again {
-    fn take(&mut self, offset: Offset) -> Option<Scanned> {
-        let at = self.events.binary_search_by_key(&offset, |event| event.offset).ok()?;
-        self.hits += 1;
-        self.events.get(at).cloned()
     }
 }
 
@@ -375,7 +358,7 @@ mod tests {
         assert_eq!((events.len(), cursor.index()), (2, applied));
         // what was passed over is found again, in any order, more than once
         for (offset, bytes) in events.iter().chain(events.iter().rev()) {
-            let again = cursor.reread(*offset).await.unwrap().expect("it is there");
+            let again = cursor.again(*offset).await.unwrap().expect("it is there");
             assert_eq!((again.offset, again.record.bytes()), (*offset, bytes));
         }
         drop(cursor);

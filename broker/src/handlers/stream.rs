@@ -300,7 +300,9 @@ impl Stream {
                     }
                 }
             }
-            self.cursor.take_step();
+            if let Some(Step::Event(held)) = self.cursor.take_step() {
+                self.cursor.keep(held);
+            }
         }
         None
     }
@@ -349,7 +351,7 @@ impl Stream {
                 self.member.credit.release(usize::from(next.is_none()));
                 return Ok(next);
             };
-            match self.cursor.reread(offset).await {
+            match self.cursor.again(offset).await {
                 Ok(Some(scanned)) => return Ok(Some((scanned, attempt))),
                 Ok(None) => self.give_up(offset, "the event is not in the log").await?,
                 Err(ReadError::Trimmed { .. }) => self.give_up(offset, "retention has taken the event").await?,

@@ -88,6 +88,8 @@ pub(super) struct Lanes {
     ripe: BTreeSet<(Rank, Offset)>,
     /// The same, where it has not come.
     ripening: BTreeSet<(Instant, Rank, Offset)>,
+    /// The latest moment that was told.
+    now: Option<Instant>,
 }
 
 impl Lanes {
@@ -146,6 +148,7 @@ impl Lanes {
 
     /// Of the events that may be given now, by their time, the one that comes first.
     pub(super) fn due(&mut self, now: Instant) -> Option<(Rank, Offset)> {
+        self.now = Some(now);
         while let Some((from, rank, offset)) = self.ripening.first().copied().filter(|(from, ..)| *from <= now) {
             self.ripening.remove(&(from, rank, offset));
             self.ripe.insert((rank, offset));
@@ -169,10 +172,20 @@ impl Lanes {
         if before == after {
             return;
         }
-        if let Some(Next { from, rank, offset }) = before {
+        if let Some(Next { from, rank, offset }) = before
+            && !self.ripe.remove(&(rank, offset))
+        {
             self.ripening.remove(&(from, rank, offset));
-            self.ripe.remove(&(rank, offset));
         }
-        self.ripening.extend(after.map(|Next { from, rank, offset }| (from, rank, offset)));
+        match after {
+            // most wait for nothing but their turn
+            Some(Next { from, rank, offset }) if self.now.is_some_and(|now| from <= now) => {
+                self.ripe.insert((rank, offset));
+            }
+            Some(Next { from, rank, offset }) => {
+                self.ripening.insert((from, rank, offset));
+            }
+            None => {}
+        }
     }
 }

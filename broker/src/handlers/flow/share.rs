@@ -11,6 +11,8 @@
 pub const CONNECTION_EVENTS_MAX: usize = 128;
 /// Most bytes of records of one connection in flight, unless a single one has more.
 pub const CONNECTION_BYTES_MAX: usize = 4 << 20;
+/// One of so many credits a connection may hold however few are free.
+const FEW: usize = 64;
 /// One of so many credits is for new connections alone.
 const RESERVE: usize = 8;
 
@@ -18,13 +20,14 @@ const RESERVE: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Free {
     credits: usize,
+    few: usize,
     reserved: usize,
 }
 
 impl Free {
     /// So many of `limit`.
     pub const fn new(limit: usize, credits: usize) -> Self {
-        Self { credits, reserved: limit / RESERVE }
+        Self { credits, few: limit / FEW, reserved: limit / RESERVE }
     }
 
     /// Whether only the reserve is left.
@@ -41,7 +44,7 @@ impl Free {
         let others = self.credits.saturating_sub(self.reserved);
         match rank {
             Rank::Opens => self.credits > 0,
-            Rank::Holds(held) => others > held,
+            Rank::Holds(held) => others > 0 && (others > held || held < self.few),
         }
     }
 
@@ -74,7 +77,7 @@ mod tests {
     #[test]
     fn connections_that_want_everything_leave_credits_for_others() {
         for (limit, connections, each) in
-            [(1024, 1, 128), (1024, 8, 99), (1024, 100, 8), (16, 1, 7), (4, 1, 2), (10_000, 3, 128)]
+            [(1024, 1, 128), (1024, 8, 99), (1024, 32, 27), (16, 1, 7), (4, 1, 2), (10_000, 3, 128)]
         {
             let mut held = vec![0; connections];
             let free = |held: &[usize]| Free::new(limit, limit - held.iter().sum::<usize>());
@@ -87,6 +90,12 @@ mod tests {
             assert_eq!(held[connections - 1], each, "{connections} of {limit}");
             assert!(free(&held).allows(Rank::Holds(0)) && !free(&held).is_short());
         }
+    }
+
+    #[test]
+    fn a_few_credits_are_anyones_while_there_are_any() {
+        let low = Free::new(1024, 129);
+        assert!(low.allows(Rank::Holds(15)) && !low.allows(Rank::Holds(16)));
     }
 
     #[test]
