@@ -183,19 +183,21 @@ impl StateMachine {
             let place = format!("partition {} index {index}", self.partition);
             io::Error::from(StoreError::Damaged { place, reason: format!("entry: {error}") })
         })?;
-        let (applied, first) = {
+        let (applied, closed, first) = {
             let mut state = self.state.write();
-            let applied = state.apply(index, &entry);
+            let mut applied = state.apply(index, &entry);
+            // nobody reads these off the tail, where they would take memory that it does not count
+            let closed = std::mem::take(&mut applied.closed);
             // before the lock is let go: a connection is in the state or here
-            self.unwritten.close(&applied.closed);
-            (applied, state.first_retained())
+            self.unwritten.close(&closed);
+            (applied, closed, state.first_retained())
         };
         self.floor.raise(first);
         if !applied.refused.is_empty() {
             self.store_refused(index, applied.refused.clone().into()).await;
         }
-        if !applied.closed.is_empty() {
-            self.store_closed(index, applied.closed.clone().into()).await;
+        if !closed.is_empty() {
+            self.store_closed(index, closed.into()).await;
         }
         let logged = LoggedEntry { index, entry, refused: applied.refused.clone() };
         Ok(Arc::new(AppliedEntry { logged, applied }))

@@ -231,6 +231,27 @@ mod tests {
     }
 
     #[test]
+    fn edges_keep_what_functions_are_told_of_a_handshake() {
+        let kept = |dialects: &[edge::Dialect]| {
+            let mut edge = EdgeConfig::new("e", Vec::new(), PathBuf::new());
+            edge.headers = vec!["host".to_owned()];
+            let api = |dialect: &edge::Dialect| {
+                let mut api = ApiConfig::new("a", "/a".parse().unwrap());
+                api.functions = Some(FunctionsConfig::new(*dialect));
+                api
+            };
+            let apis: Vec<ApiConfig> = dialects.iter().map(api).collect();
+            keep_headers(&mut edge, &apis);
+            keep_headers(&mut edge, &apis);
+            edge.headers
+        };
+        assert_eq!(kept(&[]), ["host"]);
+        assert_eq!(kept(&[edge::Dialect::Scf]), ["host", "sec-websocket-extensions"]);
+        let both = ["host", "sec-websocket-extensions", "sec-websocket-key"];
+        assert_eq!(kept(&[edge::Dialect::Scf, edge::Dialect::Aws]), both);
+    }
+
+    #[test]
     fn a_preset_fills_in_what_the_table_leaves_out() {
         let mut document: Table =
             toml::from_str("[[api]]\npreset = \"aws\"\nidle_timeout = \"1m\"\n[[api]]\n[[api]]\npreset = \"x\"\n")

@@ -216,10 +216,13 @@ impl ApiSettings {
         if self.transmission.is_none() {
             return Err(SettingsError::new("transmission", "is missing: the function that gets the messages"));
         }
-        for (key, is_set) in [("routes", !self.routes.is_empty()), ("route_selection", self.route_selection.is_some())]
-        {
+        for (key, is_set) in [
+            ("routes", !self.routes.is_empty()),
+            ("route_selection", self.route_selection.is_some()),
+            ("stage_variables", !self.stage_variables.is_empty()),
+        ] {
             if is_set {
-                return Err(SettingsError::new(key, "only the aws dialect has routes"));
+                return Err(SettingsError::new(key, "only the aws dialect has routes and stage variables"));
             }
         }
         Ok(())
@@ -428,6 +431,7 @@ mod tests {
             ("routes", ApiSettings { routes: [("$other".into(), url().unwrap())].into(), ..aws.clone() }),
             ("routes", ApiSettings { routes: aws.routes.clone(), ..scf.clone() }),
             ("connected", ApiSettings { connected: url(), ..scf.clone() }),
+            ("stage_variables", ApiSettings { stage_variables: [("a".into(), "b".into())].into(), ..scf.clone() }),
             ("timeout", ApiSettings { timeout: Duration::ZERO, ..scf.clone() }),
             ("retries", ApiSettings { retries: 11, ..scf.clone() }),
             ("backoff", ApiSettings { backoff: Duration::ZERO, ..scf.clone() }),

@@ -188,3 +188,18 @@ fn closed_connections_are_found_until_their_block_of_the_log_is_trimmed() {
     write(Write::Trim(LogIndex((1 << 16) - 1)));
     assert_eq!((found(one, LogIndex(0)), found(other, LogIndex(0))), (None, Some(2)));
 }
+
+#[test]
+fn a_folder_of_before_closed_connections_were_kept_opens_and_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path(), 1).unwrap().append(0, 0..5);
+    let path = dir.path().join(identity::DB);
+    let names = rocksdb::DB::list_cf(&rocksdb::Options::default(), &path).unwrap();
+    let mut db = rocksdb::DB::open_cf(&rocksdb::Options::default(), &path, &names).unwrap();
+    db.drop_cf(crate::store::keys::CF_CLOSED).unwrap();
+    drop(db);
+    assert!(crate::store::verify(dir.path(), |_| {}).unwrap().is_sound());
+    let store = open(dir.path(), 1).unwrap();
+    assert_eq!(store.reader(0).last().unwrap().unwrap().index, LogIndex(4));
+    assert_eq!(store.reader(0).closed(testing::connection(0, 1), LogIndex(0), LogIndex(4)).unwrap(), None);
+}
