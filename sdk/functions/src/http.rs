@@ -1,90 +1,40 @@
-//! The only file that knows sockets: one request to a function, and its answer within bounds. Redirects are not followed, and
-//! link-local addresses are not connected to, whatever a name resolves to.
+//! The only file that makes requests: one to a function, and its answer within bounds. Where it may go, and where not: `trunkline_https`.
 
-use std::{
-    error::Error,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, header};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{
-            HttpConnector,
-            dns::{GaiAddrs, GaiResolver, Name},
-        },
-    },
-    rt::{TokioExecutor, TokioTimer},
-};
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use http_body_util::Full;
 use tokio::time::Instant;
-use tower::Service;
+use trunkline_https::{Client, ClientError, Pool, RequestError, no_roots, read, system_roots};
 
 use crate::{
     call::{Call, Place, Reply},
     failure::Failure,
-    settings::{ApiSettings, may_be_called},
+    settings::ApiSettings,
     signature,
 };
 
-/// Connecting takes at most this of a call's timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections are kept for less than the 5 s that common servers keep them: a request on one that is being closed is lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept to each function's host.
 const IDLE_MAX: usize = 256;
-const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("trunkline/", env!("CARGO_PKG_VERSION")));
 
-/// Why calls cannot be made at all.
+/// Why calls cannot be made at all: a function is called over TLS, and the system trusts nobody, or TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum CallerError {
-    /// A function is called over TLS, and the system trusts nobody.
-    #[error("functions are called over https, and the system has no root certificates: {0}")]
-    NoRoots(String),
-    /// TLS cannot be set up.
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
-}
+#[error("functions are called over https: {0}")]
+pub struct CallerError(#[from] ClientError);
 
 /// Calls functions, all APIs' over one pool of connections. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Caller(Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>);
+pub struct Caller(Client);
 
 impl Caller {
     /// Call it within a tokio runtime. The system's root certificates are read if an API has a function behind https.
     pub fn new(apis: &[ApiSettings]) -> Result<Self, CallerError> {
         let needs_tls = apis.iter().flat_map(ApiSettings::urls).any(crate::FunctionUrl::is_https);
-        let roots = if needs_tls { system_roots()? } else { RootCertStore::empty() };
-        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_MAX)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Ok(Self(client))
+        let roots = if needs_tls { system_roots()? } else { no_roots() };
+        Ok(Self(Client::new(roots, Pool { idle_timeout: IDLE_TIMEOUT, idle_max: IDLE_MAX })?))
     }
 
     /// One attempt, which ends by `deadline`.
@@ -98,24 +48,13 @@ impl Caller {
         let since = Instant::now();
         let request = request(settings, place, call);
         let answered = tokio::time::timeout_at(deadline, async {
-            let response = self.0.request(request).await.map_err(|error| Failure::Unreached(root_cause(&error)))?;
-            let (parts, body) = response.into_parts();
-            let body = read(body, settings.max_response).await?;
+            let unreached = |error: RequestError| Failure::Unreached(error.0);
+            let (parts, body) = self.0.request(request).await.map_err(unreached)?.into_parts();
+            let body = read(body, settings.max_response).await.map_err(unreached)?;
             Ok(Reply { status: parts.status, headers: parts.headers, body })
         });
         answered.await.unwrap_or_else(|_| Err(Failure::Timeout(since.elapsed())))
     }
-}
-
-fn system_roots() -> Result<RootCertStore, CallerError> {
-    let loaded = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(loaded.certs);
-    if added == 0 {
-        let reasons: Vec<String> = loaded.errors.iter().map(ToString::to_string).collect();
-        return Err(CallerError::NoRoots(reasons.join("; ")));
-    }
-    Ok(roots)
 }
 
 /// The request: the operator's headers first, ours last, so that none of ours is replaced.
@@ -124,7 +63,7 @@ fn request(settings: &ApiSettings, place: &Place, call: &Call) -> Request<Full<B
     *request.method_mut() = Method::POST;
     *request.uri_mut() = call.url.uri().clone();
     let headers = request.headers_mut();
-    headers.insert(header::USER_AGENT, USER_AGENT);
+    headers.insert(header::USER_AGENT, Client::USER_AGENT);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(call.content_type));
     settings.headers.iter().for_each(|(name, value)| drop(headers.insert(name, value.clone())));
     let mut set = |name: &'static str, value: &str| {
@@ -145,75 +84,4 @@ fn request(settings: &ApiSettings, place: &Place, call: &Call) -> Request<Full<B
         set("webhook-signature", &signature::signatures(&settings.secrets, &place.key, seconds, &call.body));
     }
     request
-}
-
-/// The body; `None` if there is more of it than `most`, then the rest is left unread and its connection closed.
-async fn read(mut body: Incoming, most: usize) -> Result<Option<Bytes>, Failure> {
-    if body.size_hint().lower() > most as u64 {
-        return Ok(None);
-    }
-    let mut read = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::Unreached(root_cause(&error)))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if read.len() + data.len() > most {
-            return Ok(None);
-        }
-        read.extend_from_slice(&data);
-    }
-    Ok(Some(read.freeze()))
-}
-
-/// "Connection refused" rather than "client error (Connect)".
-fn root_cause(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| (*error).source());
-    causes.last().map(ToString::to_string).unwrap_or_default()
-}
-
-/// The system's resolver, without addresses that no function may be at.
-#[derive(Clone, Debug)]
-struct Resolver(GaiResolver);
-
-/// Addresses that may be called.
-#[derive(Debug)]
-struct Addresses(GaiAddrs);
-
-impl Iterator for Addresses {
-    type Item = SocketAddr;
-
-    fn next(&mut self) -> Option<SocketAddr> {
-        self.0.find(|address| may_be_called(address.ip()))
-    }
-}
-
-impl Service<Name> for Resolver {
-    type Response = Addresses;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Addresses>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let resolving = self.0.call(name);
-        Box::pin(async move { resolving.await.map(Addresses) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A name may resolve to anything, and to something else when it is asked again: what is connected to is what was looked at.
-    #[tokio::test]
-    async fn a_name_that_leads_to_a_metadata_service_leads_nowhere() {
-        let mut resolver = Resolver(GaiResolver::new());
-        for (name, leads) in
-            [("127.0.0.1", true), ("::1", true), ("169.254.169.254", false), ("::ffff:169.254.169.254", false)]
-        {
-            let addresses = resolver.call(name.parse().unwrap()).await.unwrap();
-            assert_eq!(addresses.count() > 0, leads, "{name}");
-        }
-    }
 }

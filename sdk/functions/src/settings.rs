@@ -1,14 +1,9 @@
 //! What one API's functions are, and how they are called. Checked when made: a bridge that runs has nothing to complain about.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, Ipv6Addr},
-    str::FromStr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use http::{HeaderName, HeaderValue, Uri};
+use trunkline_https::UrlError;
 
 use crate::{route::RouteSelection, signature::Secret};
 
@@ -234,24 +229,10 @@ impl FromStr for FunctionUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         // what stands before an @ may be a password
         let shown = if text.contains('@') { "(not shown)" } else { text };
-        let wrong = |why: &str| Err(format!("{shown:?} is no function's URL: {why}"));
-        let Ok(uri) = text.parse::<Uri>() else { return wrong("http://host/path or https://host/path is expected") };
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return wrong("it must begin with http:// or https://");
-        }
-        let Some(authority) = uri.authority() else { return wrong("it names no host") };
-        if authority.as_str().contains('@') {
-            return wrong("it holds a user's name or password; use `headers`");
-        }
-        if text.contains('#') {
-            return wrong("a fragment is never sent");
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        match host.parse::<IpAddr>() {
-            _ if host.is_empty() => wrong("it names no host"),
-            Ok(address) if !may_be_called(address) => wrong("link-local addresses are refused"),
-            _ => Ok(Self(uri)),
-        }
+        trunkline_https::parse(text).map(Self).map_err(|error| {
+            let hint = if error == UrlError::UserInfo { "; use `headers`" } else { "" };
+            format!("{shown:?} is no function's URL: {error}{hint}")
+        })
     }
 }
 
@@ -264,18 +245,6 @@ impl fmt::Display for FunctionUrl {
 impl fmt::Debug for FunctionUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-/// Whether a function may be at this address: not link-local, where clouds keep credentials (169.254.169.254, fd00:ec2::254), nor
-/// unspecified, nor a multicast group.
-pub(crate) fn may_be_called(address: IpAddr) -> bool {
-    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    match address.to_canonical() {
-        IpAddr::V4(v4) => !(v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
-        IpAddr::V6(v6) => {
-            !(v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() || v6 == METADATA_V6)
-        }
     }
 }
 
