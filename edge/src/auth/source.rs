@@ -3,7 +3,10 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -49,6 +52,8 @@ pub struct Source {
     started: Instant,
     refresh: Mutex<Refresh>,
     brought_forward: Notify,
+    /// The last fetch failed, or there was none: its success is worth a word.
+    is_wanting: AtomicBool,
 }
 
 /// Why it was not fetched. Of what came nothing is told.
@@ -92,6 +97,7 @@ impl Source {
             started: Instant::now(),
             refresh: Mutex::new(Refresh::new(settings.refresh.get().into())),
             brought_forward: Notify::new(),
+            is_wanting: AtomicBool::new(true),
             settings,
         });
         sources.push(Arc::clone(&source));
@@ -112,8 +118,12 @@ impl Source {
             let fetched = self.fetch().await;
             let random = rand::random_range(0..=1000);
             metrics::reloaded(Reloaded::Jwks, fetched.is_ok());
+            let was_wanting = self.is_wanting.swap(fetched.is_err(), Ordering::Relaxed);
             match fetched {
                 Ok(keys) => {
+                    if was_wanting {
+                        tracing::info!(set = %self, keys = keys.len(), "keys are fetched");
+                    }
                     self.refresh.lock().handle_fetched(self.now(), random);
                     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                     return Fetched::new(keys, (now + self.settings.max_age.get()).as_secs());
@@ -222,6 +232,12 @@ mod tests {
                 // of a length that is not told
                 "/endless" => format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}", " ".repeat(SET_BYTES_MAX + 1)),
                 "/none" => answer("404 Not Found", SET),
+                "/silent" => {
+                    // until the other side has given up
+                    tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await });
+                    asked.lock().push(head);
+                    continue;
+                }
                 "/text" => answer("200 OK", "HUSH"),
                 "/secret" => answer("200 OK", &SET.replace("OKP", "HUSH")),
                 _ => answer("200 OK", SET),
@@ -260,11 +276,12 @@ mod tests {
             ("/none", "answered with 404"),
             ("/text", "no JSON Web Key Set"),
             ("/secret", "no key of the set fits"),
+            ("/silent", "no whole answer within 5s"),
         ] {
             let error = source(&format!("{base}{path}"), &mut Vec::new()).fetch().await.unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("HUSH"), "{path}: {error}");
         }
-        assert_eq!(asked.lock().len(), 6, "a redirect leads nowhere");
+        assert_eq!(asked.lock().len(), 7, "a redirect leads nowhere");
         server.abort();
         let _ = server.await;
         let error = good.fetch().await.unwrap_err().to_string();

@@ -387,6 +387,8 @@ fn signed_requests_say_who_and_when() {
     let good = full(&query("user=ada&room=42", NOW), NOW);
     let identity = judge(&good, None).unwrap();
     assert_eq!((identity.principal.as_str(), identity.attributes["room"].as_str()), ("ada", "42"));
+    assert_eq!(auth.proofs().len(), 2);
+    assert!(auth.proofs().contains(&identity.proof.unwrap()));
     for (changed, expected) in [
         (good.replace("ada", "bob"), Denied::Signature),
         (good.replace("k1", "k2"), Denied::Signature),
