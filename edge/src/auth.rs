@@ -1,13 +1,17 @@
 //! Makes an API's [`Auth`] of its configuration and of the files that it names: whole and checked, or not at all.
 
+mod source;
+
 use std::path::Path;
+
+pub use self::source::Source;
 
 use crate::{
     config::{
         ApiConfig, AuthConfig, ConfigProblem, HmacConfig, JwtConfig, Secret, TokenConfig, TokenEntry, TokensFile,
         check_tokens,
     },
-    core::auth::{Auth, Hmac, HmacKey, Jwt, JwtRules, Key, KeyError, Places, Token, Tokens, check_secret},
+    core::auth::{Auth, Fetched, Hmac, HmacKey, Jwt, JwtRules, Key, KeyError, Places, Token, Tokens, check_secret},
     files,
 };
 
@@ -49,7 +53,12 @@ fn jwt(config: &JwtConfig) -> Result<Jwt, Problem> {
         attributes: config.attributes.clone(),
     };
     let places = Places { query: config.query.clone(), subprotocol: config.subprotocol.clone() };
-    Ok(Jwt::new(places, rules, keys))
+    let jwt = Jwt::new(places, rules, keys);
+    if let Some(path) = &config.jwks_ca_file {
+        let checked = trunkline_https::roots_of_pem(&read(path)?);
+        checked.map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(if config.jwks_url.is_some() { jwt.with_fetched(Fetched::default()) } else { jwt })
 }
 
 fn hmac(config: &HmacConfig) -> Result<Hmac, Problem> {

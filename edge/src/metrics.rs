@@ -263,6 +263,8 @@ impl std::fmt::Debug for InflightBytes {
 pub(crate) enum Reloaded {
     /// The files of an API's `auth`.
     Auth,
+    /// A set of keys, by its URL.
+    Jwks,
     /// The listeners' certificate and key.
     Certificate,
 }
@@ -271,6 +273,7 @@ pub(crate) enum Reloaded {
 pub(crate) fn reloaded(what: Reloaded, is_ok: bool) {
     let what = match what {
         Reloaded::Auth => "auth",
+        Reloaded::Jwks => "jwks",
         Reloaded::Certificate => "certificate",
     };
     metrics::counter!(RELOADS, "what" => what, "outcome" => if is_ok { "ok" } else { "failed" }).increment(1);

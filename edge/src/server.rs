@@ -151,7 +151,9 @@ pub async fn run(
     let tls = certificate.as_ref().map(WatchedCertificate::server_config).transpose()?.map(Arc::new);
     metrics::describe();
     let watched = apis.iter().map(|api| Watched::new(api.auth.files())).collect();
-    let loaded = apis.into_iter().map(|api| Api::load(api).map(Arc::new)).collect::<Result<_, _>>();
+    let mut sources = Vec::new();
+    let loaded =
+        apis.into_iter().map(|api| Api::load_beside(api, &mut sources).map(Arc::new)).collect::<Result<_, _>>();
     let apis: Arc<[Arc<Api>]> = loaded.map_err(|problem| ConfigError { problems: vec![problem] })?;
     let (handles, inboxes): (Vec<_>, Vec<_>) = (0..listeners.ws.len()).map(|_| inbox::inbox()).unzip();
     let downlink = Downlink::new(handles);
@@ -169,7 +171,7 @@ pub async fn run(
     let status = Arc::new(Status::new());
     let health = Arc::new(Health::new(Arc::clone(&status)));
     let http = http::serve(listeners.http, tls, Arc::clone(&health), prometheus);
-    let keeper = Keeper::new(&apis, watched, certificate, downlink.clone());
+    let keeper = Keeper::new(&apis, sources, watched, certificate, downlink.clone());
     let mut http = AbortOnDropHandle::new(tokio::spawn(http));
     let _keeper = AbortOnDropHandle::new(tokio::spawn(keeper.run()));
     let link = threads.start_first(settings, status, config.uplink_bytes.as_usize(), downlink.clone(), stop.clone())?;

@@ -85,11 +85,11 @@ pub(crate) struct Shard<S> {
 impl<S: RecordSink> Shard<S> {
     pub(crate) fn new(options: ShardOptions, sink: S) -> Self {
         Self {
+            started: options.gate.started(),
             options,
             sink,
             unmatched: ApiMetrics::new(""),
             metrics: SocketMetrics::new(),
-            started: Instant::now(),
             state: RefCell::default(),
             is_accepting: Cell::new(true),
             stops_accepting: Notify::new(),
@@ -98,7 +98,7 @@ impl<S: RecordSink> Shard<S> {
         }
     }
 
-    /// Milliseconds since the shard started.
+    /// Milliseconds since the edge started, the same on every shard.
     pub(crate) fn now(&self) -> Millis {
         Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }

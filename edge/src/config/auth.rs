@@ -11,6 +11,10 @@ pub(crate) const PRINCIPAL_BYTES_MAX: usize = 1024;
 const ENTRIES_MAX: usize = 1000;
 /// Longest `leeway`: a connection whose token has expired is closed within a minute.
 const LEEWAY_MAX: HumanDuration = HumanDuration::from_secs(50);
+/// Shortest `jwks_refresh`.
+const JWKS_REFRESH_MIN: HumanDuration = HumanDuration::from_secs(1);
+/// Longest `jwks_max_age`.
+const JWKS_MAX_AGE_MAX: HumanDuration = HumanDuration::from_secs(7 * 86_400);
 /// Longest `max_age` of a signed request, which can be repeated for so long.
 const MAX_AGE_MAX: HumanDuration = HumanDuration::from_secs(3600);
 
@@ -21,7 +25,7 @@ pub enum AuthConfig {
     /// Anybody may connect; the handler may still refuse. What a request holds is kept as it came.
     None {},
     /// A signed token of an identity provider (RFC 7519).
-    Jwt(JwtConfig),
+    Jwt(Box<JwtConfig>),
     /// A signature over the request, with a shared secret.
     Hmac(HmacConfig),
     /// One of these tokens.
@@ -46,6 +50,19 @@ pub struct JwtConfig {
     /// A JSON Web Key Set (RFC 7517) with more of them. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks_file: Option<PathBuf>,
+    /// An https URL (or http to an address of this machine's own) of such a set, which the edge fetches. Keys for HS256 in it are left out:
+    /// everybody could know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_url: Option<String>,
+    /// So often it is fetched again, give or take a tenth. 1 s to `jwks_max_age`. Default 10 m.
+    #[serde(default = "defaults::jwks_refresh")]
+    pub jwks_refresh: HumanDuration,
+    /// For so long the keys that were fetched last count while it cannot be; then tokens are answered with 503. At most 7 d. Default 24 h.
+    #[serde(default = "defaults::jwks_max_age")]
+    pub jwks_max_age: HumanDuration,
+    /// PEM file of the authority of the URL's certificate. Default: those that the system trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_ca_file: Option<PathBuf>,
     /// `iss` must be this. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
@@ -228,6 +245,12 @@ mod defaults {
     pub(super) fn leeway() -> HumanDuration {
         HumanDuration::from_secs(10)
     }
+    pub(super) fn jwks_refresh() -> HumanDuration {
+        HumanDuration::from_secs(600)
+    }
+    pub(super) fn jwks_max_age() -> HumanDuration {
+        HumanDuration::from_secs(86_400)
+    }
     pub(super) fn max_age() -> HumanDuration {
         HumanDuration::from_secs(60)
     }
@@ -273,9 +296,10 @@ impl JwtConfig {
         if self.algorithms.is_empty() {
             problem("algorithms is empty: no token would be good".to_owned());
         }
-        if self.keys.is_empty() && self.jwks_file.is_none() {
-            problem("neither keys nor jwks_file: no token would be good".to_owned());
+        if self.keys.is_empty() && self.jwks_file.is_none() && self.jwks_url.is_none() {
+            problem("neither keys nor jwks_file nor jwks_url: no token would be good".to_owned());
         }
+        self.check_url(problem);
         if self.keys.len() > ENTRIES_MAX {
             problem(format!("more than {ENTRIES_MAX} keys"));
         }
@@ -302,6 +326,36 @@ impl JwtConfig {
             problem("principal names no claim".to_owned());
         }
         check_places(&self.query, &self.subprotocol, problem);
+    }
+}
+
+impl JwtConfig {
+    fn check_url(&self, problem: &mut impl FnMut(String)) {
+        let Some(url) = &self.jwks_url else {
+            if self.jwks_ca_file.is_some() {
+                problem("jwks_ca_file is for jwks_url".to_owned());
+            }
+            return;
+        };
+        match trunkline_https::parse(url) {
+            Err(error) => problem(format!("jwks_url: {error}")),
+            Ok(url) if url.scheme_str() != Some("https") && !trunkline_https::is_loopback(&url) => {
+                problem(
+                    "jwks_url: https is expected: whoever can change what comes over http makes the keys".to_owned(),
+                );
+            }
+            Ok(_) => {}
+        }
+        if self.algorithms.iter().all(|algorithm| *algorithm == Algorithm::Hs256) {
+            problem("jwks_url: HS256 alone: what everybody can fetch is no secret".to_owned());
+        }
+        let (refresh, age) = (self.jwks_refresh, self.jwks_max_age);
+        if refresh < JWKS_REFRESH_MIN || refresh > age {
+            problem(format!("jwks_refresh {refresh} is not from {JWKS_REFRESH_MIN} to jwks_max_age, {age}"));
+        }
+        if age > JWKS_MAX_AGE_MAX {
+            problem(format!("jwks_max_age {age} is more than {JWKS_MAX_AGE_MAX}"));
+        }
     }
 }
 

@@ -143,7 +143,7 @@ fn wrong_apis_are_refused_with_the_reason() {
         ("auth = { kind = \"jwt\", algorithms = [\"none\"] }", "unknown variant `none`"),
         ("auth = { kind = \"jwt\", algorithms = [], bogus = 1 }", "unknown field `bogus`"),
         ("auth = { kind = \"jwt\", algorithms = [] }", "api \"chat\": auth: algorithms is empty"),
-        ("auth = { kind = \"jwt\", algorithms = [\"RS256\"] }", "auth: neither keys nor jwks_file"),
+        ("auth = { kind = \"jwt\", algorithms = [\"RS256\"] }", "auth: neither keys nor jwks_file nor jwks_url"),
         ("auth = { kind = \"jwt\", algorithms = [\"RS256\"], jwks_file = \"a\" }", ""),
         (
             "auth = { kind = \"jwt\", algorithms = [\"RS256\"], jwks_file = \"a\", leeway = \"51s\" }",
@@ -156,6 +156,31 @@ fn wrong_apis_are_refused_with_the_reason() {
         (
             "auth = { kind = \"jwt\", algorithms = [\"RS256\"], keys = [{ algorithm = \"HS256\", secret = \"hush\" }] }",
             "keys[0]: HS256 is not among algorithms",
+        ),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"RS256\"], jwks_url = \"https://id.example/keys?v=1\", jwks_ca_file = \"a\" }",
+            "",
+        ),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"http://127.0.0.1:9/keys\" }", ""),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"http://[::1]/keys\" }", ""),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"http://id.example/\" }", "https is expected"),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"http://localhost/\" }", "https is expected"),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"http://10.0.0.1/\" }", "https is expected"),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"ftp://h/a\" }", "it must begin with"),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"https://169.254.169.254/\" }", "link-local"),
+        ("auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"https://u:HUSH@h/\" }", "password"),
+        ("auth = { kind = \"jwt\", algorithms = [\"HS256\"], jwks_url = \"https://h/\" }", "HS256 alone"),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"https://h/\", jwks_refresh = \"0s\" }",
+            "jwks_refresh 0s is not from 1s",
+        ),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_url = \"https://h/\", jwks_max_age = \"1m\" }",
+            "jwks_refresh 10m is not from 1s to jwks_max_age, 1m",
+        ),
+        (
+            "auth = { kind = \"jwt\", algorithms = [\"ES256\"], jwks_file = \"a\", jwks_ca_file = \"b\" }",
+            "jwks_ca_file is for jwks_url",
         ),
         ("auth = { kind = \"hmac\", keys = [] }", "auth: keys: 1 to 1000 are expected"),
         ("auth = { kind = \"hmac\", keys = [{ id = \"a\" }] }", "keys[0]: secret or secret_file, one of them"),

@@ -1,13 +1,15 @@
-//! Keeps keys, tokens and certificates as they are in the world: files that change are read again while the edge serves.
+//! Keeps keys, tokens and certificates as they are in the world: files that change are read again while the edge serves, and sets of keys
+//! are fetched.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::time::MissedTickBehavior;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_rustls::rustls::ServerConfig;
 use trunkline_quic::{TlsError, listener::Certificate};
 
 use crate::{
     api::Api,
+    auth::Source,
     config::TlsConfig,
     downlink::Downlink,
     files::Watched,
@@ -59,6 +61,8 @@ impl WatchedCertificate {
 pub(super) struct Keeper {
     downlink: Downlink,
     files: Vec<Files>,
+    /// Each with the APIs whose keys it has.
+    sources: Vec<(Arc<Source>, Vec<Arc<Api>>)>,
     certificate: Option<WatchedCertificate>,
 }
 
@@ -66,16 +70,27 @@ impl Keeper {
     /// With each API's files, as they were before it read them.
     pub(super) fn new(
         apis: &[Arc<Api>],
+        sources: Vec<Arc<Source>>,
         watched: Vec<Watched>,
         certificate: Option<WatchedCertificate>,
         downlink: Downlink,
     ) -> Self {
         let files = apis.iter().zip(watched).map(|(api, watched)| Files { api: Arc::clone(api), watched });
-        Self { downlink, files: files.filter(|files| !files.watched.is_empty()).collect(), certificate }
+        let sources = sources.into_iter().map(|source| {
+            let its = apis.iter().filter(|api| api.source().is_some_and(|other| Arc::ptr_eq(other, &source)));
+            let its = its.cloned().collect();
+            (source, its)
+        });
+        let sources = sources.collect();
+        Self { downlink, sources, files: files.filter(|files| !files.watched.is_empty()).collect(), certificate }
     }
 
     /// Reads again what has changed, for as long as it is polled.
     pub(super) async fn run(mut self) -> Infallible {
+        let mut fetching = JoinSet::new();
+        for (source, apis) in std::mem::take(&mut self.sources) {
+            fetching.spawn(keep_fetching(source, apis, self.downlink.clone()));
+        }
         let mut ticks = tokio::time::interval(LOOK_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -86,7 +101,7 @@ impl Keeper {
         }
     }
 
-    /// The APIs that have other keys or tokens now. Off this thread: a file may be on a disk that does not answer.
+    /// The APIs of whose keys or tokens some are no more. Off this thread: a file may be on a disk that does not answer.
     async fn look(&mut self) -> Vec<Arc<Api>> {
         let (mut files, mut certificate) = (std::mem::take(&mut self.files), self.certificate.take());
         let looked = tokio::task::spawn_blocking(move || {
@@ -107,6 +122,19 @@ impl Keeper {
     }
 }
 
+/// Fetches a set for as long as it is polled, and gives it to its APIs.
+async fn keep_fetching(source: Arc<Source>, apis: Vec<Arc<Api>>, downlink: Downlink) {
+    loop {
+        let fetched = source.next().await;
+        for api in &apis {
+            if api.set_fetched(fetched.clone()) {
+                tracing::info!(api = api.name(), set = %source, "a key is no more");
+                downlink.auth_changed(api).await;
+            }
+        }
+    }
+}
+
 impl Files {
     fn reload(&mut self) -> Option<Arc<Api>> {
         if !self.watched.have_changed() {
@@ -115,9 +143,9 @@ impl Files {
         let reloaded = self.api.reload_auth();
         metrics::reloaded(Reloaded::Auth, reloaded.is_ok());
         match reloaded {
-            Ok(()) => {
+            Ok(has_lost) => {
                 tracing::info!(api = self.api.name(), "keys or tokens have changed and were read again");
-                Some(Arc::clone(&self.api))
+                has_lost.then(|| Arc::clone(&self.api))
             }
             Err(problem) => {
                 tracing::error!(%problem, "keys or tokens have changed and cannot be used: those from before stay");

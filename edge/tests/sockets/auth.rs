@@ -121,7 +121,7 @@ fn list(entries: &[(&str, &str)]) -> String {
 }
 
 /// As the edge does when it finds files changed.
-async fn reload(edge: &Edge) -> Result<(), String> {
+async fn reload(edge: &Edge) -> Result<bool, String> {
     let reloaded = edge.apis[0].reload_auth().map_err(|problem| problem.to_string());
     edge.send(ShardInput::AuthChanged(Arc::clone(&edge.apis[0]))).await;
     reloaded
@@ -177,12 +177,14 @@ async fn a30_a_token_that_is_taken_off_the_list_ends_its_connections_and_no_othe
 
     // one is gone, the third means somebody else
     std::fs::write(&path, list(&[("two", "bob"), ("three", "mallory"), ("four", "eve")])).unwrap();
-    reload(&edge).await.unwrap();
+    assert_eq!(reload(&edge).await, Ok(true), "some are no more");
     expect_revoked(&edge, &mut one).await;
     expect_revoked(&edge, &mut three).await;
     expect_served(&edge, &mut two).await;
     assert!(answer(&edge, "/echo?access_token=one", "").await.starts_with("HTTP/1.1 401 "));
-    drop((come(&edge, "four").await, two));
+    std::fs::write(&path, list(&[("two", "bob"), ("three", "mallory"), ("four", "eve"), ("five", "joe")])).unwrap();
+    assert_eq!(reload(&edge).await, Ok(false), "nobody need be looked at");
+    drop((come(&edge, "four").await, come(&edge, "five").await, two));
     edge.stop().await;
 }
 

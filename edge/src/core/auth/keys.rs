@@ -163,6 +163,11 @@ impl Key {
         self.algorithm() == algorithm && named.is_none_or(|(own, asked)| own == asked)
     }
 
+    /// Whether it was published under this `kid`.
+    pub(super) fn has_id(&self, kid: &str) -> bool {
+        self.kid.as_deref() == Some(kid)
+    }
+
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.material {
             Material::Secret(key) => hmac::verify(key, message, signature).is_ok(),

@@ -1,6 +1,9 @@
 //! Hostile tokens, and good ones (attack rows A25 to A28): each with its answer.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{
     Engine as _,
@@ -342,7 +345,7 @@ fn a29_nothing_of_the_token_stays_in_the_request() {
             assert_eq!(request.query, "a=1&b=2");
         }
         if let Some(denied) = expected {
-            let answer = auth.answer(*denied).to_bytes();
+            let answer = auth.answer(*denied, 1).to_bytes();
             let answer = std::str::from_utf8(&answer).unwrap();
             assert!(answer.starts_with("HTTP/1.1 401 Unauthorized\r\n"), "{answer}");
             assert!(answer.contains("WWW-Authenticate: Bearer") && !answer.contains("SECRET"), "{answer}");
@@ -384,6 +387,8 @@ fn signed_requests_say_who_and_when() {
     let good = full(&query("user=ada&room=42", NOW), NOW);
     let identity = judge(&good, None).unwrap();
     assert_eq!((identity.principal.as_str(), identity.attributes["room"].as_str()), ("ada", "42"));
+    assert_eq!(auth.proofs().len(), 2);
+    assert!(auth.proofs().contains(&identity.proof.unwrap()));
     for (changed, expected) in [
         (good.replace("ada", "bob"), Denied::Signature),
         (good.replace("k1", "k2"), Denied::Signature),
@@ -449,4 +454,39 @@ fn a_broken_set_is_told_without_its_keys() {
         let problem = Key::set(&[Algorithm::Hs256], broken.as_bytes()).unwrap_err().to_string();
         assert!(problem.contains("at line 1, column") && !problem.contains("HUSH"), "{problem}");
     }
+}
+
+#[test]
+fn fetched_keys_count_for_their_time_and_their_want_is_not_the_clients_fault() {
+    let rules = JwtRules { algorithms: vec![Algorithm::Hs256], ..rules() };
+    let own = Key::secret(Some("own".to_owned()), SECRET).unwrap();
+    let jwt = |fetched| Auth::Jwt(Box::new(Jwt::new(places(), rules.clone(), vec![own.clone()]).with_fetched(fetched)));
+    let judge = |auth: &Auth, token: &str, now| {
+        auth.authenticate(&mut request(&format!("access_token={token}"), None, &[]), now).map(|_| ())
+    };
+    let of =
+        |kid: &str, secret| signed(&format!(r#"{{"alg":"HS256"{kid}}}"#), r#"{"sub":"ada","exp":1800000000}"#, secret);
+    let (ours, theirs) = (of(r#","kid":"own""#, SECRET), of(r#","kid":"k""#, &[7; 32]));
+    let (unnamed, unknown) = (of("", &[9; 32]), of(r#","kid":"l""#, &[9; 32]));
+
+    let waiting = jwt(Fetched::default());
+    assert_eq!(judge(&waiting, &ours, NOW), Ok(()));
+    assert_eq!(judge(&waiting, "x.y.z", NOW), Err(Denied::Malformed));
+    for token in [&theirs, &unnamed, &unknown] {
+        assert_eq!(judge(&waiting, token, NOW), Err(Denied::NoKeys));
+    }
+    let answer = waiting.answer(Denied::NoKeys, 3).to_bytes();
+    let answer = std::str::from_utf8(&answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 3\r\n"), "{answer}");
+
+    let keys: Arc<[Key]> = [Key::secret(Some("k".to_owned()), &[7; 32]).unwrap()].into();
+    let auth = jwt(Fetched::new(keys, NOW + 10));
+    assert_eq!([judge(&auth, &ours, NOW), judge(&auth, &theirs, NOW + 9)], [Ok(()), Ok(())]);
+    assert_eq!(judge(&auth, &unnamed, NOW), Err(Denied::Signature), "no reason to fetch anything");
+    assert_eq!(judge(&auth, &unknown, NOW), Err(Denied::UnknownKey));
+    assert_eq!(judge(&auth, &of(r#","kid":"k""#, &[9; 32]), NOW), Err(Denied::Signature));
+    assert_eq!(Denied::UnknownKey.to_string(), Denied::Signature.to_string(), "nobody is told which keys there are");
+    // too old to let anybody in; and yet no reason to close what they have let in
+    assert_eq!([judge(&auth, &ours, NOW + 10), judge(&auth, &theirs, NOW + 10)], [Ok(()), Err(Denied::NoKeys)]);
+    assert_eq!(auth.proofs().len(), 2);
 }
