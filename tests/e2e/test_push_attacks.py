@@ -234,7 +234,7 @@ def test_a_body_of_1_gib_is_413_before_it_is_sent(target, under, path):
 
 @pytest.mark.attack("A33")
 @pytest.mark.parametrize("path", PLACES)
-@pytest.mark.parametrize("chunk", [b"10000\r\n" + b"x" * 0x10000 + b"\r\n", b"1\r\nx\r\n" * 10_000], ids=["64-kib-chunks", "1-byte-chunks"])
+@pytest.mark.parametrize("chunk", [b"10000\r\n" + b"x" * 0x10000 + b"\r\n", b"4\r\nxxxx\r\n" * 10_000], ids=["64-kib-chunks", "4-byte-chunks"])
 def test_a_body_without_end_is_413(target, under, path, chunk):
     with under(target, metric=http_answers(SURFACES[path], 413)) as attack:
         answer = raw(target, f"POST {path} HTTP/1.1\nhost: x\ntransfer-encoding: chunked", endless=chunk)
@@ -465,7 +465,7 @@ def test_what_clients_say_of_themselves_is_shown_escaped(target, under):
 def test_clients_make_no_labels(target, under):
     with under(target) as attack:
         # one of each kind first, so that what is new afterwards comes of the names
-        for number in [0, *range(300)]:
+        for number in range(101):
             if number == 1:
                 before = target.metrics()
             name = f"label{number}-{uuid.uuid4().hex}" if number else "label"
@@ -481,7 +481,7 @@ def test_clients_make_no_labels(target, under):
         after = target.metrics()
     assert not [series for series in after if "label" in series]
     assert len(after.keys() - before.keys()) == 0, after.keys() - before.keys()
-    assert sum_of(after, http_answers("push", 410)) - sum_of(before, http_answers("push", 410)) >= 299
+    assert sum_of(after, http_answers("push", 410)) - sum_of(before, http_answers("push", 410)) >= 100
 
 
 def test_pushes_changed_at_random_are_answered(target, under):
