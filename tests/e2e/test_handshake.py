@@ -391,7 +391,7 @@ def test_requests_changed_at_random_are_answered_or_waited_for(target, under):
             with socket.create_connection(target.ws, timeout=10) as sock:
                 sock.sendall(raw)
                 # what is no whole head any more is waited for, and ended here
-                if not select.select([sock], [], [], 0.2)[0]:
+                if not select.select([sock], [], [], 0.05)[0]:
                     sock.shutdown(socket.SHUT_WR)
                 attack.answered(wire.read_answer(sock, seconds=10)[0].status, 0, 101, 400, 403, 404, 405, 414, 426, 431, 505)
             tried += 1

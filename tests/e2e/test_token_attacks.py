@@ -4,7 +4,6 @@ test_auth.py."""
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 import os
@@ -21,7 +20,7 @@ import requests
 
 import wire
 from attack import ACCEPTED, REFUSED, Canary, Target, connects_to, http_answers
-from harness import Dev, binary, until
+from harness import Dev, binary
 from test_handshake import mutate
 
 pytestmark = pytest.mark.short
