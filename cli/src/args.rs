@@ -7,7 +7,7 @@ mod verbs;
 use clap::{Parser, Subcommand};
 
 pub(crate) use self::{
-    operate::{CertsArgs, ClusterArgs, ClusterVerb, InitArgs, TokenArgs, TokenVerb, VerifyArgs},
+    operate::{CertsArgs, ClusterArgs, ClusterVerb, InitArgs, RecoverArgs, TokenArgs, TokenVerb, VerifyArgs},
     roles::{BrokerArgs, BrokerListen, DevArgs, EdgeArgs, EdgeListen, FileArgs, FunctionsArgs},
     verbs::{
         CloseArgs, ConnectionsArgs, DeadLettersArgs, DeadLettersVerb, GroupsArgs, GroupsVerb, PublishArgs, PushArgs,
@@ -109,6 +109,7 @@ mod tests {
             "trunkline dead-letters discard chat --all",
             "trunkline cluster status --broker 127.0.0.1:1",
             "trunkline cluster init --members 10.0.0.1,b2:7444,[::1]:7445 --out d --edge e1 --name main --partitions 4",
+            "trunkline cluster recover ./data --yes",
             "trunkline verify ./data",
             "trunkline certs --dir pki --broker 1 --broker 2 --edge e1",
         ] {

@@ -82,7 +82,10 @@ fn is_test_file(path: &str) -> bool {
     let stem = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".rs");
     stem == "tests"
         || stem.ends_with("_tests")
-        || path.split('/').skip(1).any(|part| matches!(part, "tests" | "benches" | "examples"))
+        || path
+            .split('/')
+            .skip(1)
+            .any(|part| matches!(part, "tests" | "benches" | "examples") || part.ends_with("_tests"))
 }
 
 /// The text without line comments and without what follows `#[cfg(test)]` on a module with a body, which stands last by habit.

@@ -154,7 +154,9 @@ impl PeerServer {
             if id == self.peers.own().node {
                 return Err(WireError::Refused("it has the number of this broker".to_owned()));
             }
-            self.peers.greeted(id, hello.process);
+            if !self.peers.own().witness.is_retired(disk) {
+                self.peers.greeted(id, hello.process);
+            }
             Ok(Caller { id, disk })
         };
         let greeted = greeted.await;

@@ -45,6 +45,8 @@ pub(crate) enum ClusterVerb {
         #[command(flatten)]
         remote: RemoteArgs,
     },
+    /// The last resort: go on with one broker where a majority of the members has lost its disk for good.
+    Recover(RecoverArgs),
     /// Have another broker lead a partition. Leaders go back to their preferred brokers by themselves after a while.
     Transfer {
         #[arg(long, value_name = "P")]
@@ -78,6 +80,19 @@ pub(crate) struct InitArgs {
     #[arg(long)]
     pub(crate) insecure: bool,
     /// For machines: JSON, one object a node.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Of a broker that is stopped.
+#[derive(Args, Debug)]
+pub(crate) struct RecoverArgs {
+    /// Its data folder: of those that are left the one whose logs go furthest.
+    pub(crate) dir: PathBuf,
+    /// Do it. Without this only what would be kept and lost is told.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// For machines: JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -18,6 +18,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
     match args.verb {
         ClusterVerb::Init(args) => super::init::run(&args),
+        ClusterVerb::Recover(args) => super::recover::run(&args),
         ClusterVerb::Status { remote } => status(&Remote::new(&remote)?).await,
         ClusterVerb::Add { id, link, patience, remote } => {
             let remote = Remote::new(&remote)?;

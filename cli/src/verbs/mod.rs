@@ -6,6 +6,7 @@ pub(crate) mod connections;
 pub(crate) mod dead_letters;
 pub(crate) mod groups;
 pub(crate) mod init;
+pub(crate) mod recover;
 pub(crate) mod state;
 pub(crate) mod submit;
 pub(crate) mod tail;
