@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from test_auth import certificate, mint
 
 ROOT = Path(__file__).resolve().parents[2]
 SDK = ROOT / "sdk/python"
+# Tests use the SDK's client in their own process, which then starts others: the harness forks, and what gRPC's core does in such a child
+# may abort it before its program begins. Set before gRPC is imported; a child that only starts a program needs none of it.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 ENV = {"PYTHONPATH": str(SDK / "src"), "PYTHONUNBUFFERED": "1"}
 
 
