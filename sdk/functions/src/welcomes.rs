@@ -18,9 +18,16 @@ impl Welcomes {
         let own = self.clone();
         let task = tokio::spawn(async move {
             welcome.await;
-            own.0.lock().remove(&id);
+            let mut under_way = own.0.lock();
+            // another one may have taken its place
+            if under_way.get(&id).is_some_and(|task| tokio::task::try_id() == Some(task.id())) {
+                under_way.remove(&id);
+            }
         });
-        under_way.insert(id, task);
+        // an event that comes again begins again
+        if let Some(before) = under_way.insert(id, task) {
+            before.abort();
+        }
     }
 
     /// Until the connection's is done, if there is one.
@@ -54,7 +61,17 @@ mod tests {
         assert!(!waiting.is_finished());
         go.send(()).unwrap();
         waiting.await.unwrap();
-        welcomes.begin(ID, async {});
+        // one that begins again takes the other's place
+        let (other, others_end) = oneshot::channel::<()>();
+        welcomes.begin(ID, async move {
+            std::future::pending::<()>().await;
+            drop(other);
+        });
+        let (go, gone) = oneshot::channel::<()>();
+        welcomes.begin(ID, async move { drop(gone.await) });
+        assert!(others_end.await.is_err(), "it was given up");
+        assert_eq!(welcomes.0.lock().len(), 1);
+        go.send(()).unwrap();
         while !welcomes.0.lock().is_empty() {
             tokio::task::yield_now().await;
         }
