@@ -1,5 +1,7 @@
 //! Where a request holds its token, and how it is taken out of what is kept.
 
+use trunkline_proto::text;
+
 use super::{Denied, Hidden};
 use crate::core::handshake::Upgrade;
 
@@ -26,7 +28,7 @@ impl Places {
     pub(super) fn take(&self, request: &mut Upgrade) -> Result<Hidden, Denied> {
         let mut found = Vec::new();
         if let Some(Hidden(value)) = request.authorization.take() {
-            found.push(bearer(&value));
+            found.push(text::bearer(&value).map(str::to_owned));
         }
         let in_query = parameters(&request.query).filter(|(name, _)| !self.query.is_empty() && *name == self.query);
         found.extend(in_query.map(|(_, value)| Some(value)));
@@ -51,12 +53,6 @@ impl Places {
             }
         }
     }
-}
-
-/// The token of `Bearer TOKEN`.
-fn bearer(value: &str) -> Option<String> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }
 
 /// Takes out what may be a secret.
