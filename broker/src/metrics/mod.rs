@@ -4,6 +4,7 @@
 pub mod handlers;
 pub mod link;
 pub mod store;
+pub mod tcp;
 
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
     store::describe_store();
     handlers::describe();
     link::describe();
+    tcp::describe();
     Ok(handle)
 }
 
