@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use trunkline_proto::{limits, token::TokenDigest, v1};
+use trunkline_proto::{limits, text, token::TokenDigest, v1};
 
 /// Most tokens: each is compared with what a call brings.
 const TOKENS_MAX: usize = 1000;
@@ -126,7 +126,9 @@ impl Access {
     pub fn judge(&self, authorization: Option<&[u8]>, need: Need) -> Result<Caller, Denied> {
         let tokens = self.0.borrow();
         let Some(tokens) = tokens.as_ref() else { return Ok(Caller::default()) };
-        let digest = authorization.and_then(bearer).map(TokenDigest::of).ok_or(Denied::Unauthenticated)?;
+        let written = authorization.and_then(|value| std::str::from_utf8(value).ok());
+        let token = written.and_then(text::bearer).filter(|token| !token.is_empty());
+        let digest = token.map(TokenDigest::of).ok_or(Denied::Unauthenticated)?;
         let found = tokens.iter().fold(None, |found, token| if token.sha256 == digest { Some(token) } else { found });
         let token = found.ok_or(Denied::Unauthenticated)?;
         if !token.role.may(need) {
@@ -229,15 +231,8 @@ impl Caller {
     }
 }
 
-/// The token of `Bearer TOKEN`.
-fn bearer(value: &[u8]) -> Option<&str> {
-    let (scheme, token) = std::str::from_utf8(value).ok()?.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
-}
-
 /// Says what is wrong with a list of tokens.
-pub(crate) fn check(tokens: &[TokenConfig], check: &mut impl FnMut(bool, String)) {
+pub(crate) fn check(tokens: &[TokenConfig], check: &mut (impl FnMut(bool, String) + ?Sized)) {
     check(tokens.len() <= TOKENS_MAX, format!("broker.tokens: more than {TOKENS_MAX}"));
     for (n, token) in tokens.iter().enumerate() {
         let name = &token.name;

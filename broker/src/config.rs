@@ -2,6 +2,7 @@
 //! nothing is adjusted silently.
 
 mod compat;
+pub mod files;
 mod retention;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -58,6 +59,9 @@ pub struct BrokerConfig {
     /// Who may call gRPC and HTTP. Default none: everybody who reaches them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<TokenConfig>,
+    /// TOML file with more of them, `[[tokens]]`, read again when it changes. Default none. Where it is set somebody is always asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_file: Option<PathBuf>,
     /// Silence after which an edge is lost and its connections are closed. Default 10s, at least 1s. Shorter finds dead edges sooner and
     /// loses live ones in a hiccup of the network.
     pub edge_grace: HumanDuration,
@@ -80,7 +84,7 @@ pub struct BrokerConfig {
     pub aws: AwsConfig,
 }
 
-/// Table `[broker.tls]`. Read once, at start.
+/// Table `[broker.tls]`. Both are read again when they change.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
@@ -125,6 +129,8 @@ pub struct SnapshotConfig {
 pub struct LimitsConfig {
     /// Largest HTTP payload. Default 1MiB, at most 16MiB.
     pub http_body: HumanSize,
+    /// Bytes of the bodies of all HTTP requests under way; beyond it 503. Default 64MiB, at least four times `http_body`.
+    pub http_bodies: HumanSize,
     /// HTTP requests under way at once; beyond it 503. Default 1024.
     pub http_concurrency: usize,
     /// Edges linked at once; beyond it connections are refused. Default 1024.
@@ -138,6 +144,10 @@ pub struct LimitsConfig {
     /// Handlers' `Subscribe` streams at once, each with up to 32 messages that wait for its network; beyond it `RESOURCE_EXHAUSTED`.
     /// Default 1024.
     pub handler_streams: usize,
+    /// Connections of gRPC at once, and as many of HTTP; more are closed at once. Default 4096.
+    pub connections: usize,
+    /// And from one address (of IPv6 from one /64), of each. Default 1024.
+    pub connections_per_address: usize,
 }
 
 impl Default for BrokerConfig {
@@ -159,6 +169,7 @@ impl Default for BrokerConfig {
             insecure: false,
             tls: None,
             tokens: Vec::new(),
+            tokens_file: None,
             edge_grace: HumanDuration::from_secs(10),
             handler_lease: HumanDuration::from_secs(10),
             tail_bytes: HumanSize::mib(64),
@@ -188,12 +199,15 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             http_body: HumanSize::mib(1),
+            http_bodies: HumanSize::mib(64),
             http_concurrency: 1024,
             edges: 1024,
             edge_inflight: HumanSize::mib(8),
             submit_timeout: HumanDuration::from_secs(10),
             handler_deadline: HumanDuration::from_secs(60),
             handler_streams: 1024,
+            connections: 4096,
+            connections_per_address: 1024,
         }
     }
 }
@@ -225,7 +239,7 @@ impl BrokerConfig {
             format!("broker.partitions {} must be 1 to {}", self.partitions, PartitionCount::MAX),
         );
         for (key, address) in [("grpc", self.grpc), ("http", self.http)] {
-            let lacks = match (&self.tls, self.tokens.is_empty()) {
+            let lacks = match (&self.tls, self.tokens.is_empty() && self.tokens_file.is_none()) {
                 (None, true) => "has neither TLS nor tokens",
                 (None, false) => "has no TLS",
                 (Some(_), true) => "asks nobody for a token",
@@ -323,6 +337,13 @@ impl LimitsConfig {
             ),
         );
         check(
+            self.http_bodies.get() / 4 >= self.http_body.get(),
+            format!(
+                "broker.limits.http_bodies {} must be at least four times broker.limits.http_body, {}",
+                self.http_bodies, self.http_body
+            ),
+        );
+        check(
             (1..=65_536).contains(&self.http_concurrency),
             format!("broker.limits.http_concurrency {} must be 1 to 65536", self.http_concurrency),
         );
@@ -342,6 +363,17 @@ impl LimitsConfig {
         check(
             (1..=65_536).contains(&self.handler_streams),
             format!("broker.limits.handler_streams {} must be 1 to 65536", self.handler_streams),
+        );
+        check(
+            (1..=1_000_000).contains(&self.connections),
+            format!("broker.limits.connections {} must be 1 to 1000000", self.connections),
+        );
+        check(
+            (1..=self.connections).contains(&self.connections_per_address),
+            format!(
+                "broker.limits.connections_per_address {} must be 1 to broker.limits.connections, {}",
+                self.connections_per_address, self.connections
+            ),
         );
     }
 }

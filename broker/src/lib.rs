@@ -27,5 +27,6 @@ pub mod server;
 pub mod store;
 pub mod submit;
 pub mod tail;
+pub mod tcp;
 #[cfg(test)]
 mod testing;

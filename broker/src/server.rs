@@ -1,5 +1,6 @@
 //! A broker: its listeners, everything behind them, and an orderly end.
 
+mod reload;
 mod settings;
 mod tls;
 
@@ -21,7 +22,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    access::Access,
     calls::Answers,
     config::{BrokerConfig, ConfigError},
     controls, forward, grpc,
@@ -35,6 +35,8 @@ use crate::{
     store::OpenError,
     submit::Submitter,
 };
+
+use reload::Live;
 
 /// What a shutdown may take, from the signal to the closed database.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -154,6 +156,7 @@ pub async fn run(
     controls::announce();
     let recorder = metrics::install()?;
     let tls = config.tls.as_ref().map(tls::load).transpose()?;
+    let live = Live::load(&config, tls.as_ref())?;
     let pki = Pki::load(&config.pki, &Identity::broker(config.node_id))?;
     let (server, client) =
         (quic_tls::server_config(&pki)?, endpoint::client_config(quic_tls::peer_client_config(&pki)?));
@@ -163,7 +166,7 @@ pub async fn run(
     let node = Node::open(settings::node(&config, addresses, dialer)?).await?;
     let stop = CancellationToken::new();
     let broker = Broker { node: node.clone(), stop: stop.clone(), tasks: JoinSet::new(), registry: None };
-    let bound = Bound { grpc: listeners.grpc, http: listeners.http, endpoint: endpoint.clone(), addresses, tls };
+    let bound = Bound { grpc: listeners.grpc, http: listeners.http, endpoint: endpoint.clone(), addresses, tls, live };
     let served = broker.serve(config, bound, recorder, extras, shutdown).await;
     // whatever has happened: nothing may hold the database when the process ends
     stop.cancel();
@@ -181,6 +184,7 @@ struct Bound {
     endpoint: quinn::Endpoint,
     addresses: Addresses,
     tls: Option<tls::Tls>,
+    live: Live,
 }
 
 /// A broker that runs.
@@ -263,7 +267,8 @@ impl Broker {
         }));
         let registry = Registry::new(node.clone(), config.limits.handler_deadline.get(), stop.clone());
         let streams = config.limits.handler_streams;
-        let access = Arc::new(Access::new(config.tokens.clone()));
+        let (access, compat) = (bound.live.access.clone(), bound.live.compat.clone());
+        self.spawn("files", bound.live.keep(stop.clone()));
         let services = grpc::Services::new(
             node.clone(),
             registry.clone(),
@@ -273,7 +278,7 @@ impl Broker {
             streams,
             stop.clone(),
         );
-        let settings = settings::http(config, access);
+        let settings = settings::http(config, access, compat);
         let app =
             App::new(node.clone(), about, registry.clone(), Arc::new(submitter), recorder.clone(), pages, settings);
         let keeping = settings::retention(&config.retention);
@@ -300,10 +305,11 @@ impl Broker {
         };
         self.spawn("edge link", quic::serve(bound.endpoint, handlers, stop.clone()));
         let (grpc_tls, http_tls) = bound.tls.map(|tls| (tls.grpc, tls.http)).unzip();
-        self.spawn("http", http::serve(bound.http, http_tls, app.router(), stop.clone()));
+        let (grpc_doors, http_doors) = (settings::doors(config, "grpc"), settings::doors(config, "http"));
+        self.spawn("http", http::serve(bound.http, http_tls, http_doors, app.router(), stop.clone()));
         let lease = config.handler_lease.get();
         self.tasks.spawn(async move {
-            let served = grpc::serve(bound.grpc, grpc_tls, services, lease, stop).await;
+            let served = grpc::serve(bound.grpc, grpc_tls, grpc_doors, services, lease, stop).await;
             ("grpc", served.map_err(Into::into))
         });
         Ok(())
@@ -397,8 +403,12 @@ mod tests {
 
     impl Running {
         async fn get(&self, path: &str) -> String {
+            self.get_with(path, "").await
+        }
+
+        async fn get_with(&self, path: &str, headers: &str) -> String {
             let mut stream = TcpStream::connect(self.addresses.http).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
@@ -428,6 +438,59 @@ mod tests {
             broker.stop().await;
             assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         }
+    }
+
+    #[tokio::test]
+    async fn who_may_come_is_read_again_and_a_broken_file_changes_nothing() {
+        use std::fs;
+
+        use trunkline_proto::token::TokenDigest;
+        let folder = tempfile::tempdir().unwrap();
+        Authority::new().write(folder.path());
+        let path = folder.path().join("tokens.toml");
+        let tokens = |name: &str| {
+            let digest = TokenDigest::of(name);
+            format!("[[tokens]]\nname = \"{name}\"\nsha256 = \"{digest}\"\nrole = \"read_only\"\n")
+        };
+        fs::write(&path, "tokens = 1").unwrap();
+        let config = BrokerConfig { tokens_file: Some(path.clone()), ..config(folder.path()) };
+        let listeners = bind(&config).await.unwrap();
+        let error = run(config.clone(), listeners, Extras::default(), std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().contains("tokens.toml: line 1"), "{error}");
+        fs::write(&path, tokens("one")).unwrap();
+        let broker = start(config).await;
+        let status = async |token: &str| {
+            let answer = broker.get_with("/v1/cluster", &format!("authorization: Bearer {token}\r\n")).await;
+            answer.get(9..12).unwrap().parse::<u16>().unwrap()
+        };
+        let until = async |token: &str, expected: u16| {
+            let told = async {
+                while status(token).await != expected {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{token} is not answered {expected}"));
+        };
+        assert_eq!((status("one").await, status("two").await), (200, 401));
+        fs::write(&path, tokens("two")).unwrap();
+        until("two", 200).await;
+        assert_eq!(status("one").await, 401);
+        let failed = || {
+            let metrics = metrics::install().unwrap().render();
+            metrics.lines().any(|line| line.starts_with(r#"trunkline_reloads_total{what="tokens",outcome="failed"}"#))
+        };
+        fs::write(&path, format!("{}[[tokens]]", tokens("three"))).unwrap();
+        let told = async {
+            while !failed() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, told).await.unwrap();
+        assert_eq!((status("two").await, status("three").await), (200, 401));
+        // none is said, and that is not the same as not to ask
+        fs::write(&path, "tokens = []").unwrap();
+        until("two", 401).await;
+        broker.stop().await;
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
-use trunkline_broker::config::BrokerConfig;
+use trunkline_broker::config::{BrokerConfig, files};
 use trunkline_edge::config::{ApiConfig, EdgeConfig, Registration};
 use trunkline_proto::units::HumanSize;
 
@@ -102,7 +102,8 @@ impl Document {
     fn read(&mut self, path: &Path) -> Result<(), Failure> {
         let name = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
-        self.table = toml::from_str(&text).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+        self.table = toml::from_str(&text)
+            .map_err(|error| Failure::usage(format!("{name}: {}", files::toml_problem(&text, &error))))?;
         functions::apply_presets(&mut self.table);
         let unknown = self.schema.unknown_in(&text).into_iter();
         self.problems.extend(unknown.map(|(line, unknown)| format!("{name}: line {line}: {unknown}")));
@@ -203,9 +204,9 @@ impl Document {
             && let Err(in_file) = toml::from_str::<File>(text)
             && in_file.message() == error.message()
         {
-            return Failure::usage(format!("{name}: {in_file}"));
+            return Failure::usage(format!("{name}: {}", files::toml_problem(text, &in_file)));
         }
-        Failure::usage(format!("{part}: {}", error.message()))
+        Failure::usage(format!("{part}: {}", files::without_value(error.message())))
     }
 
     fn broker(&self) -> Result<BrokerConfig, Failure> {
@@ -234,7 +235,7 @@ impl Document {
 /// Whether a broker would start with this text as its file.
 pub(crate) fn check_broker(text: &str) -> Result<(), Failure> {
     let mut document = Document::empty()?;
-    document.table = toml::from_str(text).map_err(Failure::usage)?;
+    document.table = toml::from_str(text).map_err(|error| Failure::usage(files::toml_problem(text, &error)))?;
     document.broker().map(drop)
 }
 
@@ -486,6 +487,26 @@ mod tests {
         let role = dev("trunkline dev --set edge.name=true", &environment).unwrap();
         assert_eq!((role.broker.cluster.as_str(), role.edge.name.as_str()), ("1", "true"));
         assert_eq!(role.edge.headers, ["host", "x-id"]);
+    }
+
+    #[test]
+    fn an_error_names_line_and_key_and_shows_no_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.toml");
+        for (text, said) in [
+            (
+                "[broker.push]\nsecrets = \"whsec_hidden\"\n",
+                "line 2: secrets: invalid type: string, expected a sequence",
+            ),
+            ("[broker.push]\nsecrets = [\"hidden]\n", "line 2"),
+            ("[broker]\n[[broker.aws.keys]]\nid = \"a\"\nsecret = 12345678\n", "line 4: secret: invalid type: integer"),
+            ("[broker.push]\nsecrets = [\"hidden\"]\n", "guessed too easily"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = dev(&format!("trunkline broker --config {}", path.display()), &[]).unwrap_err();
+            assert!(error.contains(said), "{error}");
+            assert!(!error.contains("hidden") && !error.contains("12345678"), "{error}");
+        }
     }
 
     #[test]

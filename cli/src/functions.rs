@@ -7,7 +7,10 @@ use anyhow::Context as _;
 use axum::{Router, http::StatusCode, routing::get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use trunkline_broker::{http, metrics};
+use trunkline_broker::{
+    http, metrics,
+    tcp::{Doors, Limits},
+};
 use trunkline_functions::Brokers;
 
 use crate::{
@@ -92,7 +95,10 @@ fn serve(
         .route("/readyz", get(readiness))
         .route("/metrics", get(move || std::future::ready(rendered.render())));
     Ok(async move {
-        tokio::join!(http::serve(listener, None, router, stop.clone()), metrics::upkeep(recorder, stop));
+        tokio::join!(
+            http::serve(listener, None, Doors::new("functions", Limits::default()), router, stop.clone()),
+            metrics::upkeep(recorder, stop)
+        );
     })
 }
 

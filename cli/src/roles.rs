@@ -65,7 +65,9 @@ pub(crate) fn edge(args: &EdgeArgs) -> Result<(), Failure> {
 /// Answers `--check-config` and `--dump-config`: then nothing is started.
 pub(crate) fn answered(args: &FileArgs, role: &impl Serialize) -> Result<bool, Failure> {
     if args.dump_config {
-        let text = toml::to_string(role).context("configuration as TOML")?;
+        let mut shown = toml::Value::try_from(role).context("configuration as TOML")?;
+        hide_queries(&mut shown);
+        let text = toml::to_string(&shown).context("configuration as TOML")?;
         let mut out = Out::new();
         out.line(text.trim_end())?;
         out.flush()?;
@@ -75,6 +77,24 @@ pub(crate) fn answered(args: &FileArgs, role: &impl Serialize) -> Result<bool, F
         out.flush()?;
     }
     Ok(args.dump_config || args.check_config)
+}
+
+/// Functions' URLs may carry keys in their queries: the values are not shown.
+fn hide_queries(value: &mut toml::Value) {
+    match value {
+        toml::Value::Table(table) => table.iter_mut().for_each(|(_, value)| hide_queries(value)),
+        toml::Value::Array(values) => values.iter_mut().for_each(hide_queries),
+        toml::Value::String(text) if text.starts_with("http://") || text.starts_with("https://") => {
+            if let Some((url, query)) = text.split_once('?') {
+                let hidden = query.split('&').map(|pair| match pair.split_once('=') {
+                    Some((name, _)) => format!("{name}=HIDDEN"),
+                    None => "HIDDEN".to_owned(),
+                });
+                *text = format!("{url}?{}", hidden.collect::<Vec<_>>().join("&"));
+            }
+        }
+        _ => {}
+    }
 }
 
 /// `listening NAME ADDR`, at once.
@@ -133,5 +153,21 @@ impl Shutdown {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_queries_are_hidden_wherever_a_url_stands() {
+        let text = "a = \"https://h/p?code=secret&x=y&secret\"\nb = [{ c = \"http://h?k=secret\" }]\nd = \"a?b=c\"\ne = \"http://h/p\"";
+        let mut value: toml::Value = toml::from_str(text).unwrap();
+        hide_queries(&mut value);
+        assert_eq!(value["a"].as_str(), Some("https://h/p?code=HIDDEN&x=HIDDEN&HIDDEN"));
+        assert_eq!(value["b"][0]["c"].as_str(), Some("http://h?k=HIDDEN"));
+        assert_eq!((value["d"].as_str(), value["e"].as_str()), (Some("a?b=c"), Some("http://h/p")));
+        assert!(!value.to_string().contains("secret"));
     }
 }

@@ -13,6 +13,7 @@ pub mod record;
 pub mod secret;
 #[cfg(test)]
 mod tests;
+pub mod text;
 pub mod token;
 pub mod units;
 

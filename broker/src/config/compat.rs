@@ -1,5 +1,7 @@
 //! Tables `[broker.push]` and `[broker.aws]`: the HTTP surfaces that users of other gateways know.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use trunkline_proto::{
     limits,
@@ -14,6 +16,9 @@ pub struct PushConfig {
     /// Callers must sign by Standard Webhooks with one of these (`whsec_` and base64, or any text of 16 bytes). Default none: they
     /// bring a bearer token where `broker.tokens` are set.
     pub secrets: Vec<SecretText>,
+    /// TOML file with more of them, `secrets = […]`, read again when it changes. Default none. Where it is set pushes must be signed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets_file: Option<PathBuf>,
     /// A push that fails closes its connection (1011), as the gateway did that this address is taken from. Default false.
     pub close_on_failure: bool,
 }
@@ -24,6 +29,9 @@ pub struct PushConfig {
 pub struct AwsConfig {
     /// Callers must sign by Signature Version 4 with one of these. Default none: signatures are not looked at.
     pub keys: Vec<AwsKeyConfig>,
+    /// TOML file with more of them, `[[keys]]`, read again when it changes. Default none. Where it is set requests must be signed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_file: Option<PathBuf>,
     /// Largest payload of a POST; more gets 413. Default 128KiB, as in the cloud; never more than `broker.limits.http_body`.
     pub max_payload: HumanSize,
 }
@@ -40,12 +48,12 @@ pub struct AwsKeyConfig {
 
 impl Default for AwsConfig {
     fn default() -> Self {
-        Self { keys: Vec::new(), max_payload: HumanSize::kib(128) }
+        Self { keys: Vec::new(), keys_file: None, max_payload: HumanSize::kib(128) }
     }
 }
 
 impl PushConfig {
-    pub(super) fn check(&self, check: &mut impl FnMut(bool, String)) {
+    pub(super) fn check(&self, check: &mut (impl FnMut(bool, String) + ?Sized)) {
         for secret in &self.secrets {
             let problem = secret.signing_bytes().err().unwrap_or_default();
             check(problem.is_empty(), format!("broker.push.secrets: {problem}"));
@@ -54,7 +62,7 @@ impl PushConfig {
 }
 
 impl AwsConfig {
-    pub(super) fn check(&self, check: &mut impl FnMut(bool, String)) {
+    pub(super) fn check(&self, check: &mut (impl FnMut(bool, String) + ?Sized)) {
         for (n, key) in self.keys.iter().enumerate() {
             check(
                 limits::is_name(&key.id) && self.keys.iter().take(n).all(|other| other.id != key.id),

@@ -172,6 +172,40 @@ async fn a_commit_commands_connections_of_the_token_s_apis_alone() {
     served.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn streams_of_a_token_that_is_good_no_more_end() {
+    let access = Access::new(vec![bound("handler", Role::Handler), token("reader", Role::ReadOnly)]);
+    let served = Served::start_with(1, access.clone()).await;
+    let (requests, inbound) = tokio::sync::mpsc::channel(4);
+    let mut client = HandlersClient::new(served.channel.clone());
+    let mut responses = client.subscribe(with("handler", ReceiverStream::new(inbound))).await.unwrap().into_inner();
+    let joins = v1::Join { apis: names(&["chat"]), ..join("chat", "a") };
+    requests.send(v1::SubscribeRequest { request: Some(Asked::Join(joins)) }).await.unwrap();
+    while !matches!(responses.next().await.unwrap().unwrap().response.unwrap(), Told::Assigned(_)) {}
+    let follow = v1::ReadRequest { follow: true, ..Default::default() };
+    let mut log = v1::log_client::LogClient::new(served.channel.clone());
+    let mut read = log.read(with("reader", follow)).await.unwrap().into_inner();
+    // another bound of the same token is another token
+    access.replace(vec![token("handler", Role::Handler)]);
+    let end = async {
+        loop {
+            if let Err(end) = responses.next().await.expect("an end that says why") {
+                break end;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, end).await.unwrap().code(), Code::Unauthenticated);
+    let end = async { while read.next().await.is_some_and(|read| read.is_ok()) {} };
+    tokio::time::timeout(PATIENCE, end).await.unwrap();
+    let gone = async {
+        while !served.broker.registry.members("chat").is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("its partitions go to others");
+    served.stop().await;
+}
+
 /// Names of services and methods as a set of descriptors has them; the rest of it is passed over.
 mod described {
     #[derive(Clone, PartialEq, prost::Message)]

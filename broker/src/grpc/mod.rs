@@ -9,15 +9,20 @@ pub mod log;
 mod services;
 pub mod status;
 #[cfg(test)]
+mod strangers_tests;
+#[cfg(test)]
 mod tests;
+mod until;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{
-    Server, ServerTlsConfig,
-    server::{Router, TcpIncoming},
+    Server,
+    server::{Connected, Router},
 };
 use tonic_health::server::HealthReporter;
 use trunkline_proto::{DESCRIPTORS, PartitionId, limits, v1};
@@ -25,7 +30,10 @@ use trunkline_proto::{DESCRIPTORS, PartitionId, limits, v1};
 pub use cluster::About;
 pub use services::Services;
 
-use crate::node::{Node, Role};
+use crate::{
+    node::{Node, Role},
+    tcp::{self, Doors, Http2},
+};
 
 /// Streams of one HTTP/2 connection. tonic's default is none, which takes hyper's own limit away.
 const STREAMS_MAX: u32 = 200;
@@ -37,6 +45,8 @@ const PENDING_RESETS_MAX: usize = 20;
 /// Unread bytes of one stream, and of one connection: eight slow streams stop nobody else's.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Bytes of one call's headers, uncompressed; a token and a deadline are far less.
+const HEADER_LIST_BYTES: u32 = 16 << 10;
 /// How often health is looked at.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -45,9 +55,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 pub fn router(
     services: Services,
     lease: Duration,
-    tls: Option<ServerTlsConfig>,
     health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
-) -> Result<Router, tonic::transport::Error> {
+) -> Router {
     let sized = limits::FRAME_BYTES_MAX;
     let handlers = v1::handlers_server::HandlersServer::new(services.clone()).max_decoding_message_size(sized);
     let log = v1::log_server::LogServer::new(services.clone());
@@ -58,16 +67,13 @@ pub fn router(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let server = match tls {
-        Some(tls) => Server::builder().tls_config(tls)?,
-        None => Server::builder(),
-    };
-    let router = server
+    let router = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_keepalive_interval(Some(lease / 2))
         .http2_keepalive_timeout(Some(lease / 2))
         .add_service(handlers)
@@ -80,29 +86,37 @@ pub fn router(
         Ok(reflection) => router.add_service(reflection),
         Err(_) => router,
     };
-    Ok(match described().build_v1alpha() {
+    match described().build_v1alpha() {
         Ok(reflection) => router.add_service(reflection),
         Err(_) => router,
-    })
+    }
+}
+
+impl Connected for Http2 {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
 }
 
 /// Serves on `listener` until `shutdown`; streams end with it, calls under way are finished.
 ///
 /// # Errors
-/// The listener failed for good, or the certificate is none.
+/// The server failed for good.
 pub async fn serve(
     listener: TcpListener,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<TlsAcceptor>,
+    doors: Doors,
     services: Services,
     lease: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let watch = watch_health(services.node().clone(), reporter, shutdown.clone());
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving =
-        router(services, lease, tls, health)?.serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
-    let (served, ()) = tokio::join!(serving, watch);
+    let (ready, incoming) = tcp::ready();
+    let accepting = tcp::accept_http2(listener, tls, doors, ready, shutdown.clone());
+    let incoming = ReceiverStream::new(incoming);
+    let serving = router(services, lease, health).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    let (served, (), ()) = tokio::join!(serving, accepting, watch);
     served
 }
 

@@ -11,6 +11,7 @@ use trunkline_proto::{ConnectionId, Offset, PartitionId, Timestamp, limits, v1};
 use super::{
     cluster::{self, About},
     connections, describe, log, status,
+    until::Until,
 };
 use crate::{
     access::{Access, Caller, Need},
@@ -39,7 +40,7 @@ pub struct Services {
     registry: Arc<Registry>,
     submitter: Submitter,
     about: Arc<About>,
-    access: Arc<Access>,
+    access: Access,
     states_at: Arc<Semaphore>,
     /// One for each `Subscribe` stream; when none is left a new stream is refused.
     handler_streams: Arc<Semaphore>,
@@ -53,7 +54,7 @@ impl Services {
         registry: Arc<Registry>,
         submitter: Submitter,
         about: About,
-        access: Arc<Access>,
+        access: Access,
         handler_streams: usize,
         shutdown: CancellationToken,
     ) -> Self {
@@ -121,6 +122,7 @@ impl v1::handlers_server::Handlers for Services {
         };
         let permit = Arc::clone(&self.handler_streams).try_acquire_owned().map_err(full)?;
         let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
+        let revoked = self.access.revoked(&caller);
         let session = session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing, caller);
         // not awaited: a client may send its join only after it has seen the response's head
         tokio::spawn(async move {
@@ -128,7 +130,7 @@ impl v1::handlers_server::Handlers for Services {
             drop(permit);
         });
         let responses = ReceiverStream::new(responses).map(|item| item.map_err(|end| status::of_session(&end)));
-        Ok(Response::new(Box::pin(responses)))
+        Ok(Response::new(Box::pin(Until::new(responses, revoked))))
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
@@ -145,7 +147,7 @@ impl v1::log_server::Log for Services {
     type ReadStream = Responses<v1::ReadResponse>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        self.allow(&request, Need::Read)?;
+        let caller = self.allow(&request, Need::Read)?;
         let request = request.into_inner();
         name("API", &request.api)?;
         let partition = self.partition(request.partition)?;
@@ -170,7 +172,7 @@ impl v1::log_server::Log for Services {
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move { shutdown.run_until_cancelled(reading.run(out)).await });
         let responses = ReceiverStream::new(responses).map(|item| item.map_err(|error| status::of_read(&error)));
-        Ok(Response::new(Box::pin(responses)))
+        Ok(Response::new(Box::pin(Until::new(responses, self.access.revoked(&caller)))))
     }
 }
 

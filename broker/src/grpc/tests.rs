@@ -24,6 +24,7 @@ use super::{About, Services, serve, status};
 use crate::{
     access::{Access, Caller, Role, TokenConfig},
     handlers::tests::broker::{Broker, PATIENCE, codes, connection, join, join_channel, push},
+    tcp::{Doors, Limits},
 };
 
 const HANDLER_STREAMS: usize = 4;
@@ -42,6 +43,10 @@ impl Served {
     }
 
     pub(super) async fn start_with(partitions: u16, access: Access) -> Self {
+        Self::start_within(partitions, access, Limits::default(), Duration::from_secs(10)).await
+    }
+
+    pub(super) async fn start_within(partitions: u16, access: Access, limits: Limits, lease: Duration) -> Self {
         let broker = Broker::start(partitions).await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -58,11 +63,12 @@ impl Served {
             broker.registry.clone(),
             broker.submitter.clone(),
             about,
-            std::sync::Arc::new(access),
+            access,
             HANDLER_STREAMS,
             shutdown.clone(),
         );
-        let serving = serve(listener, None, services, Duration::from_secs(10), shutdown.clone());
+        let doors = Doors::new("grpc", limits);
+        let serving = serve(listener, None, doors, services, lease, shutdown.clone());
         let serving = tokio::spawn(async move { serving.await.unwrap() });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self { broker, channel, address, shutdown, serving }

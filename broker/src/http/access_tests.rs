@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use axum::{Router, body::Body};
 use http::Request;
-use serde_json::json;
-use trunkline_proto::ConnectionId;
+use serde_json::{Value, json};
+use trunkline_proto::{ConnectionId, secret::SecretText};
 
 use super::{
-    Compat,
+    Compat, operator,
     tests::{Answer, app_of, send, token, with_a_connection},
 };
 use crate::{
     access::{Access, Role, TokenConfig},
-    config::BrokerConfig,
+    config::{AwsKeyConfig, BrokerConfig},
     link::tests::support::{Broker, connection},
     submit::Submitter,
 };
@@ -93,5 +93,120 @@ async fn a_path_names_one_api() {
         assert_eq!(ask(&router(&broker), "all", "POST", path, document.to_string()).await.status, 410, "{path}");
     }
     assert_eq!(ask(&router(&broker), "all", "POST", "/push/chat", document.to_string()).await.status, 200);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn the_document_says_of_every_operation_who_may() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let roles = [
+        ("handler", Role::Handler),
+        ("operator", Role::Operator),
+        ("publisher", Role::Publisher),
+        ("read_only", Role::ReadOnly),
+    ];
+    let access = Access::new(roles.map(|(name, role)| token(name, role)).to_vec());
+    let submitter = Submitter::new(broker.node.clone(), broker.link.clone());
+    let router = app_of(&broker, Arc::new(submitter), 16, Compat::new(&BrokerConfig::default()), access);
+    let document: Value = serde_json::from_str(operator::OPENAPI).unwrap();
+    let schemes = &document["components"]["securitySchemes"];
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let id = ConnectionId([9; 16]).to_string();
+        let asked = path.replace("{id}", &id).replace("{channel}", "c").replace("{api}", "a").replace("{stage}", "s");
+        for (method, operation) in methods.as_object().unwrap() {
+            let place = format!("{method} {path}");
+            let security = operation["security"].as_array().unwrap_or_else(|| panic!("{place} says nothing"));
+            let named = security.iter().flat_map(|one| one.as_object().unwrap().keys());
+            assert!(named.into_iter().all(|name| schemes[name].is_object()), "{place}");
+            let refusals = if path.contains('@') { &["403"][..] } else { &["401", "403"] };
+            for status in refusals {
+                let is_listed = operation["responses"][status].is_object();
+                assert_eq!(is_listed, !security.is_empty(), "{place} {status}");
+            }
+            let may = |name: &str| operation["x-roles"].as_array().is_none_or(|roles| roles.contains(&name.into()));
+            for (name, _) in roles {
+                let answer = ask(&router, name, &method.to_uppercase(), &asked, String::new()).await;
+                assert_eq!(answer.status != 403, may(name), "{place} {name}: {}", answer.status);
+            }
+            let stranger = ask(&router, "guess", &method.to_uppercase(), &asked, String::new()).await;
+            assert_eq!(matches!(stranger.status, 401 | 403), !security.is_empty(), "{place}");
+        }
+    }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn an_encoded_at_is_the_same_path() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let router = router(&broker);
+    let id = connection(1);
+    for path in [
+        format!("/prod/%40connections/{id}"),
+        format!("/%40connections/{id}"),
+        format!("/prod/%40connections/{id}%3D%3D"),
+    ] {
+        assert_eq!(ask(&router, "chat", "POST", &path, "x".to_owned()).await.status, 200, "{path}");
+        let refused = ask(&router, "guess", "POST", &path, "x".to_owned()).await;
+        assert_eq!(
+            (refused.status, &refused.headers["x-amzn-errortype"]),
+            (403, &"ForbiddenException".parse().unwrap())
+        );
+    }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_is_not_read_before_its_headers_are_judged() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let mut config = BrokerConfig::default();
+    config.push.secrets = vec![SecretText::new("0123456789abcdef")];
+    config.aws.keys = vec![AwsKeyConfig { id: "AKID".into(), secret: SecretText::new("0123456789abcdef") }];
+    let submitter = Submitter::new(broker.node.clone(), broker.link.clone());
+    let router = app_of(&broker, Arc::new(submitter), 16, Compat::new(&config), Access::default());
+    let never = || Body::from_stream(tokio_stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let managed = format!("/prod/@connections/{}", connection(1));
+    let tag = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+    let early = [
+        ("/push/chat", 401, vec![]),
+        ("/push/chat", 401, vec![("webhook-id", "a".to_owned()), ("webhook-timestamp", now.to_string())]),
+        (
+            "/push/chat",
+            401,
+            vec![
+                ("webhook-id", "a".to_owned()),
+                ("webhook-timestamp", (now - 400).to_string()),
+                ("webhook-signature", tag.to_owned()),
+            ],
+        ),
+        (
+            "/push/chat",
+            401,
+            vec![
+                ("webhook-id", "a".to_owned()),
+                ("webhook-timestamp", now.to_string()),
+                ("webhook-signature", "v1,AAAA".to_owned()),
+            ],
+        ),
+        (managed.as_str(), 403, vec![]),
+        (
+            managed.as_str(),
+            403,
+            vec![
+                (
+                    "authorization",
+                    "AWS4-HMAC-SHA256 Credential=OTHER/a/b/c/aws4_request, SignedHeaders=host, Signature=00".to_owned(),
+                ),
+                ("x-amz-date", "20150830T123600Z".to_owned()),
+            ],
+        ),
+    ];
+    for (path, status, headers) in early {
+        let request =
+            headers.into_iter().fold(Request::post(path), |request, (name, value)| request.header(name, value));
+        let answer = send(&router, request.body(never()).unwrap());
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), answer).await.expect("answered at once");
+        assert_eq!(answer.status, status, "{path}");
+    }
     broker.stop().await;
 }

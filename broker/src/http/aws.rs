@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::json;
 use trunkline_proto::{
     CloseCode, ConnectionId, Offset,
@@ -78,6 +78,9 @@ impl IntoResponse for Fault {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(json!({ "message": self.message }))).into_response();
         response.headers_mut().insert(ERROR_TYPE, HeaderValue::from_static(self.name));
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 }
@@ -90,12 +93,16 @@ pub(super) async fn connections(
 ) -> Result<Response, Fault> {
     let method = request.method().clone();
     let limit = app.0.settings.compat.aws_payload;
-    let (parts, body) = request::whole(request, limit).await?;
-    let keys = &app.0.settings.compat.aws_keys;
-    if !keys.is_empty() {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let signed = Signed { method: &method, uri: &parts.uri, headers: &parts.headers, body: &body };
-        sigv4::verify(keys, &signed, now)?;
+    let claim = match &app.0.settings.compat.keys().aws {
+        Some(keys) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Some(sigv4::Claim::of(keys, request.headers(), now)?)
+        }
+        None => None,
+    };
+    let (parts, body) = request::whole(request, limit, &app.0.bodies).await?;
+    if let Some(claim) = claim {
+        claim.verify(&Signed { method: &method, uri: &parts.uri, headers: &parts.headers, body: &body })?;
     }
     let named = path.iter().find(|(name, _)| name == "id").map_or("", |(_, id)| id);
     let id = request::liberal_connection_id(named).ok_or_else(Problem::gone)?;

@@ -67,12 +67,12 @@ fn overloaded(path: &str) -> Response {
 /// What a request needs; none: it is for everybody, or its signature is asked for instead. Pages hold nothing that is not in the binary.
 fn need(app: &App, method: &Method, path: &str) -> Option<Need> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
-    let compat = &app.0.settings.compat;
+    let keys = app.0.settings.compat.keys();
     match path {
         "/healthz" | "/readyz" => None,
         _ if reads && app.0.pages.paths().any(|page| page == path) => None,
-        _ if is_push(path) && !compat.push_keys.is_empty() => None,
-        _ if is_aws(path) && !compat.aws_keys.is_empty() => None,
+        _ if is_push(path) && keys.push.is_some() => None,
+        _ if is_aws(path) && keys.aws.is_some() => None,
         "/metrics" | "/v1/log" | "/v1/groups" => Some(Need::Read),
         _ if reads => Some(Need::Look),
         _ => Some(Need::Command),
@@ -102,7 +102,10 @@ pub(super) fn is_push(path: &str) -> bool {
 
 /// `/@connections/{id}` and `/{stage}/@connections/{id}`.
 pub(super) fn is_aws(path: &str) -> bool {
-    matches!(segments(path).as_slice(), ["@connections", _] | [_, "@connections", _])
+    matches!(
+        segments(path).as_slice(),
+        ["@connections" | "%40connections", _] | [_, "@connections" | "%40connections", _]
+    )
 }
 
 fn segments(path: &str) -> Vec<&str> {

@@ -65,7 +65,7 @@ pub(super) async fn push(
 ) -> Result<Response, Problem> {
     let id = request::connection_id(&id)?;
     let headers = request.headers().clone();
-    let Payload { kind, bytes } = request::payload(request, app.0.settings.body_limit).await?;
+    let Payload { kind, bytes } = request::payload(request, app.0.settings.body_limit, &app.0.bodies).await?;
     let push = v1::Pushed { kind: kind.into(), payload: bytes };
     let result = app.submit(&headers, to_connection(id, Body::Push(push))).await?;
     Ok(place(&result).into_response())
@@ -101,7 +101,7 @@ async fn publish(app: &App, target: v1::Published, query: PublishQuery, request:
         except.push(Bytes::copy_from_slice(&request::connection_id(id)?.0));
     }
     let headers = request.headers().clone();
-    let Payload { kind, bytes } = request::payload(request, app.0.settings.body_limit).await?;
+    let Payload { kind, bytes } = request::payload(request, app.0.settings.body_limit, &app.0.bodies).await?;
     let publish = v1::Published { kind: kind.into(), payload: bytes, except, ..target };
     let command =
         v1::Command { connection: Bytes::new(), command: Some(Body::Publish(publish)), unlogged: query.unlogged };

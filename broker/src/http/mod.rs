@@ -31,8 +31,8 @@ use axum::{
     Router, middleware,
     routing::{MethodRouter, delete, get, post, put},
 };
-use tokio::sync::Semaphore;
-use trunkline_proto::v1;
+use tokio::sync::{Semaphore, watch};
+use trunkline_proto::{secret::SecretText, v1};
 
 pub use pages::{Page, Pages};
 pub use problem::Problem;
@@ -75,10 +75,12 @@ pub struct Settings {
     pub submit_timeout: Duration,
     /// Largest payload, bytes.
     pub body_limit: u64,
+    /// Bytes of requests' bodies held at once, for all of them.
+    pub bodies: usize,
     /// Requests under way at once.
     pub concurrency: usize,
     /// Who may ask.
-    pub access: Arc<Access>,
+    pub access: Access,
     /// The surfaces of other gateways.
     pub compat: Compat,
 }
@@ -86,27 +88,62 @@ pub struct Settings {
 /// Settings of the surfaces that users of other gateways know.
 #[derive(Clone, Debug)]
 pub struct Compat {
-    /// Of these one must have signed a push; none: nobody is asked.
-    pub push_keys: Vec<ring::hmac::Key>,
+    keys: watch::Sender<Arc<Keys>>,
     /// Whether a push that fails closes its connection.
     pub close_on_failure: bool,
-    /// Of these one must have signed a request to `@connections`; none: nobody is asked.
-    pub aws_keys: Vec<KeyPair>,
     /// Largest payload posted to `@connections`, bytes.
     pub aws_payload: u64,
+}
+
+/// Who must have signed what; they may be replaced while it is served. None: nobody is asked; without any, nobody is let in.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    /// Of these one must have signed a push.
+    pub push: Option<Vec<ring::hmac::Key>>,
+    /// Of these one must have signed a request to `@connections`.
+    pub aws: Option<Vec<KeyPair>>,
+}
+
+impl Keys {
+    /// With these secrets and pairs, and where there are none, nobody is asked.
+    pub fn new(push: &[SecretText], aws: &[AwsKeyConfig]) -> Self {
+        let asked = |is_asked: bool| is_asked.then_some(());
+        Self {
+            push: asked(!push.is_empty()).map(|()| Self::signing(push)),
+            aws: asked(!aws.is_empty()).map(|()| Self::pairs(aws)),
+        }
+    }
+
+    /// Secrets that were checked; what is wrong with one is passed over.
+    pub fn signing(secrets: &[SecretText]) -> Vec<ring::hmac::Key> {
+        let keys = secrets.iter().filter_map(|secret| secret.signing_bytes().ok());
+        keys.map(|bytes| ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes)).collect()
+    }
+
+    /// The pairs.
+    pub fn pairs(keys: &[AwsKeyConfig]) -> Vec<KeyPair> {
+        keys.iter().map(|key| KeyPair { id: key.id.clone(), secret: key.secret.reveal().to_owned() }).collect()
+    }
 }
 
 impl Compat {
     /// As configured. Call after the configuration was validated: what is wrong with it is passed over.
     pub fn new(config: &BrokerConfig) -> Self {
-        let keys = config.push.secrets.iter().filter_map(|secret| secret.signing_bytes().ok());
-        let pair = |key: &AwsKeyConfig| KeyPair { id: key.id.clone(), secret: key.secret.reveal().to_owned() };
         Self {
-            push_keys: keys.map(|bytes| ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes)).collect(),
+            keys: watch::Sender::new(Arc::new(Keys::new(&config.push.secrets, &config.aws.keys))),
             close_on_failure: config.push.close_on_failure,
-            aws_keys: config.aws.keys.iter().map(pair).collect(),
             aws_payload: config.aws.max_payload.min(config.limits.http_body).get(),
         }
+    }
+
+    /// As they are now.
+    pub fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.borrow())
+    }
+
+    /// Changes them from now on, for every clone.
+    pub fn replace(&self, change: impl FnOnce(&mut Keys)) {
+        self.keys.send_modify(|keys| change(Arc::make_mut(keys)));
     }
 }
 
@@ -123,6 +160,7 @@ struct Inner {
     pages: Pages,
     settings: Settings,
     permits: Semaphore,
+    bodies: request::Bodies,
 }
 
 impl std::fmt::Debug for App {
@@ -143,13 +181,18 @@ impl App {
         settings: Settings,
     ) -> Self {
         let permits = Semaphore::new(settings.concurrency);
-        Self(Arc::new(Inner { node, about, registry, commands, metrics, pages, settings, permits }))
+        let bodies = request::Bodies::new(settings.bodies);
+        Self(Arc::new(Inner { node, about, registry, commands, metrics, pages, settings, permits, bodies }))
     }
 
     /// The whole surface.
     pub fn router(self) -> Router {
         let mut router = Router::new();
         for route in routes() {
+            if route.path.contains('@') {
+                // as some clients write it
+                router = router.route(&route.path.replace('@', "%40"), route.handler.clone());
+            }
             router = router.route(route.path, route.handler);
         }
         for path in self.0.pages.paths() {

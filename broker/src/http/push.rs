@@ -84,8 +84,9 @@ pub(super) async fn push(
 ) -> Result<Answer, Answer> {
     let InPath(api) = api?;
     let limit = app.0.settings.body_limit.saturating_mul(ENVELOPE_FACTOR).saturating_add(ENVELOPE_BYTES);
-    let (parts, body) = request::whole(request, limit).await?;
-    let key = key(&app, &parts.headers, &body)?;
+    let proof = Proof::of(&app, request.headers())?;
+    let (_, body) = request::whole(request, limit, &app.0.bodies).await?;
+    let key = proof.key(&app, &body)?;
     let document: Document = serde_json::from_slice(&body)
         .map_err(|error| Answer::wrong(format!("the body is not as it must be: {error}")))?;
     let id = request::liberal_connection_id(&document.websocket.connection).ok_or_else(Problem::gone)?;
@@ -113,18 +114,37 @@ async fn pushed(app: &App, key: &str, id: ConnectionId, websocket: Websocket) ->
     }
 }
 
-/// Under which the push happens once. A signed one has an id: sent again by whoever listened, it does nothing.
-fn key(app: &App, headers: &http::HeaderMap, body: &[u8]) -> Result<String, Answer> {
-    let keys = &app.0.settings.compat.push_keys;
-    if keys.is_empty() {
-        return Ok(request::idempotency_key(headers)?);
+/// What the headers prove, or claim until the body has come.
+enum Proof {
+    /// A token, or nothing is asked for: the idempotency key.
+    Enough(String),
+    Signed(webhook::Claim),
+}
+
+fn unsigned() -> Answer {
+    Answer::new(StatusCode::UNAUTHORIZED, "not signed, or not by a secret that is known here")
+}
+
+impl Proof {
+    fn of(app: &App, headers: &http::HeaderMap) -> Result<Self, Answer> {
+        if app.0.settings.compat.keys().push.is_none() {
+            return Ok(Self::Enough(request::idempotency_key(headers)?));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        webhook::Claim::of(headers, now).map(Self::Signed).ok_or_else(unsigned)
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let id = webhook::verify(keys, headers, body, now)
-        .filter(|id| id.len() <= limits::KEY_BYTES_MAX)
-        .ok_or_else(|| Answer::new(StatusCode::UNAUTHORIZED, "not signed, or not by a secret that is known here"))?;
-    // not `Idempotency-Key`: that is not signed
-    Ok(id.to_owned())
+
+    /// Under which the push happens once. A signed one has an id: sent again by whoever listened, it does nothing. Not
+    /// `Idempotency-Key`: that is not signed.
+    fn key(self, app: &App, body: &[u8]) -> Result<String, Answer> {
+        match self {
+            Self::Enough(key) => Ok(key),
+            Self::Signed(claim) => {
+                let keys = app.0.settings.compat.keys();
+                claim.verify(keys.push.as_deref().unwrap_or_default(), body).ok_or_else(unsigned)
+            }
+        }
+    }
 }
 
 fn command(websocket: Websocket, limit: u64) -> Result<Body, Answer> {

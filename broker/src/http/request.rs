@@ -1,11 +1,12 @@
 //! What is read off a request before anything is done: the payload within its limit, the idempotency key, ids, and whether a
 //! browser's page of another site sent it.
 
-use std::{fmt::Display, str::FromStr, time::Duration};
+use std::{fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, Uri, header, request::Parts};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::StreamExt as _;
 use trunkline_proto::{ConnectionId, limits, v1::MessageKind};
 
@@ -25,9 +26,37 @@ pub(super) struct Payload {
     pub bytes: Bytes,
 }
 
+/// Room for the bodies of all requests under way together. A body takes as much of it as has come, until its bytes are let go.
+#[derive(Clone, Debug)]
+pub(super) struct Bodies(Arc<Semaphore>);
+
+impl Bodies {
+    /// For so many bytes.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let taken = u32::try_from(bytes).ok().and_then(|bytes| Arc::clone(&self.0).try_acquire_many_owned(bytes).ok());
+        taken.ok_or_else(Problem::overloaded)
+    }
+}
+
+/// A body in one buffer, and the room it takes: chunks kept apart, of a byte each, would cost forty times what they hold.
+struct Held {
+    bytes: Vec<u8>,
+    room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Reads a payload of at most `limit` bytes; refuses a declared length before reading anything.
-pub(super) async fn payload(request: Request, limit: u64) -> Result<Payload, Problem> {
-    let (parts, bytes) = whole(request, limit).await?;
+pub(super) async fn payload(request: Request, limit: u64, bodies: &Bodies) -> Result<Payload, Problem> {
+    let (parts, bytes) = whole(request, limit, bodies).await?;
     let kind = kind(&parts.headers);
     if kind == MessageKind::Text && std::str::from_utf8(&bytes).is_err() {
         return Err(Problem::invalid("a text payload must be UTF-8; send application/octet-stream for binary"));
@@ -36,7 +65,7 @@ pub(super) async fn payload(request: Request, limit: u64) -> Result<Payload, Pro
 }
 
 /// Reads a request with a body of at most `limit` bytes; refuses a declared length before reading anything.
-pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes), Problem> {
+pub(super) async fn whole(request: Request, limit: u64, bodies: &Bodies) -> Result<(Parts, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     // taken as it is it would be something else than was meant, and nothing is inflated here
     if parts.headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
@@ -46,27 +75,24 @@ pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes)
     if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
         return Err(Problem::too_large(limit));
     }
-    let bytes = read(body, limit).await?;
+    let read = tokio::time::timeout(BODY_TIMEOUT, read(body, limit, bodies)).await;
+    let bytes = read.map_err(|_| Problem::timeout())??;
     Ok((parts, bytes))
 }
 
-async fn read(body: Body, limit: u64) -> Result<Bytes, Problem> {
-    tokio::time::timeout(BODY_TIMEOUT, gather(body, limit)).await.unwrap_or_else(|_| Err(Problem::timeout()))
-}
-
-/// Into one buffer as it comes. Kept apart, pieces of a byte would cost forty times what they hold.
-async fn gather(body: Body, limit: u64) -> Result<Bytes, Problem> {
-    let mut pieces = body.into_data_stream();
-    let mut gathered = BytesMut::new();
-    while let Some(piece) = pieces.next().await {
+async fn read(body: Body, limit: u64, bodies: &Bodies) -> Result<Bytes, Problem> {
+    let mut held = Held { bytes: Vec::new(), room: bodies.take(0)? };
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
         // malformed, or the client has gone away and reads no answer
-        let piece = piece.map_err(|_| Problem::invalid("the body breaks off"))?;
-        if (gathered.len() + piece.len()) as u64 > limit {
+        let chunk = chunk.map_err(|_| Problem::invalid("the body breaks off"))?;
+        if (held.bytes.len() + chunk.len()) as u64 > limit {
             return Err(Problem::too_large(limit));
         }
-        gathered.extend_from_slice(&piece);
+        held.room.merge(bodies.take(chunk.len())?);
+        held.bytes.extend_from_slice(&chunk);
     }
-    Ok(gathered.freeze())
+    Ok(Bytes::from_owner(held))
 }
 
 fn kind(headers: &HeaderMap) -> MessageKind {
@@ -156,32 +182,56 @@ mod tests {
 
     #[tokio::test]
     async fn a_declared_length_is_refused_before_reading() {
+        let bodies = Bodies::new(1000);
         let never = Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>());
         let request = Request::builder().header("content-length", "11").body(never).unwrap();
-        assert_eq!(payload(request, 10).await, Err(Problem::too_large(10)));
+        assert_eq!(payload(request, 10, &bodies).await, Err(Problem::too_large(10)));
         let request = Request::builder().body(Body::from("12345678901")).unwrap();
-        assert_eq!(payload(request, 10).await, Err(Problem::too_large(10)));
+        assert_eq!(payload(request, 10, &bodies).await, Err(Problem::too_large(10)));
         let request = Request::builder().body(Body::from("1234567890")).unwrap();
-        assert_eq!(payload(request, 10).await.unwrap().bytes, "1234567890");
+        assert_eq!(payload(request, 10, &bodies).await.unwrap().bytes, "1234567890");
         let request = Request::builder().header("content-type", "text/plain").body(Body::from(&b"\xff"[..])).unwrap();
-        assert_eq!(payload(request, 10).await.unwrap_err().code, "invalid");
+        assert_eq!(payload(request, 10, &bodies).await.unwrap_err().code, "invalid");
+    }
+
+    #[tokio::test]
+    async fn bodies_take_room_as_they_come_and_give_it_back() {
+        let bodies = Bodies::new(15);
+        let request = |body: Body| Request::builder().body(body).unwrap();
+        // one that has declared much and sends nothing takes none
+        let declared = Request::builder().header("content-length", "10");
+        let silent =
+            declared.body(Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>())).unwrap();
+        let slow = payload(silent, 10, &bodies);
+        tokio::pin!(slow);
+        assert!(tokio::time::timeout(Duration::ZERO, &mut slow).await.is_err());
+        let first = payload(request(Body::from("0123456789")), 10, &bodies).await.unwrap();
+        let refused = payload(request(Body::from("012345")), 10, &bodies).await.unwrap_err();
+        assert_eq!((refused.status.as_u16(), refused.code), (503, "overloaded"));
+        assert!(payload(request(Body::from("01234")), 10, &bodies).await.is_ok());
+        let kept = first.bytes.slice(..1);
+        drop(first);
+        assert!(payload(request(Body::from("012345")), 10, &bodies).await.is_err(), "a part of it is still held");
+        drop(kept);
+        assert!(payload(request(Body::from("012345")), 10, &bodies).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_body_that_is_encoded_or_breaks_off_is_refused() {
+        let bodies = Bodies::new(1000);
         let encoded = |coding| Request::builder().header("content-encoding", coding).body(Body::from("x")).unwrap();
         for coding in ["gzip", "br", "gzip, identity", ""] {
-            assert_eq!(payload(encoded(coding), 10).await, Err(Problem::encoded()), "{coding}");
+            assert_eq!(payload(encoded(coding), 10, &bodies).await, Err(Problem::encoded()), "{coding}");
         }
-        assert_eq!(payload(encoded("identity"), 10).await.unwrap().bytes, "x");
+        assert_eq!(payload(encoded("identity"), 10, &bodies).await.unwrap().bytes, "x");
         let pieces = |last: Result<Bytes, std::io::Error>| {
             let pieces = ["a", "b", ""].map(|piece| Ok(Bytes::from(piece))).into_iter().chain([last]);
             Request::builder().body(Body::from_stream(tokio_stream::iter(pieces))).unwrap()
         };
-        assert_eq!(payload(pieces(Ok(Bytes::from("c"))), 3).await.unwrap().bytes, "abc");
-        assert_eq!(payload(pieces(Ok(Bytes::from("cd"))), 3).await, Err(Problem::too_large(3)));
+        assert_eq!(payload(pieces(Ok(Bytes::from("c"))), 3, &bodies).await.unwrap().bytes, "abc");
+        assert_eq!(payload(pieces(Ok(Bytes::from("cd"))), 3, &bodies).await, Err(Problem::too_large(3)));
         let broken = Err(std::io::ErrorKind::ConnectionReset.into());
-        assert_eq!(payload(pieces(broken), 3).await.unwrap_err().status, 400);
+        assert_eq!(payload(pieces(broken), 3, &bodies).await.unwrap_err().status, 400);
     }
 
     #[test]

@@ -15,68 +15,58 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-/// Connections at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 2048;
+use crate::tcp::Doors;
+
 /// A request's headers must have come within this; a connection that is idle for so long is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A TLS handshake must be complete within this.
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's line and headers.
 const HEADER_BYTES: usize = 32 << 10;
 /// What requests under way may still take once told to end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// What an answer that is being written may still take.
 const FLUSH: Duration = Duration::from_millis(500);
-/// Pause after a failed accept: out of file descriptors, mostly.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until shutdown, then lets requests under way finish.
-pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    doors: Doors,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let connections = TaskTracker::new();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accepted = async {
-            // never closed
-            let permit = permits.clone().acquire_owned().await.ok();
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            accepted = accepted => accepted,
-            () = shutdown.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let connection = accepted_connection(stream, tls.clone(), router.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "http accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+    while let Some((stream, admitted)) = shutdown.run_until_cancelled(doors.accept(&listener)).await {
+        let (tls, doors, router, shutdown) = (tls.clone(), doors.clone(), router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            accepted(stream, tls, &doors, router, shutdown).await;
+            drop(admitted);
+        });
     }
     drop(listener);
     connections.close();
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
 }
 
-async fn accepted_connection(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router, shutdown: CancellationToken) {
-    // answers are small and whole
-    let _ = stream.set_nodelay(true);
+async fn accepted(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    doors: &Doors,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let Some(tls) = tls else { return connection(stream, router, shutdown).await };
-    let handshake = tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream));
+    let handshake = tokio::time::timeout(doors.patience(), tls.accept(stream));
     // who cannot finish it is not answered: there is no way to
-    if let Some(Ok(Ok(stream))) = shutdown.clone().run_until_cancelled_owned(handshake).await {
-        connection(stream, router, shutdown).await;
+    match shutdown.clone().run_until_cancelled_owned(handshake).await {
+        Some(Ok(Ok(stream))) => connection(stream, router, shutdown).await,
+        Some(Ok(Err(_))) => doors.refused("handshake"),
+        Some(Err(_)) => doors.refused("silent"),
+        None => {}
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, Method, Uri, header::AUTHORIZATION};
 use ring::{digest, hmac};
+use trunkline_proto::text;
 
 /// A signature is good for so long, before and after: clocks differ.
 const TOLERANCE: Duration = Duration::from_secs(300);
@@ -48,46 +49,67 @@ pub(super) struct Signed<'a> {
     pub(super) body: &'a [u8],
 }
 
-/// Whether one of `keys` signed the request not long before or after `now` (since the epoch).
-pub(super) fn verify(keys: &[KeyPair], request: &Signed<'_>, now: Duration) -> Result<(), Unsigned> {
-    let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
-    let authorization = text(header::AUTHORIZATION.as_str()).ok_or(Unsigned::Missing)?;
-    let fields = authorization.strip_prefix(ALGORITHM).ok_or(Unsigned::Missing)?;
-    let field = |name: &str| {
-        fields.split(',').find_map(|field| field.trim().strip_prefix(name)?.strip_prefix('=')).ok_or(Unsigned::Missing)
-    };
-    let (credential, names, signature) = (field("Credential")?, field("SignedHeaders")?, field("Signature")?);
-    let (id, scope) = credential.split_once('/').ok_or(Unsigned::Missing)?;
-    let time = text("x-amz-date").ok_or(Unsigned::Missing)?;
-    let key = keys.iter().find(|key| key.id == id).ok_or(Unsigned::UnknownKey)?;
-    let signed_at = seconds(time).ok_or(Unsigned::Expired)?;
-    if now.abs_diff(Duration::from_secs(signed_at)) > TOLERANCE {
-        return Err(Unsigned::Expired);
+/// What the headers say: all that can be judged before the body is read.
+pub(super) struct Claim {
+    key: KeyPair,
+    time: String,
+    scope: String,
+    names: Vec<String>,
+    signature: Vec<u8>,
+}
+
+impl Claim {
+    /// A claim that one of `keys` signed not long before or after `now` (since the epoch).
+    pub(super) fn of(keys: &[KeyPair], headers: &HeaderMap, now: Duration) -> Result<Self, Unsigned> {
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let authorization = header(AUTHORIZATION.as_str()).ok_or(Unsigned::Missing)?;
+        let fields = authorization.strip_prefix(ALGORITHM).ok_or(Unsigned::Missing)?;
+        let field = |name: &str| {
+            let field = |field: &'_ str| field.trim().strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
+            fields.split(',').find_map(field).ok_or(Unsigned::Missing)
+        };
+        let (credential, names, signature) = (field("Credential")?, field("SignedHeaders")?, field("Signature")?);
+        let (id, scope) = credential.split_once('/').ok_or(Unsigned::Missing)?;
+        let time = header("x-amz-date").ok_or(Unsigned::Missing)?;
+        let key = keys.iter().find(|key| key.id == id).ok_or(Unsigned::UnknownKey)?;
+        let signed_at = seconds(time).ok_or(Unsigned::Expired)?;
+        if now.abs_diff(Duration::from_secs(signed_at)) > TOLERANCE {
+            return Err(Unsigned::Expired);
+        }
+        let names: Vec<String> = names.split(';').take(SIGNED_MAX + 1).map(str::to_owned).collect();
+        if names.len() > SIGNED_MAX || !names.iter().any(|name| name == "host") {
+            return Err(Unsigned::Mismatch);
+        }
+        let signature = text::unhex(&signature).ok_or(Unsigned::Mismatch)?;
+        Ok(Self { key: key.clone(), time: time.to_owned(), scope: scope.to_owned(), names, signature })
     }
-    let names: Vec<&str> = names.split(';').take(SIGNED_MAX + 1).collect();
-    if names.len() > SIGNED_MAX || !names.contains(&"host") {
-        return Err(Unsigned::Mismatch);
+
+    /// Whether it is true of the whole request.
+    pub(super) fn verify(&self, request: &Signed<'_>) -> Result<(), Unsigned> {
+        let signing = signing_key(&self.key.secret, &self.scope, &self.time).ok_or(Unsigned::Mismatch)?;
+        let is_signed = |path: &str| {
+            let canonical = canonical(request, path, &self.names)?;
+            let digest = hex(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
+            let to_sign = format!("{ALGORITHM}\n{}\n{}\n{digest}", self.time, self.scope);
+            // compared in constant time
+            hmac::verify(&signing, to_sign.as_bytes(), &self.signature).ok()
+        };
+        let path = request.uri.path();
+        // boto3 and the JavaScript SDK send the @ as it is; others encode it after they have signed it, or before
+        let plain = path.replacen("/%40connections/", "/@connections/", 1);
+        is_signed(path).or_else(|| is_signed(&plain)).ok_or(Unsigned::Mismatch)
     }
-    let canonical = canonical(request, &names).ok_or(Unsigned::Mismatch)?;
-    let to_sign = format!(
-        "{ALGORITHM}\n{time}\n{scope}\n{}",
-        hex(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref())
-    );
-    let signing = signing_key(&key.secret, scope, time).ok_or(Unsigned::Mismatch)?;
-    let given = unhex(signature).ok_or(Unsigned::Mismatch)?;
-    // compared in constant time
-    hmac::verify(&signing, to_sign.as_bytes(), &given).map_err(|_| Unsigned::Mismatch)
 }
 
 /// The request in the one form that both sides can make.
-fn canonical(request: &Signed<'_>, names: &[&str]) -> Option<String> {
+fn canonical(request: &Signed<'_>, path: &str, names: &[String]) -> Option<String> {
     let mut query: Vec<String> = request.uri.query().unwrap_or_default().split('&').map(str::to_owned).collect();
     query.retain(|pair| !pair.is_empty());
     query.iter_mut().filter(|pair| !pair.contains('=')).for_each(|pair| pair.push('='));
     query.sort_unstable();
-    let mut lines = vec![request.method.to_string(), encoded(request.uri.path()), query.join("&")];
+    let mut lines = vec![request.method.to_string(), encoded(path), query.join("&")];
     for name in names {
-        let mut values = request.headers.get_all(*name).iter().peekable();
+        let mut values = request.headers.get_all(name).iter().peekable();
         values.peek()?;
         let values: Option<Vec<String>> = values.map(|value| value.to_str().ok().map(collapsed)).collect();
         lines.push(format!("{name}:{}", values?.join(",")));
@@ -140,15 +162,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) {
-        return None;
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let pairs = text.as_bytes().chunks_exact(2);
-    pairs.map(|pair| u8::try_from(digit(*pair.first()?)? * 16 + digit(*pair.get(1)?)?).ok()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +179,8 @@ mod tests {
 
     fn check(uri: &str, headers: &HeaderMap, body: &[u8], now: u64) -> Result<(), Unsigned> {
         let uri: Uri = uri.parse().unwrap();
-        verify(&keys(), &Signed { method: &Method::GET, uri: &uri, headers, body }, Duration::from_secs(now))
+        let signed = Signed { method: &Method::GET, uri: &uri, headers, body };
+        Claim::of(&keys(), headers, Duration::from_secs(now))?.verify(&signed)
     }
 
     /// `get-vanilla` and `get-vanilla-query-order-key-case` of the published test suite.
@@ -236,6 +250,41 @@ mod tests {
                 }
             }
             proptest::prop_assert!(uri.parse::<Uri>().is_err() || check(&uri, &given, b"", 1_440_938_160).is_err());
+        }
+    }
+
+    /// A signature as clients make it that sign one path and send another.
+    fn signed(path: &str) -> HeaderMap {
+        let mut headers = headers(&[("host", "h"), ("x-amz-date", TIME)]);
+        let scope = "20150830/us-east-1/execute-api/aws4_request";
+        let uri = Uri::from_static("/");
+        let request = Signed { method: &Method::GET, uri: &uri, headers: &headers, body: b"" };
+        let names = ["host".to_owned(), "x-amz-date".to_owned()];
+        let canonical = canonical(&request, path, &names).unwrap();
+        let digest = hex(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
+        let key = signing_key(&keys()[1].secret, scope, TIME).unwrap();
+        let tag = hmac::sign(&key, format!("{ALGORITHM}\n{TIME}\n{scope}\n{digest}").as_bytes());
+        let value = format!(
+            "{ALGORITHM} Credential=AKIDEXAMPLE/{scope}, SignedHeaders=host;x-amz-date, Signature={}",
+            hex(tag.as_ref())
+        );
+        headers.insert("authorization", value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn an_encoded_at_is_the_same_path_whichever_was_signed() {
+        let now = seconds(TIME).unwrap();
+        for (sent, of, good) in [
+            ("/prod/@connections/a%3D", "/prod/@connections/a%3D", true),
+            ("/prod/%40connections/a%3D", "/prod/@connections/a%3D", true),
+            ("/prod/%40connections/a%3D", "/prod/%40connections/a%3D", true),
+            ("/%40connections/a", "/@connections/a", true),
+            ("/prod/@connections/a%3D", "/prod/@connections/b%3D", false),
+            ("/prod/%40connections/a%3D", "/prod/@connections/b%3D", false),
+            ("/prod/@connections/a", "/other/@connections/a", false),
+        ] {
+            assert_eq!(check(sent, &signed(of), b"", now).is_ok(), good, "{sent} {of}");
         }
     }
 

@@ -72,8 +72,9 @@ pub(super) fn app_of(
     let settings = Settings {
         submit_timeout: Duration::from_millis(200),
         body_limit: 1024,
+        bodies: 1 << 20,
         concurrency,
-        access: Arc::new(access),
+        access,
         compat,
     };
     let registry = Registry::new(broker.node.clone(), Duration::from_secs(60), CancellationToken::new());

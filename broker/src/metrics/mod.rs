@@ -5,6 +5,7 @@ pub mod handlers;
 pub mod http;
 pub mod link;
 pub mod store;
+pub mod tcp;
 
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ pub fn install() -> Result<PrometheusHandle, InstallError> {
     handlers::describe();
     http::describe();
     link::describe();
+    tcp::describe();
     Ok(handle)
 }
 

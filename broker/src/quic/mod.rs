@@ -9,5 +9,5 @@ pub use accept::{Accepted, Handler, Handlers, serve};
 pub use trunkline_quic::{
     Identity, Pki, Role, TlsError,
     endpoint::{bind, close},
-    listener,
+    files, listener,
 };

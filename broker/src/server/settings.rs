@@ -1,6 +1,6 @@
 //! What the config says to each layer, in the layer's own words.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use super::Addresses;
 use crate::{
@@ -10,7 +10,9 @@ use crate::{
     node::{Advertised, Dialer, Founder, NodeConfig, TRIM_PATIENCE_DEFAULT},
     raft::SnapshotEvery,
     retention,
+    tcp::{Doors, Limits},
 };
+
 /// Where others are told that this broker is.
 pub(super) fn advertised(config: &BrokerConfig, addresses: Addresses) -> Advertised {
     let told = |configured: &Option<String>, bound: SocketAddr| configured.clone().unwrap_or_else(|| bound.to_string());
@@ -66,12 +68,23 @@ pub(super) fn link(config: &BrokerConfig) -> link::Settings {
     }
 }
 
-pub(super) fn http(config: &BrokerConfig, access: Arc<Access>) -> http::Settings {
+/// How much strangers may take of gRPC, and of HTTP.
+pub(super) fn doors(config: &BrokerConfig, listener: &'static str) -> Doors {
+    let limits = Limits {
+        connections: config.limits.connections,
+        per_address: config.limits.connections_per_address,
+        ..Limits::default()
+    };
+    Doors::new(listener, limits)
+}
+
+pub(super) fn http(config: &BrokerConfig, access: Access, compat: http::Compat) -> http::Settings {
     http::Settings {
         access,
         submit_timeout: config.limits.submit_timeout.get(),
         body_limit: config.limits.http_body.get(),
+        bodies: config.limits.http_bodies.as_usize(),
         concurrency: config.limits.http_concurrency,
-        compat: http::Compat::new(config),
+        compat,
     }
 }

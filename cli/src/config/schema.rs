@@ -9,7 +9,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 use trunkline_broker::config::{
-    AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig, Role, TlsConfig as BrokerTls, TokenConfig,
+    AwsConfig, AwsKeyConfig, BrokerConfig, MemberConfig, PushConfig, Role, TlsConfig as BrokerTls, TokenConfig,
 };
 use trunkline_edge::config::{ApiConfig, Dialect, EdgeConfig, FunctionsConfig, Preset, TlsConfig};
 use trunkline_proto::{secret::SecretText, token::TokenDigest};
@@ -169,7 +169,10 @@ fn sample_broker() -> BrokerConfig {
         grpc_advertised: address(),
         http_advertised: address(),
         tls: Some(BrokerTls { cert: "cert.pem".into(), key: "key.pem".into() }),
+        tokens_file: Some("tokens.toml".into()),
+        push: PushConfig { secrets_file: Some("secrets.toml".into()), ..PushConfig::default() },
         aws: AwsConfig {
+            keys_file: Some("keys.toml".into()),
             keys: vec![AwsKeyConfig { id: "id".to_owned(), secret: SecretText::default() }],
             ..AwsConfig::default()
         },

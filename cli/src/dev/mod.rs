@@ -196,7 +196,7 @@ impl Access {
                  yours (`trunkline functions`) beside it",
             ));
         }
-        let token = (!broker.tokens.is_empty()).then(mint);
+        let token = (!broker.tokens.is_empty() || broker.tokens_file.is_some()).then(mint);
         broker.tokens.extend(token.as_ref().map(|token| TokenConfig {
             name: "dev".to_owned(),
             sha256: TokenDigest::of(token),

@@ -41,8 +41,8 @@ fn new(name: &str, role: &str, [groups, apis, channels]: [&[String]; 3], json: b
     if role != "handler" && !groups.is_empty() {
         return Err(Failure::usage("--group bounds a handler's token only"));
     }
-    let bounded = !(apis.is_empty() && channels.is_empty());
-    if bounded && !matches!(role, "handler" | "publisher") {
+    let is_bound = !apis.is_empty() || !channels.is_empty();
+    if is_bound && !matches!(role, "handler" | "publisher") {
         return Err(Failure::usage("--api and --channel bound tokens of handlers and publishers only"));
     }
     if let Some(wrong) = channels.iter().find(|channel| !limits::is_channel(channel)) {

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 use trunkline_proto::{
-    CloseCode, RecordKind,
+    CloseCode, RecordKind, text,
     v1::{self, CloseCause, MessageKind},
 };
 
@@ -135,7 +135,7 @@ impl Opened {
     pub fn query_parameter(&self, name: &str) -> Option<String> {
         self.0.query.split('&').find_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decode(key) == name).then(|| percent_decode(value))
+            (text::percent_decoded(key) == name).then(|| text::percent_decoded(value))
         })
     }
 }
@@ -150,25 +150,6 @@ impl Deref for Opened {
 
 fn find(headers: &[v1::Header], matches: impl Fn(&str) -> bool) -> Option<&str> {
     headers.iter().find(|header| matches(&header.name)).map(|header| header.value.as_str())
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let hex = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        at += 1;
-        decoded.push(match (byte, hex(bytes.get(at)), hex(bytes.get(at + 1))) {
-            (b'%', Some(high), Some(low)) => {
-                at += 2;
-                (high * 16 + low) as u8 // both below 16
-            }
-            (b'+', ..) => b' ',
-            _ => byte,
-        });
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 /// Why and how a connection ended.

@@ -1,5 +1,7 @@
 //! Where a request holds its token, and how it is taken out of what is kept.
 
+use trunkline_proto::text;
+
 use super::{Denied, Hidden};
 use crate::core::handshake::Upgrade;
 
@@ -26,7 +28,7 @@ impl Places {
     pub(super) fn take(&self, request: &mut Upgrade) -> Result<Hidden, Denied> {
         let mut found = Vec::new();
         if let Some(Hidden(value)) = request.authorization.take() {
-            found.push(bearer(&value));
+            found.push(text::bearer(&value).map(str::to_owned));
         }
         let in_query = parameters(&request.query).filter(|(name, _)| !self.query.is_empty() && *name == self.query);
         found.extend(in_query.map(|(_, value)| Some(value)));
@@ -53,18 +55,12 @@ impl Places {
     }
 }
 
-/// The token of `Bearer TOKEN`.
-fn bearer(value: &str) -> Option<String> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
-}
-
 /// Takes out what may be a secret.
 pub(super) fn redact(request: &mut Upgrade, parameter: &str) {
     request.authorization = None;
     request.headers.retain(|header| !SECRET_HEADERS.contains(&header.name.as_str()));
     let is_secret = |pair: &&str| {
-        let name = decoded(pair.split_once('=').map_or(*pair, |(name, _)| name));
+        let name = text::percent_decoded(pair.split_once('=').map_or(*pair, |(name, _)| name));
         SECRET_PARAMETERS.contains(&name.as_str()) || (!parameter.is_empty() && name == parameter)
     };
     let kept: Vec<&str> = request.query.split('&').filter(|pair| !is_secret(pair)).collect();
@@ -75,23 +71,6 @@ pub(super) fn redact(request: &mut Upgrade, parameter: &str) {
 pub(super) fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decoded(name), decoded(value))
+        (text::percent_decoded(name), text::percent_decoded(value))
     })
-}
-
-/// Percent-decoded; `+` is a space. What is no UTF-8 gets replacement characters, and so is nobody's token.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [byte, after @ ..] = rest {
-        let escaped = (*byte == b'%').then(|| hex_pair(after)).flatten();
-        bytes.push(escaped.unwrap_or(if *byte == b'+' { b' ' } else { *byte }));
-        rest = if escaped.is_some() { after.get(2..).unwrap_or_default() } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn hex_pair(digits: &[u8]) -> Option<u8> {
-    let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
-    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
 }

@@ -13,6 +13,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use ring::hmac::{self, HMAC_SHA256};
+use trunkline_proto::text;
 
 use super::{
     Denied, Hidden, Identity, Proof, attributes_fit,
@@ -95,7 +96,7 @@ impl Hmac {
             (Some(Hidden(header)), None) => of_header(header)?,
             (None, Some(signature)) => of_query(signed_query, signature)?,
         };
-        let signature = unhex(&claim.signature).ok_or(Denied::Malformed)?;
+        let signature = text::unhex(&claim.signature).ok_or(Denied::Malformed)?;
         // one spelling only: what is compared must be what was signed
         let timestamp: u64 = claim.timestamp.parse().map_err(|_| Denied::Malformed)?;
         if timestamp.to_string() != claim.timestamp {
@@ -158,10 +159,4 @@ fn of_header(header: &str) -> Result<Claim, Denied> {
         values.next().filter(|_| values.next().is_none()).ok_or(Denied::Malformed)
     };
     Ok(Claim { key: value("key")?, timestamp: value("timestamp")?, signature: value("signature")? })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).filter(|_| !byte.is_ascii_uppercase());
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| u8::try_from(digit(pair.first()?)? * 16 + digit(pair.get(1)?)?).ok()).collect()
 }
