@@ -81,7 +81,7 @@ async fn read(body: Body, limit: u64, bodies: &Bodies) -> Result<Bytes, Problem>
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         // the client has gone away and reads no answer
-        let chunk = chunk.map_err(|_| Problem::invalid("the body broke off"))?;
+        let chunk = chunk.map_err(|_| Problem::invalid("the body breaks off"))?;
         if (held.bytes.len() + chunk.len()) as u64 > limit {
             return Err(Problem::too_large(limit));
         }
