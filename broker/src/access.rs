@@ -130,6 +130,16 @@ impl Caller {
         }
         Ok(())
     }
+
+    /// Whether events of this API are its business.
+    pub fn may_handle(&self, api: &str) -> Result<(), Denied> {
+        match &self.token {
+            Some(token) if !token.apis.is_empty() && !token.apis.iter().any(|own| own == api) => {
+                Err(Denied::Forbidden("the token is for other APIs".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The token of `Bearer TOKEN`.
@@ -246,6 +256,10 @@ mod tests {
         ] {
             assert_eq!(caller("handler").may_join(&join(group, apis)).is_ok(), allowed, "{group} {apis:?}");
             assert!(caller("operator").may_join(&join(group, apis)).is_ok());
+        }
+        for (name, api, allowed) in [("handler", "news", true), ("handler", "bank", false), ("operator", "bank", true)]
+        {
+            assert_eq!(caller(name).may_handle(api).is_ok(), allowed, "{name} {api}");
         }
         assert!(Caller::default().may_join(&join("any", &[])).is_ok());
     }

@@ -12,6 +12,9 @@ mod guard;
 mod history;
 mod members;
 mod open;
+mod opening;
+#[cfg(test)]
+mod opening_tests;
 #[cfg(test)]
 mod probe;
 #[cfg(test)]
@@ -32,7 +35,7 @@ use trunkline_proto::{PartitionCount, PartitionId};
 use crate::{
     append, core,
     quic::Accepted,
-    raft::{Floor, Group, PeerServer, Snapshotter, Transfers, retention::Trimmers, state_machine::PendingRefused},
+    raft::{Floor, Group, PeerServer, Snapshotter, Transfers, retention::Trimmers, state_machine::Unwritten},
     store::{Db, Health, NoSpace, Reader, Space, Writer, identity::Folder},
     tail,
 };
@@ -138,7 +141,7 @@ pub struct PartitionHandle {
 #[derive(Debug)]
 struct Open {
     db: Arc<Db>,
-    readers: Vec<(Reader, PendingRefused)>,
+    readers: Vec<(Reader, Unwritten)>,
 }
 
 /// What a shutdown ends, in this order.

@@ -156,6 +156,7 @@ mod tests {
             refused: Vec::new(),
             forwarded: Vec::new(),
             deliveries: Vec::new(),
+            closed: Vec::new(),
         };
         Arc::new(AppliedEntry { logged: LoggedEntry { index: LogIndex(index), entry, refused: Vec::new() }, applied })
     }

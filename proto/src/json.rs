@@ -15,6 +15,9 @@ use crate::{
 
 pub use cluster::{Standing, cluster, digest};
 
+/// Request headers that hold secrets.
+const SECRET_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
+
 /// An object whose keys keep their order.
 #[derive(Debug, Default)]
 pub struct Object(Vec<(&'static str, Value)>);
@@ -92,6 +95,7 @@ pub fn connection(connection: &v1::Connection) -> Object {
     let mut object = Object::default();
     object.put("connection", id(&connection.connection)).put("api", connection.api.as_str());
     object.put("edge", connection.edge.as_str()).put("opened_at", time(connection.opened_at));
+    object.put("last_active_at", time(connection.last_active_at));
     object.put("subprotocol", connection.subprotocol.as_str()).put("attributes", json!(connection.attributes));
     object.put("channels", connection.channels.clone());
     object.put("phase", phase(connection)).put("offset", offset(connection.opened_offset));
@@ -184,7 +188,7 @@ fn body(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> Result<
 fn opened(object: &mut Object, opened: v1::ConnectionOpened) {
     object.put("edge", opened.edge).put("incarnation", opened.incarnation).put("peer", opened.peer);
     object.put("path", opened.path).put_text("query", opened.query);
-    object.put("headers", headers(&opened.headers)).put("subprotocols", opened.subprotocols);
+    object.put("headers", headers(&hidden(opened.headers))).put("subprotocols", opened.subprotocols);
     object.put_text("subprotocol", opened.subprotocol).put_text("principal", opened.principal);
     object.put("channels", opened.channels).put_text("group", opened.handler_group);
     object.put("parameters", headers(&opened.parameters)).put("attributes", json!(opened.attributes));
@@ -203,6 +207,16 @@ fn published(object: &mut Object, published: v1::Published) {
     }
     object.put("except", published.except.iter().map(|except| id(except)).collect::<Vec<_>>());
     object.put_payload(kind, &published.payload);
+}
+
+/// What proves who a client is stays in the record, for the handler that judges it, and is not shown.
+fn hidden(mut headers: Vec<v1::Header>) -> Vec<v1::Header> {
+    for header in &mut headers {
+        if SECRET_HEADERS.contains(&header.name.as_str()) {
+            header.value = "(not shown)".to_owned();
+        }
+    }
+    headers
 }
 
 /// Names and values; of a name that stands there twice the last.
@@ -368,7 +382,9 @@ mod tests {
             incarnation: 3,
             peer: "127.0.0.1:5".into(),
             path: "/chat".into(),
-            headers: vec![v1::Header { name: "host".into(), value: "h".into() }],
+            headers: [("host", "h"), ("authorization", "Bearer x"), ("cookie", "a=1"), ("x-api-key", "k")]
+                .map(|(name, value)| v1::Header { name: name.into(), value: value.into() })
+                .into(),
             channels: vec!["lobby".into()],
             handler_group: "chat".into(),
             ..Default::default()
@@ -376,7 +392,7 @@ mod tests {
         assert_eq!(
             line(RecordKind::ConnectionOpened, &opened),
             format!(
-                r#"{{"partition":2,{HEAD},"kind":"connection_opened",{WHO},"edge":"e1","incarnation":3,"peer":"127.0.0.1:5","path":"/chat","headers":{{"host":"h"}},"channels":["lobby"],"group":"chat"}}"#
+                r#"{{"partition":2,{HEAD},"kind":"connection_opened",{WHO},"edge":"e1","incarnation":3,"peer":"127.0.0.1:5","path":"/chat","headers":{{"authorization":"(not shown)","cookie":"(not shown)","host":"h","x-api-key":"(not shown)"}},"channels":["lobby"],"group":"chat"}}"#
             )
         );
     }
@@ -458,6 +474,7 @@ mod tests {
             api: "chat".into(),
             edge: "e1".into(),
             opened_at: 0,
+            last_active_at: 7_000_000,
             attributes: [("nickname".to_owned(), "ada".to_owned())].into(),
             channels: vec!["chat".into()],
             phase: 2,
@@ -466,7 +483,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&connection(&found)).unwrap(),
-            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","offset":"0.0","peer":"127.0.0.1:5","principal":""}"#
+            r#"{"connection":"_____________________w","api":"chat","edge":"e1","opened_at":"1970-01-01T00:00:00.000000Z","last_active_at":"1970-01-01T00:00:07.000000Z","subprotocol":"","attributes":{"nickname":"ada"},"channels":["chat"],"phase":"open","offset":"0.0","peer":"127.0.0.1:5","principal":""}"#
         );
     }
 }

@@ -49,6 +49,12 @@ def lambda_handler(event, context):
             name = (event.get("queryStringParameters") or {}).get("name")
             if not name:
                 return {"statusCode": 401, "body": "who are you?"}
+            if name.isdecimal():
+                return {"statusCode": int(name), "headers": {"X-Reason": "asked for"}, "body": json.dumps({"message": "no"})}
+            if name == "error":
+                raise KeyError("Authorization")
+            if name == "wrong":
+                return {"body": "no status"}
             table().execute("insert or replace into connections values (?, ?)", (connection, name))
             if name == "early":
                 client().post_to_connection(ConnectionId=connection, Data=b"welcome")
@@ -63,9 +69,12 @@ def lambda_handler(event, context):
         case "whoami":
             found = client().get_connection(ConnectionId=connection)
             answer = {"ip": found["Identity"]["SourceIp"], "agent": found["Identity"]["UserAgent"], "at": found["ConnectedAt"].isoformat()}
+            answer["active"] = found["LastActiveAt"].isoformat()
             client().post_to_connection(ConnectionId=connection, Data=json.dumps(answer))
         case "kick":
             client().delete_connection(ConnectionId=json.loads(event["body"])["id"])
+        case "chat/echo":
+            return {"statusCode": 200, "body": json.loads(event["body"]).get("text", "")}
         case "$default":
             client().post_to_connection(ConnectionId=connection, Data=f"no route for {event['body']}")
     return {"statusCode": 200}

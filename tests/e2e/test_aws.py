@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import boto3
@@ -93,6 +94,14 @@ def test_a_lambda_shaped_chat_works_unchanged(chat):
         bob.send(json.dumps({"action": "whoami"}))
         me = json.loads(bob.recv(timeout=10))
         assert me["ip"] == "127.0.0.1" and "websockets" in me["agent"] and me["at"].startswith("20")
+
+        def active() -> datetime:
+            bob.send(json.dumps({"action": "whoami"}))
+            return datetime.fromisoformat(json.loads(bob.recv(timeout=10))["active"])
+
+        connected = datetime.fromisoformat(me["at"])
+        assert datetime.fromisoformat(me["active"]) >= connected and connected.tzinfo is not None
+        until(lambda: active() > connected, "a message a second after the connection", 10)
         ((bobs,),) = chat.rows("select id from connections where name = 'bob'")
         ada.send(json.dumps({"action": "kick", "id": bobs}))
         with pytest.raises(ConnectionClosed):
@@ -104,10 +113,23 @@ def test_a_lambda_shaped_chat_works_unchanged(chat):
     assert chat.rows("select * from connections") == []
 
 
-def test_connect_may_refuse(chat):
+@pytest.mark.parametrize(
+    ("name", "status", "body"),
+    [
+        ("", 401, b"who are you?"),
+        ("403", 403, b'{"message": "no"}'),
+        ("429", 429, b'{"message": "no"}'),
+        ("500", 500, b'{"message": "no"}'),
+        # no handshake may be answered with it
+        ("302", 403, b'{"message": "no"}'),
+        ("error", 502, b"the registration function failed"),
+        ("wrong", 502, b"the registration function failed"),
+    ],
+)
+def test_connect_may_refuse(chat, name, status, body):
     with pytest.raises(InvalidStatus) as refused:
-        websockets.sync.client.connect(chat.dev.ws("/prod"), compression=None, legacy=True)
-    assert (refused.value.response.status_code, refused.value.response.body) == (401, b"who are you?")
+        chat.connect(name, open_timeout=20)
+    assert (refused.value.response.status_code, refused.value.response.body) == (status, body)
 
 
 def test_what_connect_posts_is_delivered_once_the_client_is_in(chat):
@@ -124,6 +146,19 @@ def test_errors_are_the_sdk_s_own_exceptions(chat):
             call()
     with pytest.raises(client.exceptions.PayloadTooLargeException):
         client.post_to_connection(**gone, Data=b"x" * (128 * 1024 + 1))
+    with chat.connect("eve") as eve:
+        ((id_,),) = chat.rows("select id from connections where name = 'eve'")
+        client.post_to_connection(ConnectionId=id_, Data=b"x" * (128 * 1024))
+        assert eve.recv(timeout=10) == "x" * (128 * 1024)
+        with pytest.raises(client.exceptions.PayloadTooLargeException):
+            client.post_to_connection(ConnectionId=id_, Data=b"x" * (128 * 1024 + 1))
+        shown = client.get_connection(ConnectionId=id_)
+        assert shown["LastActiveAt"] == shown["ConnectedAt"], "it has said nothing"
+        assert client.delete_connection(ConnectionId=id_)["ResponseMetadata"]["HTTPStatusCode"] == 204
+        with pytest.raises(ConnectionClosed) as closed:
+            eve.recv(timeout=10)
+        assert closed.value.rcvd.code == 1000
+    until(lambda: ("eve",) not in chat.rows("select name from connections"), "the disconnect", 10)
     # ids of other gateways are padded, and clients encode them
     with pytest.raises(client.exceptions.GoneException):
         client.post_to_connection(ConnectionId="L0SM9cOFvHcCIhw=", Data=b"x")
@@ -164,6 +199,26 @@ def test_binary_goes_both_ways(chat):
     until(lambda: chat.rows("select * from connections") == [], "the disconnect", 10)
 
 
+def test_two_way_routes_answer_and_a_message_without_a_route_is_forbidden(folder):
+    port = free_port()
+    routes = f'"$connect" = "http://127.0.0.1:{port}/"\n"chat/echo" = "http://127.0.0.1:{port}/"'
+    config = CONFIG.format(routes=routes, broker="").replace("$request.body.action", "${request.body.service}/${request.body.action}")
+    dev = Dev(folder, config=config.replace('stage = "prod"', 'stage = "prod"\nintegration_response = true')).start()
+    argv = [sys.executable, str(Path(__file__).with_name("lambda_chat.py")), str(port), str(folder / "two.sqlite"), dev.process.http() + "/prod"]
+    process = Process("lambda", argv, folder, os.environ | CREDENTIALS).start()
+    with websockets.sync.client.connect(f"{dev.ws('/prod')}?name=ada", compression=None, legacy=True, open_timeout=20) as ada:
+        # what has no body is answered with nothing: the next answer is the next one's
+        for text in ("", "hellö"):
+            ada.send(json.dumps({"service": "chat", "action": "echo", "text": text}))
+        assert ada.recv(timeout=10) == "hellö"
+        for nothing in ('{"action": "echo"}', '{"service": "chat", "action": 7}', "no json", "[]", b"\x00"):
+            ada.send(nothing)
+            answer = json.loads(ada.recv(timeout=10))
+            assert answer.keys() == {"message", "connectionId", "requestId"} and answer["message"] == "Forbidden", nothing
+    process.kill9()
+    dev.process.stop()
+
+
 def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
     dev = Dev(folder, flags=["--set", "broker.limits.http_concurrency=1"]).start()
     client = boto3.client(
@@ -190,7 +245,7 @@ def test_a_bound_that_is_hit_is_the_sdk_s_exception_too(folder):
 def test_the_same_from_node_with_the_official_sdk(folder, need):
     packages = sdk_for_node(need, Path(__file__).with_name("node") / "lambda_chat.mjs")
     port = free_port()
-    keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "leave"]
+    keys = ["$connect", "$disconnect", "$default", "sendmessage", "whoami", "errors", "leave"]
     routes = "\n".join(f'"{key}" = "http://127.0.0.1:{port}/"' for key in keys)
     dev = Dev(folder, config=CONFIG.format(routes=routes, broker=KEYS)).start()
     argv = ["node", str(packages / "lambda_chat.mjs"), str(port), dev.process.http() + "/prod"]
@@ -211,12 +266,18 @@ def test_the_same_from_node_with_the_official_sdk(folder, need):
         for client in (ada, bob):
             assert {client.recv(timeout=10), client.recv(timeout=10)} == {"ada: boo", f"gone: {ghost}"}
         bob.send(json.dumps({"action": "whoami"}))
-        assert json.loads(bob.recv(timeout=10))["ip"] == "127.0.0.1"
+        me = json.loads(bob.recv(timeout=10))
+        assert me["ip"] == "127.0.0.1" and datetime.fromisoformat(me["active"]) >= datetime.fromisoformat(me["at"])
+        bob.send(json.dumps({"action": "errors"}))
+        gone = {"error": "GoneException", "status": 410, "own": True}
+        too_large = {"error": "PayloadTooLargeException", "status": 413, "own": True}
+        forbidden = {"error": "ForbiddenException", "status": 403, "own": True}
+        assert json.loads(bob.recv(timeout=10)) == [gone, gone, gone, too_large, forbidden]
         bob.send("x")
         assert bob.recv(timeout=10) == "no route for x"
         bob.send(json.dumps({"action": "leave"}))
         with pytest.raises(ConnectionClosed):
             bob.recv(timeout=10)
-        assert ada.recv(timeout=10) == "bob left: 1000 "
+        assert ada.recv(timeout=10) == "bob left: 1000 Connection Closed Normally"
     process.kill9()
     dev.process.stop()

@@ -95,7 +95,7 @@ def test_connect_custom_routes_broadcast_with_one_gone_and_disconnect_with_its_c
         with pytest.raises(ConnectionClosed) as kicked:
             bob.recv(timeout=20)
         assert kicked.value.rcvd.code == 1000
-        assert received(ada) == {"left": "bob", "code": 1000, "reason": ""}
+        assert received(ada) == {"left": "bob", "code": 1000, "reason": "Connection Closed Normally"}
         with chat.connect("carl") as carl:
             carl.close(4000, "enough")
         assert received(ada) == {"left": "carl", "code": 4000, "reason": "enough"}

@@ -53,6 +53,8 @@ pub(super) struct Connection {
     /// The number of the handler group that decides (or decided) its registration, + 1.
     pub registrar: Option<NonZeroU16>,
     pub phase: Phase,
+    /// Of its last message, seconds after `opened_at`: fits where the others leave room.
+    active_seconds: u32,
 }
 
 /// Bytes of a connection's entry in the map: key and value.
@@ -83,6 +85,36 @@ impl Connection {
             api,
             registrar: None,
             phase: Phase::Open,
+            active_seconds: 0,
+        }
+    }
+
+    /// A message of it came at `now`.
+    pub(super) fn active(&mut self, now: Timestamp) {
+        let seconds = now.0.saturating_sub(self.opened_at.0) / 1_000_000;
+        self.active_seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+    }
+
+    /// When its last message came, to the second; when it opened, before the first.
+    pub(super) fn last_active(&self) -> Timestamp {
+        Timestamp(self.opened_at.0.saturating_add(u64::from(self.active_seconds) * 1_000_000))
+    }
+
+    /// What the state knows of how it came to be, its API's name aside.
+    pub(super) fn opening(&self) -> v1::Opening {
+        let opened = v1::ConnectionOpened {
+            peer: self.peer.to_string(),
+            principal: self.principal().to_owned(),
+            subprotocol: self.subprotocol().to_owned(),
+            attributes: self.attributes().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            ..Default::default()
+        };
+        v1::Opening {
+            offset: self.opened.0,
+            time: self.opened_at.0,
+            opened: Some(opened),
+            trimmed: true,
+            ..Default::default()
         }
     }
 
@@ -233,11 +265,12 @@ impl Connections {
         }
     }
 
-    pub(super) fn decode(input: &mut Reader<'_>) -> Result<Self, SnapshotError> {
+    /// `version`: of the snapshot.
+    pub(super) fn decode(input: &mut Reader<'_>, version: u16) -> Result<Self, SnapshotError> {
         let mut names = BTreeMap::new();
         // ascending by id, so the map is built in one pass and densely
         let connections = (0..input.length()?)
-            .map(|_| Ok((input.connection()?, decode_connection(input, &mut names)?)))
+            .map(|_| Ok((input.connection()?, decode_connection(input, version, &mut names)?)))
             .collect::<Result<_, SnapshotError>>()?;
         Ok(Self { connections, channel_names: names })
     }
@@ -262,6 +295,8 @@ fn release(names: &mut BTreeMap<Arc<str>, u32>, channel: &str) {
 const PENDING: u8 = 1;
 const OPEN: u8 = 2;
 const CLOSING: u8 = 3;
+/// The version of snapshots that first told when a connection was last active.
+const ACTIVE_SINCE: u16 = 2;
 
 fn encode_connection(connection: &Connection, out: &mut Writer) {
     out.u64(connection.opened_at.0);
@@ -275,6 +310,7 @@ fn encode_connection(connection: &Connection, out: &mut Writer) {
         Phase::Open => OPEN,
         Phase::Closing => CLOSING,
     });
+    out.u32(connection.active_seconds);
     out.text(&connection.peer);
     out.text(connection.subprotocol());
     out.text(connection.principal());
@@ -289,7 +325,11 @@ fn encode_connection(connection: &Connection, out: &mut Writer) {
     }
 }
 
-fn decode_connection(input: &mut Reader<'_>, names: &mut BTreeMap<Arc<str>, u32>) -> Result<Connection, SnapshotError> {
+fn decode_connection(
+    input: &mut Reader<'_>,
+    version: u16,
+    names: &mut BTreeMap<Arc<str>, u32>,
+) -> Result<Connection, SnapshotError> {
     let (opened_at, opened, incarnation) = (Timestamp(input.u64()?), input.offset()?, input.u64()?);
     let (edge, api) = (EdgeIndex(input.u32()?), input.u16()?);
     let mut connection = Connection::new(opened_at, opened, edge, incarnation, api);
@@ -300,6 +340,9 @@ fn decode_connection(input: &mut Reader<'_>, names: &mut BTreeMap<Arc<str>, u32>
         CLOSING => Phase::Closing,
         _ => return Err(SnapshotError::Invalid("phase")),
     };
+    if version >= ACTIVE_SINCE {
+        connection.active_seconds = input.u32()?;
+    }
     connection.peer = input.text()?.into();
     connection.set_subprotocol(input.text()?);
     connection.set_principal(input.text()?);

@@ -1,7 +1,7 @@
 //! What leaves the state machine: verdicts, replies and deliveries. A closed set that drivers carry out on the leader only.
 
 use smallvec::SmallVec;
-use trunkline_proto::{Entry, LogIndex, Offset, PartitionId, Record, Timestamp, v1};
+use trunkline_proto::{ConnectionId, Entry, LogIndex, Offset, PartitionId, Record, Timestamp, v1};
 
 /// An edge as the partition numbers it: the n-th edge name it has ever seen. Small, stable, the same on every replica.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -98,6 +98,8 @@ pub struct Applied {
     pub forwarded: Vec<(u16, PartitionId)>,
     /// What edges must be sent, in order.
     pub deliveries: Vec<EdgeDelivery>,
+    /// Connections that are closed now, and what the state knew of how they came to be.
+    pub closed: Vec<(ConnectionId, v1::Opening)>,
 }
 
 impl Applied {
@@ -109,6 +111,7 @@ impl Applied {
             refused: Vec::new(),
             forwarded: Vec::new(),
             deliveries: Vec::new(),
+            closed: Vec::new(),
         }
     }
 

@@ -33,27 +33,30 @@ impl Partition {
             }
             RecordKind::ConnectionClosed => {
                 self.known(from, logged)?;
-                self.closed(logged)?;
+                self.closed(logged, out)?;
             }
             _ => return Err(Refusal::Malformed),
         }
         Ok(Done::Here)
     }
 
-    /// The API number of the record's connection, if that is open at this edge. The hot path: one lookup, no decoding.
-    fn known(&self, from: From, logged: &Logged<'_>) -> Result<u16, Refusal> {
-        let connection = self.connections.get(&logged.record.connection).ok_or(Refusal::Gone)?;
+    /// The record's connection, if that is open at this edge. The hot path: one lookup, no decoding.
+    fn known(&mut self, from: From, logged: &Logged<'_>) -> Result<&mut Connection, Refusal> {
+        let connection = self.connections.get_mut(&logged.record.connection).ok_or(Refusal::Gone)?;
         if connection.edge != from.edge || connection.incarnation != from.incarnation {
             return Err(Refusal::Gone);
         }
         if self.apis.name(connection.api) != logged.record.api {
             return Err(Refusal::Malformed);
         }
-        Ok(connection.api)
+        Ok(connection)
     }
 
     fn message(&mut self, from: From, logged: &Logged<'_>) -> Result<(), Refusal> {
-        let api = self.known(from, logged)?;
+        let now = self.time;
+        let connection = self.known(from, logged)?;
+        connection.active(now);
+        let api = connection.api;
         self.apis.count(api, RecordKind::MessageReceived, logged.offset);
         Ok(())
     }
@@ -108,17 +111,17 @@ impl Partition {
     }
 
     /// Closes a connection of an incarnation that is lost or replaced: the leader's obligation.
-    pub(super) fn closed_by_leader(&mut self, logged: &Logged<'_>) -> Result<(), Refusal> {
+    pub(super) fn closed_by_leader(&mut self, logged: &Logged<'_>, out: &mut Applied) -> Result<(), Refusal> {
         let connection = self.connections.get(&logged.record.connection).ok_or(Refusal::Gone)?;
         let from = From { edge: connection.edge, incarnation: connection.incarnation };
         self.known(from, logged)?;
         if !self.edges.is_fenced(from.edge, from.incarnation) {
             return Err(Refusal::NotOpen);
         }
-        self.closed(logged)
+        self.closed(logged, out)
     }
 
-    fn closed(&mut self, logged: &Logged<'_>) -> Result<(), Refusal> {
+    fn closed(&mut self, logged: &Logged<'_>, out: &mut Applied) -> Result<(), Refusal> {
         let id = logged.record.connection;
         logged.decode::<v1::ConnectionClosed>()?;
         let connection = self.connections.remove(&id).ok_or(Refusal::Gone)?;
@@ -126,6 +129,7 @@ impl Partition {
         self.apis.closed(connection.api);
         self.apis.count(connection.api, RecordKind::ConnectionClosed, logged.offset);
         self.leave_all(id, connection.channels(), logged.offset);
+        out.closed.push((id, v1::Opening { api: self.apis.name(connection.api).to_owned(), ..connection.opening() }));
         Ok(())
     }
 

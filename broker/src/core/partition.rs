@@ -218,7 +218,7 @@ impl Partition {
     fn apply_leader(&mut self, batch: &Located<'_>, out: &mut Applied) -> Reply {
         let mut reply = Reply::None;
         for logged in batch.taken() {
-            let (told, verdict) = self.bookkeeping(&logged);
+            let (told, verdict) = self.bookkeeping(&logged, out);
             out.note(logged.position(), verdict.map(|()| Done::Here));
             if told != Reply::None {
                 reply = told;
@@ -227,10 +227,10 @@ impl Partition {
         reply
     }
 
-    fn bookkeeping(&mut self, logged: &Logged<'_>) -> (Reply, Result<(), Refusal>) {
+    fn bookkeeping(&mut self, logged: &Logged<'_>, out: &mut Applied) -> (Reply, Result<(), Refusal>) {
         let index = logged.offset.index();
         let verdict = match logged.record.kind {
-            RecordKind::ConnectionClosed => self.closed_by_leader(logged),
+            RecordKind::ConnectionClosed => self.closed_by_leader(logged, out),
             RecordKind::HandlerAssigned => match logged.decode::<v1::HandlerAssigned>() {
                 Ok(body) => return self.groups.assign(&body, index, self.trimmed, self.time, &self.apis),
                 Err(refusal) => Err(refusal),

@@ -15,7 +15,8 @@ use super::{
 
 const MAGIC: &[u8; 4] = b"TKLS";
 /// Version of the encoding. Old ones must stay readable: add, never edit.
-pub const SNAPSHOT_VERSION: u16 = 1;
+/// 2: when connections were last active.
+pub const SNAPSHOT_VERSION: u16 = 2;
 
 /// Why bytes are no snapshot of a state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,9 +83,9 @@ impl Partition {
         if input.array::<4>()? != *MAGIC {
             return Err(SnapshotError::Magic);
         }
-        match input.u16()? {
-            SNAPSHOT_VERSION => {}
-            other => return Err(SnapshotError::Version(other)),
+        let version = input.u16()?;
+        if !(1..=SNAPSHOT_VERSION).contains(&version) {
+            return Err(SnapshotError::Version(version));
         }
         if u64::from_le_bytes(*checksum) != xxh3_64(content) {
             return Err(SnapshotError::Checksum);
@@ -96,17 +97,17 @@ impl Partition {
         state.time = Timestamp(input.u64()?);
         state.digest = input.u64()?;
         state.retained = Retained::decode(&mut input)?;
-        state.decode_sections(&mut input)?;
+        state.decode_sections(&mut input, version)?;
         if input.0.is_empty() { Ok(state) } else { Err(SnapshotError::Length) }
     }
 
-    fn decode_sections(&mut self, input: &mut Reader<'_>) -> Result<(), SnapshotError> {
+    fn decode_sections(&mut self, input: &mut Reader<'_>, version: u16) -> Result<(), SnapshotError> {
         self.apply_version = input.u32()?;
         self.trimmed = input.offset()?;
         self.apis = Apis::decode(input)?;
         self.registrars = Names::decode(input)?;
         self.edges = Edges::decode(input)?;
-        self.connections = Connections::decode(input)?;
+        self.connections = Connections::decode(input, version)?;
         for (id, connection) in self.connections.iter() {
             let known = usize::from(connection.api) < self.apis.len()
                 && connection.registrar.is_none_or(|number| usize::from(number.get()) <= self.registrars.len());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, RecordKind, Timestamp};
+use trunkline_proto::{ConnectionId, LogIndex, Offset, PartitionCount, PartitionId, RecordKind, Timestamp, v1};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
@@ -32,6 +32,8 @@ pub struct ConnectionView<'a> {
     pub opened_at: Timestamp,
     /// Where its ConnectionOpened stands.
     pub opened: Offset,
+    /// When its last message came, to the second; when it opened, before the first.
+    pub last_active: Timestamp,
     /// How far it has come.
     pub phase: Phase,
     /// Chosen subprotocol; empty: none.
@@ -209,6 +211,12 @@ impl Partition {
         self.connections.get(id).map(|connection| self.view(*id, connection))
     }
 
+    /// What the state knows of how a connection came to be, unless it is closed.
+    pub fn opening(&self, id: &ConnectionId) -> Option<v1::Opening> {
+        let connection = self.connections.get(id)?;
+        Some(v1::Opening { api: self.apis.name(connection.api).to_owned(), ..connection.opening() })
+    }
+
     /// Open connections by id: those after `after`, or all.
     pub fn connections_after(&self, after: Option<ConnectionId>) -> impl Iterator<Item = ConnectionView<'_>> {
         self.connections.after(after).map(|(id, connection)| self.view(*id, connection))
@@ -238,6 +246,7 @@ impl Partition {
             incarnation: connection.incarnation,
             opened_at: connection.opened_at,
             opened: connection.opened,
+            last_active: connection.last_active(),
             phase: connection.phase,
             subprotocol: connection.subprotocol(),
             attributes: connection.attributes(),

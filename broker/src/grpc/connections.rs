@@ -30,6 +30,7 @@ pub fn to_proto(view: &ConnectionView<'_>) -> v1::Connection {
         phase: view.phase.to_proto().into(),
         peer: view.peer.to_owned(),
         principal: view.principal.to_owned(),
+        last_active_at: view.last_active.0,
     }
 }
 

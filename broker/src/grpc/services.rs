@@ -186,6 +186,18 @@ impl v1::connections_server::Connections for Services {
         connections::get(&self.node, &id).map(Response::new).ok_or_else(gone)
     }
 
+    async fn get_opening(&self, request: Request<v1::GetOpeningRequest>) -> Result<Response<v1::Opening>, Status> {
+        let caller = self.allow(&request, Need::Handle)?;
+        let request = request.into_inner();
+        let id = connection_id(&request.connection)?;
+        self.current([id.partition(self.node.partition_count())]).await?;
+        let opening = self.node.opening(id, Offset(request.offset)).await.map_err(|error| status::of_read(&error))?;
+        let gone = || status::of_code(v1::Code::Gone, "no such connection, or retention has taken its end");
+        let opening = opening.ok_or_else(gone)?;
+        caller.may_handle(&opening.api).map_err(|denied| status::of_denied(&denied))?;
+        Ok(Response::new(opening))
+    }
+
     async fn list(
         &self,
         request: Request<v1::ListConnectionsRequest>,

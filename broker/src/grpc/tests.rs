@@ -414,7 +414,7 @@ async fn tokens_open_what_their_role_allows() {
         sha256: TokenDigest::of(name),
         role,
         groups: groups.iter().map(|group| (*group).to_owned()).collect(),
-        apis: Vec::new(),
+        apis: if role == Role::Handler { vec!["chat".to_owned()] } else { Vec::new() },
     };
     let tokens = vec![token("handler", Role::Handler, &["chat"]), token("reader", Role::ReadOnly, &[])];
     let served = Served::start_with(1, Access::new(tokens)).await;
@@ -446,13 +446,36 @@ async fn tokens_open_what_their_role_allows() {
     }
     assert!(cluster.parked(parked("reader")).await.is_ok());
     assert_eq!(cluster.release_parked(release("reader")).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    // how a connection came to be holds its headers: only for those who get its events
+    served.broker.opened(connection(0, 1), "chat", "").await;
+    let said = served.broker.message(connection(0, 1), "chat", "hi").await;
+    served.broker.closed(connection(0, 1), "chat").await;
+    served.broker.opened(connection(0, 2), "bank", "").await;
+    let mut connections = ConnectionsClient::new(served.channel.clone());
+    for (name, n, expected) in [
+        ("guess", 1, Some(tonic::Code::Unauthenticated)),
+        ("reader", 1, Some(tonic::Code::PermissionDenied)),
+        ("handler", 1, None),
+        ("handler", 2, Some(tonic::Code::PermissionDenied)),
+        ("handler", 3, Some(tonic::Code::NotFound)),
+    ] {
+        let id = Bytes::copy_from_slice(&connection(0, n).0);
+        let asked = request(name).map(|_| v1::GetOpeningRequest { connection: id, offset: said.0 });
+        let told = connections.get_opening(asked).await.map(tonic::Response::into_inner);
+        assert_eq!(told.as_ref().err().map(Status::code), expected, "{name} {n}");
+        if let Ok(opening) = told {
+            assert_eq!((opening.api.as_str(), opening.trimmed, opening.time > 0), ("chat", false, true));
+            assert!(opening.opened.is_some_and(|opened| !opened.edge.is_empty()));
+        }
+    }
     let mut handlers = HandlersClient::new(served.channel.clone());
     for (name, group, expected) in [
         ("reader", "chat", Some(tonic::Code::PermissionDenied)),
         ("handler", "bank", Some(tonic::Code::PermissionDenied)),
         ("handler", "chat", None),
     ] {
-        let join = v1::Join { group: group.to_owned(), member: "m".to_owned(), credit: 1, ..Default::default() };
+        let apis = vec!["chat".to_owned()];
+        let join = v1::Join { group: group.to_owned(), member: "m".to_owned(), apis, credit: 1, ..Default::default() };
         let join = v1::SubscribeRequest { request: Some(v1::subscribe_request::Request::Join(join)) };
         let stream = tokio_stream::iter([join]).chain(tokio_stream::pending());
         let outcome = async {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::json;
 use trunkline_proto::{
-    CloseCode, ConnectionId, LogIndex, Offset, RecordKind,
+    CloseCode, ConnectionId, Offset,
     v1::{self, MessageKind, command::Command as Body},
 };
 
@@ -25,8 +25,6 @@ use super::{
 };
 
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
-/// Bytes of log read to find one record: it begins its entry's range.
-const READ_BYTES: usize = 1 << 20;
 
 /// An error by its wire name.
 #[derive(PartialEq, Eq, Debug)]
@@ -118,36 +116,26 @@ fn message(payload: Bytes) -> Body {
     Body::Push(v1::Pushed { kind: kind.into(), payload })
 }
 
-/// When it connected and who it is. When it was last active is not kept, and not told.
+/// When it connected, when its last message came, and who it is.
 async fn get(app: &App, id: ConnectionId) -> Result<Response, Fault> {
-    let partition = id.partition(app.0.node.partition_count());
-    let (opened_at, opened, peer) = {
-        let state = query::current(&app.0.node, partition).await?.state.read();
-        let connection = state.connection(&id).ok_or_else(Problem::gone)?;
-        (connection.opened_at, connection.opened, connection.peer.to_owned())
+    let node = &app.0.node;
+    let (last_active, known) = {
+        let state = query::current(node, id.partition(node.partition_count())).await?.state.read();
+        let last_active = state.connection(&id).ok_or_else(Problem::gone)?.last_active;
+        (last_active, state.opening(&id).ok_or_else(Problem::gone)?)
     };
-    let address = peer.rsplit_once(':').map_or(peer.as_str(), |(address, _)| address);
+    // a log that cannot be read hides the user agent, not the connection
+    let opening = node.opening(id, Offset::ZERO).await.ok().flatten().unwrap_or(known);
+    let opened = opening.opened.unwrap_or_default();
+    let address = opened.peer.rsplit_once(':').map_or(opened.peer.as_str(), |(address, _)| address);
+    let user_agent = opened.headers.iter().find(|header| header.name == "user-agent").map(|header| &*header.value);
     let answer = json!({
-        "connectedAt": trunkline_proto::json::time(opened_at.0),
+        "connectedAt": trunkline_proto::json::time(opening.time),
         "identity": {
             "sourceIp": address.trim_start_matches('[').trim_end_matches(']'),
-            "userAgent": user_agent(app, id, opened).await,
+            "userAgent": user_agent.unwrap_or_default(),
         },
+        "lastActiveAt": trunkline_proto::json::time(last_active.0),
     });
     Ok(Json(answer).into_response())
-}
-
-/// The header as it stands in the log; empty where retention has taken it.
-async fn user_agent(app: &App, id: ConnectionId, opened: Offset) -> String {
-    let (partition, before) =
-        (id.partition(app.0.node.partition_count()), LogIndex(opened.index().0.saturating_sub(1)));
-    let Ok(read) = app.0.node.read_log(partition, before, READ_BYTES).await else { return String::new() };
-    let mut records = read.entries.iter().filter(|entry| entry.index == opened.index()).flat_map(|entry| {
-        entry
-            .raw_records()
-            .filter(|(offset, record, _)| *offset == opened && record.kind == RecordKind::ConnectionOpened)
-    });
-    let body = records.next().and_then(|(_, record, _)| record.decode::<v1::ConnectionOpened>().ok());
-    let headers = body.map(|body| body.headers).unwrap_or_default();
-    headers.into_iter().find(|header| header.name == "user-agent").map(|header| header.value).unwrap_or_default()
 }

@@ -226,6 +226,7 @@ async fn connections_are_managed_as_the_sdks_ask_for_it() {
     let shown = got.json();
     assert_eq!(got.status, 200);
     assert!(shown["connectedAt"].as_str().unwrap().ends_with('Z'), "{shown}");
+    assert_eq!(shown["lastActiveAt"], shown["connectedAt"], "it has said nothing yet");
     assert!(shown["identity"]["sourceIp"].is_string() && shown["identity"]["userAgent"].is_string(), "{shown}");
     let deleted = call(&router, "DELETE", &format!("/prod/@connections/{id}"), "").await;
     assert_eq!((deleted.status, deleted.body.len()), (204, 0));

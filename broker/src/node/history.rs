@@ -6,7 +6,7 @@ use trunkline_proto::{LogIndex, Offset, PartitionId, Timestamp, v1};
 use super::Node;
 use crate::{
     core,
-    raft::{Floor, snapshotter::Replay, state_machine::PendingRefused},
+    raft::{Floor, snapshotter::Replay, state_machine::Unwritten},
     store::{Reader, StoreError},
 };
 
@@ -176,7 +176,7 @@ impl Node {
         }
     }
 
-    fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
+    pub(super) fn applied(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
         let handle = self.partition(partition).ok_or_else(|| no_replica(partition))?;
         Ok(handle.tail.applied())
     }
@@ -188,15 +188,15 @@ impl Node {
 
     /// Where the newest snapshot of a partition stands; 0: there is none.
     pub async fn newest_snapshot(&self, partition: PartitionId) -> Result<LogIndex, ReadError> {
-        let newest = |reader: &Reader, _: &PendingRefused| crate::store::snapshot::newest(reader, LogIndex(u64::MAX));
+        let newest = |reader: &Reader, _: &Unwritten| crate::store::snapshot::newest(reader, LogIndex(u64::MAX));
         let newest = self.blocking(partition, newest).await?;
         Ok(newest.map(|manifest| manifest.last.index).unwrap_or_default())
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         partition: PartitionId,
-        work: impl FnOnce(&Reader, &PendingRefused) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Reader, &Unwritten) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let open = self.inner.open.read().clone();
         let open = open.ok_or_else(|| ReadError::Store("the broker is shutting down".into()))?;
@@ -211,6 +211,6 @@ impl Node {
     }
 }
 
-fn no_replica(partition: PartitionId) -> ReadError {
+pub(super) fn no_replica(partition: PartitionId) -> ReadError {
     ReadError::Store(format!("this broker holds no replica of partition {partition}"))
 }

@@ -18,7 +18,7 @@ use crate::{
         peers::Own,
         retention::{Trimmer, Trimmers},
         snapshotter::Pace,
-        state_machine::{Initial, Parts, PendingRefused},
+        state_machine::{Initial, Parts, Unwritten},
         types,
         witness::{self, Witness},
     },
@@ -174,7 +174,7 @@ pub(super) async fn open(config: NodeConfig) -> Result<Inner, OpenError> {
 #[derive(Default)]
 struct Started {
     partitions: Vec<PartitionHandle>,
-    readers: Vec<(Reader, PendingRefused)>,
+    readers: Vec<(Reader, Unwritten)>,
     floors: Vec<Floor>,
     trimmers: Vec<Trimmer>,
     groups: Vec<Group>,
@@ -196,7 +196,7 @@ impl Started {
             role,
             transfers: Transfers::default(),
         });
-        self.readers.push((reader, PendingRefused::default()));
+        self.readers.push((reader, Unwritten::default()));
         self.floors.push(Floor::default());
         self.damaged.insert(id, reason.to_owned());
     }
@@ -218,7 +218,7 @@ impl Started {
 
 struct StartedPartition {
     handle: PartitionHandle,
-    reader: (Reader, PendingRefused),
+    reader: (Reader, Unwritten),
     floor: Floor,
     group: Group,
     appender: tokio::task::JoinHandle<()>,
@@ -305,13 +305,13 @@ async fn start_partition(
     let share = config.tail_bytes / usize::from(config.partitions.get());
     let applied = found.initial.applied.map_or(LogIndex(0), |applied| LogIndex(applied.index));
     let tail = tail::Handle::new(found.last_entry, applied, share, found.log.log().written());
-    let refused = PendingRefused::default();
+    let unwritten = Unwritten::default();
     let ((term, _), transfers) = (watch::channel(0), Transfers::default());
     let parts = Parts {
         log: found.log.log().clone(),
         reader: found.reader.clone(),
         writer: writer.clone(),
-        refused: refused.clone(),
+        unwritten: unwritten.clone(),
         sink: Arc::new(tail.clone()),
         term,
         pace: Pace::new(id, config.snapshot_every, snapshotter.requests()),
@@ -334,5 +334,5 @@ async fn start_partition(
     .await?;
     let (append, appender) = append::start(group.clone(), bounds.clone(), health.clone());
     let handle = PartitionHandle { id, append, tail, state: group.state(), role: group.role(), transfers };
-    Ok(StartedPartition { handle, reader: (found.reader, refused), floor: found.floor, group, appender })
+    Ok(StartedPartition { handle, reader: (found.reader, unwritten), floor: found.floor, group, appender })
 }

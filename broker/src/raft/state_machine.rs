@@ -1,5 +1,5 @@
-//! Step 10 of the walk, between openraft and `core/partition.rs`: committed entries, in order, into the state; refused sets to the
-//! writer; what was applied to the tail and to whoever waits for it.
+//! Step 10 of the walk, between openraft and `core/partition.rs`: committed entries, in order, into the state; refused sets and closed
+//! connections to the writer; what was applied to the tail and to whoever waits for it.
 
 use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
@@ -11,7 +11,7 @@ use openraft::{
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt};
-use trunkline_proto::{Entry, LogIndex, PartitionId};
+use trunkline_proto::{ConnectionId, Entry, LogIndex, PartitionId, v1};
 
 use super::{
     floor::Floor,
@@ -39,30 +39,52 @@ pub trait AppliedSink: Send + Sync + fmt::Debug {
 /// Positions of an entry's refused records and why, shared between apply, writer and readers.
 pub type SharedRefused = Arc<[(u16, Refusal)]>;
 
-/// Refused sets on their way to disk: readers of the log look here first.
-#[derive(Clone, Debug, Default)]
-pub struct PendingRefused(Arc<Mutex<BTreeMap<LogIndex, SharedRefused>>>);
+/// Connections that an entry closed, and how they came to be.
+pub type SharedClosed = Arc<[(ConnectionId, v1::Opening)]>;
 
-impl PendingRefused {
+/// Refused sets and closed connections on their way to disk: readers of the log look here first.
+#[derive(Clone, Debug, Default)]
+pub struct Unwritten {
+    refused: Arc<Mutex<BTreeMap<LogIndex, SharedRefused>>>,
+    closed: Arc<Mutex<BTreeMap<ConnectionId, v1::Opening>>>,
+}
+
+impl Unwritten {
     /// Those of `entries` that are not on disk yet, to be looked up before the disk is read.
     pub fn between(&self, after: LogIndex, through: LogIndex) -> Vec<(LogIndex, SharedRefused)> {
         if after >= through {
             return Vec::new();
         }
-        let pending = self.0.lock();
+        let pending = self.refused.lock();
         pending.range(LogIndex(after.0 + 1)..=through).map(|(index, refused)| (*index, Arc::clone(refused))).collect()
     }
 
     fn insert(&self, index: LogIndex, refused: SharedRefused) {
-        self.0.lock().insert(index, refused);
+        self.refused.lock().insert(index, refused);
     }
 
     fn remove(&self, index: LogIndex) {
-        self.0.lock().remove(&index);
+        self.refused.lock().remove(&index);
+    }
+
+    /// How a closed connection came to be, if it is not on disk yet.
+    pub fn closed(&self, connection: &ConnectionId) -> Option<v1::Opening> {
+        self.closed.lock().get(connection).cloned()
+    }
+
+    fn close(&self, closed: &[(ConnectionId, v1::Opening)]) {
+        if !closed.is_empty() {
+            self.closed.lock().extend(closed.iter().cloned());
+        }
+    }
+
+    fn written(&self, closed: &[(ConnectionId, v1::Opening)]) {
+        let mut pending = self.closed.lock();
+        closed.iter().for_each(|(id, _)| drop(pending.remove(id)));
     }
 
     fn remove_through(&self, last: LogIndex) {
-        self.0.lock().retain(|index, _| *index > last);
+        self.refused.lock().retain(|index, _| *index > last);
     }
 }
 
@@ -87,7 +109,7 @@ pub struct StateMachine {
     log: Log,
     reader: Reader,
     writer: WriterHandle,
-    refused: PendingRefused,
+    unwritten: Unwritten,
     sink: Arc<dyn AppliedSink>,
     /// Term of the last applied entry: whoever leads in that term has applied everything before it.
     term: watch::Sender<u64>,
@@ -109,7 +131,7 @@ pub struct Parts {
     /// Writes refused sets and snapshots.
     pub writer: WriterHandle,
     /// Shared with the readers of the log.
-    pub refused: PendingRefused,
+    pub unwritten: Unwritten,
     /// Is told what is applied.
     pub sink: Arc<dyn AppliedSink>,
     /// Is told the term of what is applied.
@@ -138,7 +160,7 @@ impl StateMachine {
             log: parts.log,
             reader: parts.reader,
             writer: parts.writer,
-            refused: parts.refused,
+            unwritten: parts.unwritten,
             sink: parts.sink,
             term: parts.term,
             pace: parts.pace,
@@ -164,11 +186,16 @@ impl StateMachine {
         let (applied, first) = {
             let mut state = self.state.write();
             let applied = state.apply(index, &entry);
+            // before the lock is let go: a connection is in the state or here
+            self.unwritten.close(&applied.closed);
             (applied, state.first_retained())
         };
         self.floor.raise(first);
         if !applied.refused.is_empty() {
             self.store_refused(index, applied.refused.clone().into()).await;
+        }
+        if !applied.closed.is_empty() {
+            self.store_closed(index, applied.closed.clone().into()).await;
         }
         let logged = LoggedEntry { index, entry, refused: applied.refused.clone() };
         Ok(Arc::new(AppliedEntry { logged, applied }))
@@ -176,8 +203,8 @@ impl StateMachine {
 
     /// Queues an entry's refused set. Not awaited on disk: a replay comes to the same, and a snapshot's manifest is queued later.
     async fn store_refused(&self, index: LogIndex, refused: SharedRefused) {
-        self.refused.insert(index, Arc::clone(&refused));
-        let pending = self.refused.clone();
+        self.unwritten.insert(index, Arc::clone(&refused));
+        let pending = self.unwritten.clone();
         // after a failed write it stays: readers go on seeing it
         let done = Box::new(move |outcome: Result<(), _>| {
             if outcome.is_ok() {
@@ -185,6 +212,17 @@ impl StateMachine {
             }
         });
         self.writer.submit(self.partition, Write::Refused { index, refused }, Some(done)).await;
+    }
+
+    /// As [`StateMachine::store_refused`], for the connections that an entry closed.
+    async fn store_closed(&self, index: LogIndex, closed: SharedClosed) {
+        let (pending, written) = (self.unwritten.clone(), Arc::clone(&closed));
+        let done = Box::new(move |outcome: Result<(), _>| {
+            if outcome.is_ok() {
+                pending.written(&written);
+            }
+        });
+        self.writer.submit(self.partition, Write::Closed { index, closed }, Some(done)).await;
     }
 
     fn advance(&mut self, id: LogId) {
@@ -307,7 +345,7 @@ impl RaftStateMachine<Types> for StateMachine {
         // readers are told before the state is there: what they find is never older than what they are told
         self.floor.raise(LogIndex(last.index + 1));
         self.log.installed(last);
-        self.refused.remove_through(LogIndex(last.index));
+        self.unwritten.remove_through(LogIndex(last.index));
         *self.state.write() = state;
         self.members = meta.last_membership.clone();
         self.advance(last);

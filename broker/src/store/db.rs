@@ -75,7 +75,9 @@ impl Db {
         let logs: Vec<String> = partitions.iter().map(keys::log_cf).collect();
         let mut options = database_options();
         options.set_use_direct_io_for_flush_and_compaction(false);
-        let rocks = DB::open_cf_descriptors_read_only(&options, &path, descriptors(&logs), false)
+        // a folder of an earlier version has none, and nobody looks for connections in it
+        let present = descriptors(&logs).into_iter().filter(|family| family.name() != keys::CF_CLOSED);
+        let rocks = DB::open_cf_descriptors_read_only(&options, &path, present, false)
             .map_err(|error| failed(&path, &error))?;
         Ok(Self { rocks, logs })
     }
@@ -109,6 +111,10 @@ impl Db {
 
     pub(super) fn refused(&self) -> Result<&ColumnFamily, StoreError> {
         self.rocks.cf_handle(keys::CF_REFUSED).ok_or_else(|| missing(keys::CF_REFUSED))
+    }
+
+    pub(super) fn closed(&self) -> Result<&ColumnFamily, StoreError> {
+        self.rocks.cf_handle(keys::CF_CLOSED).ok_or_else(|| missing(keys::CF_CLOSED))
     }
 
     pub(super) fn snapshots(&self) -> Result<&ColumnFamily, StoreError> {
@@ -167,7 +173,7 @@ fn check_current(path: &Path) -> Result<(), OpenError> {
 fn descriptors(logs: &[String]) -> Vec<ColumnFamilyDescriptor> {
     // opened by name alone a column family gets default options (costs, "Traps met"), hence descriptors for each
     let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-    let small = ["default", keys::CF_META, keys::CF_REFUSED, keys::CF_SNAPSHOTS];
+    let small = ["default", keys::CF_META, keys::CF_REFUSED, keys::CF_CLOSED, keys::CF_SNAPSHOTS];
     let small = small.into_iter().map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
     small.chain(logs.iter().map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)))).collect()
 }

@@ -5,15 +5,18 @@
 //! | `log-00007` (one per partition) | `index u64` | entry: term and payload |
 //! | `meta` | `tag u8, partition u16` | by tag, see [`MetaTag`] |
 //! | `refused` | `partition u16, index u64` | positions of refused records and why |
+//! | `closed` | `partition u16, block u32, connection 16 bytes` | how a closed connection came to be; the block is that of its closing's entry |
 //! | `snapshots` | `partition u16, index u64, chunk u32` | a chunk of the state; chunk `u32::MAX` is the manifest, written last |
 //! | `default` | | empty; RocksDB insists on it |
 
-use trunkline_proto::{LogIndex, PartitionId};
+use trunkline_proto::{ConnectionId, LogIndex, PartitionId};
 
 /// Votes, committed and purged positions.
 pub const CF_META: &str = "meta";
 /// Refused records.
 pub const CF_REFUSED: &str = "refused";
+/// Closed connections.
+pub const CF_CLOSED: &str = "closed";
 /// State snapshots.
 pub const CF_SNAPSHOTS: &str = "snapshots";
 /// Chunk number of a snapshot's manifest: after its chunks.
@@ -64,6 +67,25 @@ pub fn refused_key(partition: PartitionId, index: LogIndex) -> [u8; 10] {
 pub fn parse_refused_key(key: &[u8]) -> Option<(PartitionId, LogIndex)> {
     let (partition, index) = key.split_first_chunk::<2>()?;
     Some((PartitionId(u16::from_be_bytes(*partition)), LogIndex(u64::from_be_bytes(index.try_into().ok()?))))
+}
+
+/// The entries of a block of `closed`, as a power of two. A block goes as a whole; whoever looks for a connection looks into one after the
+/// other.
+const BLOCK_BITS: u32 = 16;
+
+/// The block of `closed` that holds what an entry closed.
+pub fn block(index: LogIndex) -> u32 {
+    // 48 bits, less 16
+    (index.0 >> BLOCK_BITS) as u32
+}
+
+/// Key in `closed`.
+pub fn closed_key(partition: PartitionId, block: u32, connection: ConnectionId) -> [u8; 22] {
+    let mut key = [0; 22];
+    key[..2].copy_from_slice(&partition.0.to_be_bytes());
+    key[2..6].copy_from_slice(&block.to_be_bytes());
+    key[6..].copy_from_slice(&connection.0);
+    key
 }
 
 /// Key in `snapshots`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::DBRawIterator;
-use trunkline_proto::{Entry, LogIndex, PartitionId, Timestamp};
+use trunkline_proto::{ConnectionId, Entry, LogIndex, PartitionId, Timestamp, v1};
 
 use super::{
     db::{Db, reading},
@@ -137,6 +137,27 @@ impl Reader {
                 .within(|| format!("partition {} refused records of index {first} to {last}", self.partition))
         })?;
         Ok(refused)
+    }
+
+    /// How a connection came to be that an entry from `first` up to and with `last` closed.
+    pub fn closed(
+        &self,
+        connection: ConnectionId,
+        first: LogIndex,
+        last: LogIndex,
+    ) -> Result<Option<v1::Opening>, StoreError> {
+        let family = self.db.closed()?;
+        for block in keys::block(first)..=keys::block(last) {
+            let key = keys::closed_key(self.partition, block, connection);
+            if let Some(value) = self.db.rocks().get_pinned_cf_opt(family, key, &reading())? {
+                let decoded = record::decode_closed(self.partition, block, &value);
+                return decoded.map(Some).map_err(|error| {
+                    let place = format!("partition {} closed connection {connection}", self.partition);
+                    StoreError::Damaged { place, reason: error.to_string() }
+                });
+            }
+        }
+        Ok(None)
     }
 
     /// Applied entries as readers of history see them: those after `after` up to and with `through`, about `bytes_max` bytes of

@@ -7,6 +7,7 @@
 //! A golden test holds these bytes.
 
 use bytes::Bytes;
+use prost::Message as _;
 use trunkline_proto::{LogIndex, Offset, PartitionId, v1};
 
 use crate::{controls, core::Refusal};
@@ -29,6 +30,7 @@ enum Kind {
     Refused = 6,
     Chunk = 7,
     Manifest = 8,
+    Closed = 9,
 }
 
 /// Why a stored value cannot be used.
@@ -45,6 +47,8 @@ pub enum ValueError {
     Kind(u8),
     #[error("checksum is {found:08x}, {expected:08x} was written")]
     Checksum { found: u32, expected: u32 },
+    #[error("a closed connection's opening does not decode: {0}")]
+    Opening(String),
     #[error("refusal {0} is unknown: it was written by a newer version")]
     Refusal(u8),
 }
@@ -183,6 +187,17 @@ pub fn decode_refused(partition: PartitionId, index: LogIndex, value: &[u8]) -> 
     let mut body = Body(open_kind(Kind::Refused, &context(partition, index), value)?);
     let count = body.u16()?;
     (0..count).map(|_| Ok((body.u16()?, decode_refusal(&mut body)?))).collect()
+}
+
+/// Encodes how a closed connection came to be. Bound to its block of entries: its own name is in the key.
+pub fn encode_closed(partition: PartitionId, block: u32, opening: &v1::Opening) -> Vec<u8> {
+    seal(Kind::Closed, &context(partition, LogIndex(block.into())), &[&opening.encode_to_vec()])
+}
+
+/// Decodes how a closed connection came to be.
+pub fn decode_closed(partition: PartitionId, block: u32, value: &[u8]) -> Result<v1::Opening, ValueError> {
+    let body = open_kind(Kind::Closed, &context(partition, LogIndex(block.into())), value)?;
+    v1::Opening::decode(body).map_err(|error| ValueError::Opening(error.to_string()))
 }
 
 /// Encodes a chunk of a snapshot.

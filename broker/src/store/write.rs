@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use rocksdb::WriteBatch;
-use trunkline_proto::{LogIndex, PartitionId};
+use trunkline_proto::{ConnectionId, LogIndex, PartitionId, v1};
 
 use super::{
     db::Db,
@@ -46,6 +47,13 @@ pub enum Write {
         index: LogIndex,
         /// Positions and reasons.
         refused: Arc<[(u16, Refusal)]>,
+    },
+    /// Connections that an applied entry closed. Not synced, but before whatever is queued later.
+    Closed {
+        /// The entry.
+        index: LogIndex,
+        /// Which, and how they came to be.
+        closed: Arc<[(ConnectionId, v1::Opening)]>,
     },
     /// A sealed value of a snapshot. Synced where it is the manifest.
     Snapshot {
@@ -93,13 +101,17 @@ impl Write {
             | Self::Install { .. }
             | Self::Trim(_) => true,
             Self::Snapshot { chunk, .. } => *chunk == keys::MANIFEST_CHUNK,
-            Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. } | Self::Doubted { .. } => false,
+            Self::Committed(_)
+            | Self::Refused { .. }
+            | Self::Closed { .. }
+            | Self::SnapshotsBetween { .. }
+            | Self::Doubted { .. } => false,
         }
     }
 
     /// Whether it may wait for a later write rather than wake the writer (a wake costs 27 µs of CPU, costs E).
     pub(super) fn is_lazy(&self) -> bool {
-        matches!(self, Self::Committed(_) | Self::Refused { .. } | Self::SnapshotsBetween { .. })
+        matches!(self, Self::Committed(_) | Self::Refused { .. } | Self::Closed { .. } | Self::SnapshotsBetween { .. })
     }
 
     /// Bytes it adds to a batch, about.
@@ -109,6 +121,7 @@ impl Write {
                 entries.iter().map(|entry| entry.payload.len() + record::ENTRY_OVERHEAD_BYTES + 16).sum()
             }
             Self::Refused { refused, .. } => refused.len() * 3,
+            Self::Closed { closed, .. } => closed.iter().map(|(_, opening)| opening.encoded_len() + 32).sum(),
             Self::Snapshot { value, .. } => value.len(),
             Self::Install { manifest, .. } => manifest.len(),
             _ => 0,
@@ -168,6 +181,13 @@ pub(super) fn add(db: &Db, batch: &mut WriteBatch, partition: PartitionId, write
             let value = record::encode_refused(partition, *index, refused);
             batch.put_cf(db.refused()?, keys::refused_key(partition, *index), value);
         }
+        Write::Closed { index, closed } => {
+            let (family, block) = (db.closed()?, keys::block(*index));
+            for (id, opening) in closed.iter() {
+                let value = record::encode_closed(partition, block, opening);
+                batch.put_cf(family, keys::closed_key(partition, block, *id), value);
+            }
+        }
         Write::Snapshot { index, chunk, value } => {
             batch.put_cf(db.snapshots()?, keys::snapshot_key(partition, *index, *chunk), value);
         }
@@ -196,6 +216,9 @@ fn trim(db: &Db, batch: &mut WriteBatch, partition: PartitionId, through: LogInd
     delete_log(db, batch, partition, through)?;
     let first = keys::refused_key(partition, LogIndex(0));
     batch.delete_range_cf(db.refused()?, first, keys::refused_key(partition, LogIndex(through.0 + 1)));
+    // blocks of which nothing is left
+    let key = |block| keys::closed_key(partition, block, ConnectionId::NONE);
+    batch.delete_range_cf(db.closed()?, key(0), key(keys::block(LogIndex(through.0 + 1))));
     delete_snapshots(db, batch, partition, 0, through)
 }
 

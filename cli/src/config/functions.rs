@@ -80,11 +80,17 @@ pub(super) fn apply_presets(document: &mut Table) {
     }
 }
 
-/// Functions are told which extensions a client offers.
+/// Functions are told which extensions a client offers, and those of the aws dialect its key: what their events always have, and no secret.
 pub(super) fn keep_headers(edge: &mut EdgeConfig, apis: &[ApiConfig]) {
-    let name = "sec-websocket-extensions";
-    if apis.iter().any(|api| api.functions.is_some()) && !edge.headers.iter().any(|header| header == name) {
-        edge.headers.push(name.to_owned());
+    let functions = || apis.iter().filter_map(|api| api.functions.as_ref());
+    let kept = [
+        ("sec-websocket-extensions", functions().next().is_some()),
+        ("sec-websocket-key", functions().any(|functions| functions.dialect == edge::Dialect::Aws)),
+    ];
+    for (name, is_wanted) in kept {
+        if is_wanted && !edge.headers.iter().any(|header| header == name) {
+            edge.headers.push(name.to_owned());
+        }
     }
 }
 
@@ -120,6 +126,7 @@ fn api_settings(api: &ApiConfig, functions: &FunctionsConfig) -> Result<ApiSetti
             .map(|(key, url)| Ok((key.clone(), value("routes", url)?)))
             .collect::<Result<_, SettingsError>>()?,
         route_selection: parsed("route_selection", functions.route_selection.as_deref())?,
+        stage_variables: functions.stage_variables.clone(),
         domain: functions.domain.clone(),
         timeout: functions.timeout.get(),
         retries: functions.retries,

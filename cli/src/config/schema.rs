@@ -18,7 +18,7 @@ use super::BridgeConfig;
 use crate::exit::Failure;
 
 /// Tables whose keys are anybody's.
-const OPEN: &[&str] = &["api.auth", "api.functions.routes", "api.functions.headers"];
+const OPEN: &[&str] = &["api.auth", "api.functions.routes", "api.functions.headers", "api.functions.stage_variables"];
 
 /// The keys, as a document that has them all.
 #[derive(Debug)]
@@ -219,6 +219,7 @@ fn sample_api() -> Result<ApiConfig, Failure> {
         domain: text(),
         integration_response: Some(false),
         consent: Some(false),
+        stage_variables: [(String::new(), String::new())].into(),
         headers: [(String::new(), SecretText::default())].into(),
         ..FunctionsConfig::new(Dialect::Scf)
     });

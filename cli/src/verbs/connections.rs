@@ -46,7 +46,8 @@ pub(crate) async fn run(args: ConnectionsArgs) -> Result<(), Failure> {
 
 /// Connections as a table.
 pub(crate) fn connections_table(connections: &[v1::Connection]) -> comfy_table::Table {
-    let mut table = table::table(&["connection", "api", "edge", "opened at", "phase", "channels", "attributes"]);
+    let mut table =
+        table::table(&["connection", "api", "edge", "opened at", "last active at", "phase", "channels", "attributes"]);
     for connection in connections {
         let attributes: Vec<String> =
             connection.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -55,6 +56,7 @@ pub(crate) fn connections_table(connections: &[v1::Connection]) -> comfy_table::
             connection.api.clone(),
             connection.edge.clone(),
             json::time(connection.opened_at),
+            json::time(connection.last_active_at),
             json::phase(connection),
             connection.channels.join(", "),
             attributes.join(", "),

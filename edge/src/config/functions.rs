@@ -33,6 +33,9 @@ pub struct FunctionsConfig {
     /// aws dialect: where a message names its route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route_selection: Option<String>,
+    /// aws dialect: the `stageVariables` of events. Default none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stage_variables: BTreeMap<String, String>,
     /// aws dialect: the `domainName` of events; default what the client asked for. cloudevents dialect: the origin of calls; default
     /// `localhost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +144,7 @@ impl FunctionsConfig {
             connected: None,
             routes: BTreeMap::new(),
             route_selection: None,
+            stage_variables: BTreeMap::new(),
             domain: None,
             timeout: defaults::timeout(),
             retries: defaults::retries(),

@@ -144,12 +144,11 @@ impl Bridge {
     }
 
     /// Who a connection is, as far as the dialect tells it.
-    async fn identity(&self, cx: &Context) -> Result<Identity, HandlerError> {
+    async fn identity(&self, cx: &Context) -> Result<Arc<Identity>, HandlerError> {
         if !dialect::tells_identity(self.settings.dialect) {
-            return Ok(Identity::default());
+            return Ok(Arc::default());
         }
-        // one that is gone meanwhile has no name any more: the function is called all the same
-        Ok(self.known.identity(cx.connection(), self.assignment(cx)).await?.unwrap_or_default())
+        Ok(self.known.identity(cx.connection(), cx.offset(), self.assignment(cx)).await?)
     }
 
     /// Where answers leave something with a connection: what is remembered of it holds for one assignment.
@@ -242,7 +241,7 @@ impl Handler for Bridge {
                 }
                 if !set.is_empty() {
                     cx.command(Command::attributes(cx.connection(), set, [] as [String; 0]));
-                    self.known.remember(cx.connection(), Identity { kept, ..who });
+                    self.known.remember(cx.connection(), Identity { kept, ..Identity::clone(&who) });
                 }
                 Ok(())
             }
@@ -252,29 +251,25 @@ impl Handler for Bridge {
 
     async fn closed(&self, cx: &mut Context, closed: Closed) -> Result<(), HandlerError> {
         self.welcomes.done(cx.connection()).await;
-        let mut who = self.known.forget(cx.connection()).unwrap_or_default();
-        if who.assignment != self.assignment(cx) {
-            // of another time; nobody can be asked any more
-            who.kept.state.clear();
-        }
         // who was turned away was never there
         if closed.cause == CloseCause::Rejected {
+            self.known.forget(cx.connection());
             return Ok(());
         }
+        let who = self.identity(cx).await?;
         let place = place(cx);
-        let Some(call) = dialect::cleanup(&self.settings, &place, &who, &closed) else { return Ok(()) };
-        match self
-            .attempts(&self.places.others, (&place, &call), None, |reply| dialect::done(&self.settings, reply))
-            .await
-        {
-            Ok(()) => Ok(()),
-            Err(failure) => {
-                // for the next attempt
-                if who != Identity::default() {
-                    self.known.remember(cx.connection(), who);
-                }
-                self.failed(cx, failure, false)
+        let Some(call) = dialect::cleanup(&self.settings, &place, &who, &closed) else {
+            self.known.forget(cx.connection());
+            return Ok(());
+        };
+        let called =
+            self.attempts(&self.places.others, (&place, &call), None, |reply| dialect::done(&self.settings, reply));
+        match called.await {
+            Ok(()) => {
+                self.known.forget(cx.connection());
+                Ok(())
             }
+            Err(failure) => self.failed(cx, failure, false),
         }
     }
 }

@@ -1,23 +1,25 @@
-//! What is known of open connections besides their ids: the events of some dialects tell more of a connection than a message's
-//! record does. A bounded memory of what this process has seen opened; what it has not seen is asked for.
+//! What is known of connections besides their ids: the events of some dialects tell more of a connection than a message's record does.
+//! A bounded memory of what this process has seen opened; what it has not seen is asked for, which the brokers tell as long as the log has
+//! the connection's end.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::OnceLock,
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use trunkline_proto::{ConnectionId, Offset, PartitionCount, RecordKind, v1};
-use trunkline_sdk::{Assignment, Client, ClientError};
+use trunkline_proto::{ConnectionId, Offset, v1};
+use trunkline_sdk::{Assignment, Client, ClientError, Retry};
 
 use crate::kept::Kept;
 
-/// Most connections remembered, about 200 bytes each and what is kept with them. With more the oldest are asked for again.
+/// Most connections remembered. With more the oldest are asked for again.
 const REMEMBERED_MAX: usize = 100_000;
-/// Most bytes of what is kept with them: a function may keep 4 KiB with each.
-const KEPT_BYTES_MAX: usize = 64 << 20;
-
+/// Bytes of them, about: what clients say of themselves has many lengths, and functions may keep 4 KiB with each.
+const REMEMBERED_BYTES_MAX: usize = 64 << 20;
+/// Of one whose texts are empty.
+const IDENTITY_BYTES: usize = 256;
 /// Waits between looks whether a connection is open: its decision is on the way through the log. A quarter of a minute in all.
 const OPEN_ASKED_MS: [u64; 12] = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000];
 
@@ -32,6 +34,8 @@ pub(crate) struct Identity {
     /// What the client called the gateway.
     pub(crate) host: String,
     pub(crate) principal: String,
+    /// What its token claimed.
+    pub(crate) claims: BTreeMap<String, String>,
     pub(crate) subprotocol: String,
     pub(crate) kept: Kept,
     /// While it is the same, nobody else can have changed what is kept.
@@ -54,10 +58,21 @@ impl Identity {
             user_agent: header("user-agent"),
             host: header("host"),
             principal: opened.principal.clone(),
+            claims: opened.attributes.clone(),
             subprotocol: opened.subprotocol.clone(),
             kept: Kept::of(&opened.attributes),
             assignment: None,
         }
+    }
+
+    fn bytes(&self) -> usize {
+        let claims: usize = self.claims.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
+        let texts = [&self.address, &self.user_agent, &self.host, &self.principal];
+        IDENTITY_BYTES
+            + claims
+            + self.subprotocol.len()
+            + self.kept.bytes()
+            + texts.iter().map(|text| text.len()).sum::<usize>()
     }
 }
 
@@ -70,36 +85,33 @@ pub(crate) fn address(peer: &str) -> &str {
 #[derive(Debug)]
 pub struct Known {
     client: Client,
-    /// Fixed with the cluster.
-    partitions: OnceLock<PartitionCount>,
     remembered: Mutex<Remembered>,
 }
 
 #[derive(Debug, Default)]
 struct Remembered {
-    identities: HashMap<ConnectionId, Identity>,
+    identities: HashMap<ConnectionId, Arc<Identity>>,
+    bytes: usize,
     /// In the order they came; ids of closed ones are passed over.
     order: VecDeque<ConnectionId>,
-    /// What is kept with all of them.
-    kept_bytes: usize,
 }
 
 impl Remembered {
-    fn insert(&mut self, id: ConnectionId, identity: Identity) {
-        self.kept_bytes += identity.kept.bytes();
+    fn insert(&mut self, id: ConnectionId, identity: Arc<Identity>) {
+        self.bytes += identity.bytes();
         match self.identities.insert(id, identity) {
-            Some(before) => self.kept_bytes -= before.kept.bytes(),
+            Some(before) => self.bytes -= before.bytes(),
             None => self.order.push_back(id),
         }
-        while self.order.len() > REMEMBERED_MAX || self.kept_bytes > KEPT_BYTES_MAX {
+        while self.order.len() > REMEMBERED_MAX || self.bytes > REMEMBERED_BYTES_MAX {
             let Some(oldest) = self.order.pop_front() else { return };
-            self.remove(&oldest);
+            self.remove(oldest);
         }
     }
 
-    fn remove(&mut self, id: &ConnectionId) -> Option<Identity> {
-        let identity = self.identities.remove(id)?;
-        self.kept_bytes -= identity.kept.bytes();
+    fn remove(&mut self, id: ConnectionId) -> Option<Arc<Identity>> {
+        let identity = self.identities.remove(&id)?;
+        self.bytes -= identity.bytes();
         Some(identity)
     }
 }
@@ -107,52 +119,71 @@ impl Remembered {
 impl Known {
     /// Remembers nothing yet, and asks by `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, partitions: OnceLock::new(), remembered: Mutex::default() }
+        Self { client, remembered: Mutex::default() }
     }
 
-    pub(crate) fn remember(&self, id: ConnectionId, identity: Identity) {
-        self.remembered.lock().insert(id, identity);
+    pub(crate) fn remember(&self, id: ConnectionId, identity: impl Into<Arc<Identity>>) {
+        self.remembered.lock().insert(id, identity.into());
     }
 
-    pub(crate) fn forget(&self, id: ConnectionId) -> Option<Identity> {
-        self.remembered.lock().remove(&id)
+    pub(crate) fn forget(&self, id: ConnectionId) {
+        self.remembered.lock().remove(id);
     }
 
-    /// Of an open connection; nothing is known of one that is gone. With an assignment, what was kept under another one is asked for
-    /// again.
+    /// Of a connection, open or closed, by one of its events. Nothing is known of one whose end retention has taken, nor without the right to
+    /// ask: the function is called all the same. With an assignment, what was kept under another one is asked for again.
     pub(crate) async fn identity(
         &self,
         id: ConnectionId,
+        event: Offset,
         assignment: Option<Assignment>,
-    ) -> Result<Option<Identity>, ClientError> {
+    ) -> Result<Arc<Identity>, ClientError> {
         let remembered = self.remembered.lock().identities.get(&id).cloned();
-        if let Some(identity) = &remembered
-            && (assignment.is_none() || identity.assignment == assignment)
-        {
-            return Ok(remembered);
-        }
-        let connection = match self.client.connection(id).await {
-            Ok(connection) => connection,
-            Err(error) if error.is_gone() => return Ok(remembered),
-            Err(error) => return Err(error),
-        };
         let known = match remembered {
+            Some(identity) if assignment.is_none() || identity.assignment == assignment => return Ok(identity),
             Some(identity) => identity,
-            None => match self.opened(id, connection.opened_offset).await? {
-                Some(opened) => Identity::new(&opened, connection.opened_at),
-                // retention has taken the record
-                None => Identity {
-                    opened_at: connection.opened_at,
-                    address: address(&connection.peer).to_owned(),
-                    principal: connection.principal,
-                    ..Identity::default()
-                },
+            None => match Self::asked(id, self.client.opening(id, event).await)? {
+                Some(opening) => Arc::new(Identity::new(&opening.opened.unwrap_or_default(), opening.time)),
+                None if assignment.is_none() => return Ok(Arc::default()),
+                None => Arc::default(),
             },
         };
-        let kept = Kept::of(&connection.attributes);
-        let identity = Identity { subprotocol: connection.subprotocol, kept, assignment, ..known };
+        let identity = match assignment {
+            None => known,
+            Some(_) => Arc::new(self.with_kept(id, &known, assignment).await?),
+        };
         self.remember(id, identity.clone());
-        Ok(Some(identity))
+        Ok(identity)
+    }
+
+    /// With what is kept now. A connection that is closed has a user still, and no state any more.
+    async fn with_kept(
+        &self,
+        id: ConnectionId,
+        known: &Identity,
+        assignment: Option<Assignment>,
+    ) -> Result<Identity, ClientError> {
+        let known = known.clone();
+        Ok(match Self::asked(id, self.client.connection(id).await)? {
+            Some(connection) => {
+                let kept = Kept::of(&connection.attributes);
+                Identity { subprotocol: connection.subprotocol, kept, assignment, ..known }
+            }
+            None => Identity { kept: Kept { state: String::new(), ..known.kept }, assignment, ..known },
+        })
+    }
+
+    /// What brokers tell, if they know and may tell it.
+    fn asked<T>(id: ConnectionId, answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+        match answer {
+            Ok(told) => Ok(Some(told)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) if error.retry() == Retry::No => {
+                tracing::warn!(connection = %id, %error, "who a connection is cannot be asked");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Until a connection is open; `false` if it will not be, or not soon.
@@ -166,40 +197,6 @@ impl Known {
             }
         }
         false
-    }
-
-    async fn opened(&self, id: ConnectionId, offset: u64) -> Result<Option<v1::ConnectionOpened>, ClientError> {
-        let count = match self.partitions.get() {
-            Some(count) => *count,
-            None => {
-                let cluster = self.client.describe().await?;
-                let count = u16::try_from(cluster.partition_count).ok().and_then(PartitionCount::new);
-                let Some(count) = count else { return Ok(None) };
-                *self.partitions.get_or_init(|| count)
-            }
-        };
-        let request = v1::ReadRequest {
-            partition: u32::from(id.partition(count).0),
-            from: Some(v1::Start { at: Some(v1::start::At::Offset(offset)) }),
-            limit: 1,
-            until: Offset(offset).0,
-            ..Default::default()
-        };
-        let mut pages = match self.client.read(request).await {
-            Ok(pages) => pages,
-            Err(error) if !matches!(error.retry(), trunkline_sdk::Retry::No) => return Err(error),
-            Err(_) => return Ok(None),
-        };
-        while let Some(page) = pages.next().await? {
-            let opened = page
-                .records
-                .into_iter()
-                .find(|record| record.offset == offset && record.kind == u32::from(RecordKind::ConnectionOpened as u8));
-            if let Some(record) = opened {
-                return Ok(prost::Message::decode(record.body).ok());
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -216,30 +213,21 @@ mod tests {
             ConnectionId(bytes)
         };
         for n in 0..REMEMBERED_MAX + 10 {
-            remembered.insert(id(n), Identity::default());
-            remembered.insert(id(n), Identity::default());
+            remembered.insert(id(n), Arc::default());
+            remembered.insert(id(n), Arc::default());
         }
         assert_eq!((remembered.identities.len(), remembered.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
         assert!(!remembered.identities.contains_key(&id(9)) && remembered.identities.contains_key(&id(10)));
-    }
-
-    #[test]
-    fn what_is_kept_with_them_is_bounded_too() {
-        let mut remembered = Remembered::default();
-        let keeping = |bytes: usize| Identity {
-            kept: Kept::of(&[("connectionState".to_owned(), "x".repeat(bytes))].into()),
-            ..Identity::default()
-        };
-        let id = |n: u8| ConnectionId([n; 16]);
-        for n in 0..5 {
-            remembered.insert(id(n), keeping(KEPT_BYTES_MAX / 4));
+        assert_eq!(remembered.bytes, REMEMBERED_MAX * IDENTITY_BYTES);
+        let long = [("connectionState".to_owned(), "x".repeat(REMEMBERED_BYTES_MAX / 2))];
+        let long = Identity { kept: Kept::of(&long.into()), ..Identity::default() };
+        remembered.insert(id(1), Arc::new(long));
+        assert!(remembered.bytes <= REMEMBERED_BYTES_MAX && remembered.identities.contains_key(&id(1)));
+        assert!(!remembered.identities.contains_key(&id(10)));
+        for n in 0..REMEMBERED_MAX + 10 {
+            remembered.remove(id(n));
         }
-        let is_there = |remembered: &Remembered| [0, 1, 4].map(|n| remembered.identities.contains_key(&id(n)));
-        assert_eq!((is_there(&remembered), remembered.kept_bytes), ([false, true, true], KEPT_BYTES_MAX));
-        // one in place of itself, and one that goes, give back what they had
-        remembered.insert(id(1), keeping(1));
-        remembered.remove(&id(2));
-        assert_eq!((is_there(&remembered), remembered.kept_bytes), ([false, true, true], KEPT_BYTES_MAX / 2 + 1));
+        assert_eq!((remembered.identities.len(), remembered.bytes), (0, 0));
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct ApiSettings {
     pub routes: BTreeMap<String, FunctionUrl>,
     /// aws: where a message names its route; without it every message goes to `$default`.
     pub route_selection: Option<RouteSelection>,
+    /// aws: what events say the stage's variables are.
+    pub stage_variables: BTreeMap<String, String>,
     /// aws: what events say the domain is; without it what the client asked for. cloudevents: the origin that calls name, and that
     /// functions consent to; without it `localhost`.
     pub domain: Option<String>,
@@ -136,6 +138,7 @@ impl ApiSettings {
             connected: None,
             routes: BTreeMap::new(),
             route_selection: None,
+            stage_variables: BTreeMap::new(),
             domain: None,
             timeout: Duration::from_secs(15),
             retries: 2,

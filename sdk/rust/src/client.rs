@@ -226,6 +226,13 @@ impl Client {
         self.ask(|channel| async move { connections(channel).get(self.timed(request.clone())).await }).await
     }
 
+    /// How a connection came to be, open or closed: for handlers of its API. `event` is of one of its events, where a closed one is looked
+    /// for from; zero looks through all of the log.
+    pub async fn opening(&self, connection: ConnectionId, event: Offset) -> Result<v1::Opening, ClientError> {
+        let request = &v1::GetOpeningRequest { connection: connection.0.to_vec().into(), offset: event.0 };
+        self.ask(|channel| async move { connections(channel).get_opening(self.timed(request.clone())).await }).await
+    }
+
     /// A page of connections, by API or channel.
     pub async fn list(&self, request: v1::ListConnectionsRequest) -> Result<v1::ListConnectionsResponse, ClientError> {
         let request = &request;

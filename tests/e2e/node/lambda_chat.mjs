@@ -4,8 +4,10 @@ import http from "node:http";
 import {
   ApiGatewayManagementApiClient,
   DeleteConnectionCommand,
+  ForbiddenException,
   GetConnectionCommand,
   GoneException,
+  PayloadTooLargeException,
   PostToConnectionCommand,
 } from "@aws-sdk/client-apigatewaymanagementapi";
 
@@ -14,6 +16,15 @@ const client = new ApiGatewayManagementApiClient({ endpoint });
 const names = new Map();
 
 const post = (id, text) => client.send(new PostToConnectionCommand({ ConnectionId: id, Data: Buffer.from(text) }));
+
+const failure = async (call, type) => {
+  try {
+    await call;
+    return "no error";
+  } catch (error) {
+    return { error: error.name, status: error.$metadata?.httpStatusCode, own: error instanceof type };
+  }
+};
 
 const broadcast = (text) =>
   Promise.all(
@@ -51,7 +62,25 @@ export const handler = async (event) => {
     }
     case "whoami": {
       const found = await client.send(new GetConnectionCommand({ ConnectionId: connectionId }));
-      await post(connectionId, JSON.stringify({ ip: found.Identity.SourceIp, at: found.ConnectedAt.toISOString() }));
+      const times = { at: found.ConnectedAt.toISOString(), active: found.LastActiveAt.toISOString() };
+      await post(connectionId, JSON.stringify({ ip: found.Identity.SourceIp, ...times }));
+      return { statusCode: 200 };
+    }
+    case "errors": {
+      const gone = { ConnectionId: "AAAAAAAAAAAAAAAAAAAAAA" };
+      const stranger = new ApiGatewayManagementApiClient({
+        endpoint,
+        credentials: { accessKeyId: "NOBODY", secretAccessKey: "nothing" },
+      });
+      const large = { ...gone, Data: Buffer.alloc(128 * 1024 + 1, "x") };
+      const answers = [
+        await failure(client.send(new PostToConnectionCommand({ ...gone, Data: "x" })), GoneException),
+        await failure(client.send(new GetConnectionCommand(gone)), GoneException),
+        await failure(client.send(new DeleteConnectionCommand(gone)), GoneException),
+        await failure(client.send(new PostToConnectionCommand(large)), PayloadTooLargeException),
+        await failure(stranger.send(new GetConnectionCommand(gone)), ForbiddenException),
+      ];
+      await post(connectionId, JSON.stringify(answers));
       return { statusCode: 200 };
     }
     case "leave":

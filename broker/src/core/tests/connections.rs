@@ -22,6 +22,46 @@ fn a_connection_lives_from_opened_to_closed() {
 }
 
 #[test]
+fn a_message_makes_its_connection_active_and_nothing_else_does() {
+    let mut log = Log::with_connection(&[]);
+    let opened_at = log.time;
+    let active = |log: &Log| log.state.connection(&id(1)).unwrap().last_active.0;
+    assert_eq!(active(&log), opened_at);
+    log.time += 2_700_000;
+    log.one(submit(), &[pushed(id(1)), attributes(id(1), &[("k", "v")], &[])]);
+    assert_eq!(active(&log), opened_at);
+    log.edge(&[message(id(1))]);
+    assert_eq!(active(&log), opened_at + 2_000_000, "to the second, never after it was");
+    log.time += 3_600_000_000 * 24 * 365 * 200;
+    log.edge(&[message(id(1))]);
+    assert_eq!(active(&log), opened_at + u64::from(u32::MAX) * 1_000_000, "as far as it can be told");
+    assert_eq!(log.replayed(), log.state);
+    let decoded = super::super::Partition::decode(&log.state.encode()).unwrap();
+    assert_eq!(decoded.connection(&id(1)).unwrap().last_active.0, active(&log));
+}
+
+#[test]
+fn who_is_closed_is_told_with_how_it_came_to_be() {
+    let mut log = Log::with_connection(&[]);
+    let opened_at = log.time;
+    log.time += 5;
+    log.one(submit(), &[attributes(id(1), &[("tenant", "acme")], &[])]);
+    let at = log.state.connection(&id(1)).unwrap().opened;
+    let open = log.state.opening(&id(1)).unwrap();
+    let applied = log.edge(&[closed(id(1)), closed(id(1))]);
+    assert_eq!(applied.closed, [(id(1), open.clone())], "once");
+    assert_eq!((open.offset, open.time, open.api.as_str(), open.trimmed), (at.0, opened_at, "chat", true));
+    let opened = open.opened.unwrap();
+    assert_eq!((opened.peer.as_str(), &opened.attributes["tenant"][..]), ("203.0.113.7:50000", "acme"));
+    assert_eq!(log.state.opening(&id(1)), None);
+    // the leader's own closes too
+    log.edge(&[super::opened(id(2), "", &[])]);
+    log.leader(&[lost("e1", 1)]);
+    let applied = log.leader(&[closed(id(2))]);
+    assert_eq!(applied.closed.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(2)]);
+}
+
+#[test]
 fn a_connection_closes_once() {
     let mut log = Log::with_connection(&[]);
     let applied = log.edge(&[closed(id(1)), closed(id(1)), message(id(1))]);

@@ -91,7 +91,7 @@ fn an_empty_state_has_golden_bytes() {
     let hex: String = state.encode().iter().map(|byte| format!("{byte:02x}")).collect();
     let golden = concat!(
         "544b4c53",
-        "0100",
+        "0200",
         "0000",
         "0100", // magic, version, partition 0 of 1
         "0000000000000000",
@@ -114,16 +114,44 @@ fn an_empty_state_has_golden_bytes() {
         "0000000000000000",
         "0000000000000000",
         "0000000000000000", // groups, outbox, watermarks, keys
-        "917ccf5506d19647",
+        "64393776619ed31a",
     );
     assert_eq!(hex, golden);
+}
+
+/// The same state as version 1 wrote it: without the four bytes after each connection's phase.
+fn as_version_1(state: &Partition, connections: &[ConnectionId]) -> Vec<u8> {
+    let mut bytes = state.encode();
+    bytes.truncate(bytes.len() - 8);
+    bytes[4] = 1;
+    for id in connections {
+        // the edges before name none
+        let at = bytes.windows(16).position(|window| window == id.0).unwrap() + 16;
+        let active = at + 8 + 8 + 8 + 4 + 2 + 2 + 1;
+        bytes.drain(active..active + 4);
+    }
+    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn snapshots_of_version_1_are_read() {
+    let state = rich().state;
+    let old = as_version_1(&state, &[id(1), id(2)]);
+    let digest = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&old));
+    assert_eq!((old.len(), digest.as_str()), (1037, "f99cca848200bceb"), "what version 1 wrote");
+    let decoded = Partition::decode(&old).unwrap();
+    decoded.check().unwrap();
+    let view = decoded.connection(&id(2)).unwrap();
+    assert_eq!((view.last_active, view.peer), (view.opened_at, state.connection(&id(2)).unwrap().peer));
 }
 
 /// As above for all that an empty state does not show: a failure means that old snapshots would be read wrongly.
 #[test]
 fn a_rich_state_has_a_golden_digest() {
     let state = rich().state;
-    assert_eq!((state.encode().len(), format!("{:016x}", state.state_digest())), (1037, "f99cca848200bceb".into()));
+    assert_eq!((state.encode().len(), format!("{:016x}", state.state_digest())), (1045, "e8350dad6bb38e88".into()));
 }
 
 #[test]

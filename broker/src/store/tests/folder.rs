@@ -168,3 +168,23 @@ fn an_entry_is_found_by_its_time() {
         assert_eq!(found, expected, "at {time}");
     }
 }
+
+#[test]
+fn closed_connections_are_found_until_their_block_of_the_log_is_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 2).unwrap();
+    let (early, late) = (LogIndex(5), LogIndex((1 << 16) + 5));
+    let (one, other) = (testing::connection(0, 1), testing::connection(0, 2));
+    let opening = |time| trunkline_proto::v1::Opening { time, ..Default::default() };
+    let write = |write| store.writer.handle().write_blocking(PartitionId(0), write).unwrap();
+    write(Write::Closed { index: early, closed: [(one, opening(1))].into() });
+    write(Write::Closed { index: late, closed: [(other, opening(2))].into() });
+    let found = |id, first| store.reader(0).closed(id, first, late).unwrap().map(|opening| opening.time);
+    assert_eq!((found(one, LogIndex(0)), found(other, LogIndex(0)), found(other, late)), (Some(1), Some(2), Some(2)));
+    assert_eq!(found(one, late), None, "looked for in later blocks only");
+    assert_eq!(store.reader(1).closed(one, LogIndex(0), late).unwrap(), None, "another partition's");
+    write(Write::Trim(LogIndex((1 << 16) - 2)));
+    assert_eq!(found(one, LogIndex(0)), Some(1), "something of the block is left");
+    write(Write::Trim(LogIndex((1 << 16) - 1)));
+    assert_eq!((found(one, LogIndex(0)), found(other, LogIndex(0))), (None, Some(2)));
+}

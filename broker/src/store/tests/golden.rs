@@ -26,10 +26,21 @@ fn stored_values_keep_their_bytes() {
         record::encode_refused(P, id.index, &every_refusal()),
         record::encode_chunk(P, id.index, 1, b"xyz"),
         record::encode_manifest(P, id.index, b"mm"),
+        record::encode_closed(P, 4, &an_opening()),
     ];
     let golden = include_str!("golden.txt");
     let actual: String = values.iter().map(|value| hex(value) + "\n").collect();
     assert_eq!(actual, golden, "actual:\n{actual}");
+}
+
+fn an_opening() -> v1::Opening {
+    let opened = v1::ConnectionOpened {
+        peer: "10.0.2.14:51000".into(),
+        principal: "ada".into(),
+        attributes: [("tenant".to_owned(), "acme".to_owned())].into(),
+        ..Default::default()
+    };
+    v1::Opening { offset: 77, time: 1_000, api: "chat".into(), opened: Some(opened), trimmed: true }
 }
 
 fn every_refusal() -> Vec<(u16, Refusal)> {
@@ -64,6 +75,9 @@ fn stored_values_round_trip_and_belong_to_their_place() {
     let refused = every_refusal();
     let value = record::encode_refused(P, id.index, &refused);
     assert_eq!(record::decode_refused(P, id.index, &value).unwrap(), refused);
+    let value = record::encode_closed(P, 4, &an_opening());
+    assert_eq!(record::decode_closed(P, 4, &value).unwrap(), an_opening());
+    assert!(record::decode_closed(P, 5, &value).is_err(), "another block's");
     let vote = StoredVote { term: 5, node: 2, committed: false };
     assert_eq!(record::decode_vote(P, &record::encode_vote(P, &vote)).unwrap(), vote);
     assert!(record::decode_log_id(P, &record::encode_vote(P, &vote)).is_err(), "a vote is no log id");

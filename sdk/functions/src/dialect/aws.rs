@@ -4,8 +4,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use trunkline_proto::v1;
-use trunkline_sdk::{Closed, Message};
+use trunkline_proto::v1::{self, CloseCause};
+use trunkline_sdk::{CloseCode, Closed, Message};
 
 use super::{Decision, Transmission, chosen, query};
 use crate::{
@@ -18,14 +18,17 @@ use crate::{
 const CONNECT: &str = "$connect";
 const DISCONNECT: &str = "$disconnect";
 const DEFAULT: &str = "$default";
+const GOING_AWAY: &str = "Going away";
+const FORWARDED_FOR: &str = "X-Forwarded-For";
 
 pub(super) fn registration(settings: &ApiSettings, place: &Place, opened: &v1::ConnectionOpened) -> Option<Call> {
     let url = settings.routes.get(CONNECT)?;
     let who = Identity::new(opened, place.time);
-    let mut headers = headers(opened, &who);
+    let mut headers = headers(opened, place, &who);
     let mut event = json!({
         "headers": single(&headers),
         "multiValueHeaders": multiple(&mut headers),
+        "stageVariables": settings.stage_variables,
         "requestContext": context(settings, place, &who, CONNECT, "CONNECT"),
         "isBase64Encoded": false,
     });
@@ -48,7 +51,8 @@ pub(super) fn transmission(settings: &ApiSettings, place: &Place, who: &Identity
         Some(text) => (text.to_owned(), false),
         None => (STANDARD.encode(message.payload()), true),
     };
-    let event = json!({ "requestContext": context, "body": body, "isBase64Encoded": is_base64 });
+    let mut event = json!({ "requestContext": context, "body": body, "isBase64Encoded": is_base64 });
+    add_stage_variables(settings, &mut event);
     Transmission::Call(call(url, "route", &event))
 }
 
@@ -64,18 +68,38 @@ pub(super) fn cleanup(settings: &ApiSettings, place: &Place, who: &Identity, clo
     let url = settings.routes.get(DISCONNECT)?;
     let mut context = context(settings, place, who, DISCONNECT, "DISCONNECT");
     context["disconnectStatusCode"] = closed.code.0.into();
-    context["disconnectReason"] = closed.reason.as_str().into();
+    context["disconnectReason"] = reason(closed).into();
     let mut headers: Vec<(String, String)> =
         [("Host", domain(settings, who)), ("x-api-key", ""), ("X-Forwarded-For", &who.address), ("x-restapi", "")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
-    let event = json!({
+    let mut event = json!({
         "headers": single(&headers),
         "multiValueHeaders": multiple(&mut headers),
         "requestContext": context,
         "isBase64Encoded": false,
     });
+    add_stage_variables(settings, &mut event);
     Some(call(url, "$disconnect", &event))
+}
+
+/// As given; where none is, and where the gateway itself has closed for time, in the cloud's words.
+fn reason(closed: &Closed) -> &str {
+    match (closed.code, closed.cause) {
+        (_, CloseCause::Idle | CloseCause::MaxLifetime) => GOING_AWAY,
+        _ if !closed.reason.is_empty() => &closed.reason,
+        (CloseCode::NORMAL, _) => "Connection Closed Normally",
+        (CloseCode::AWAY, _) => GOING_AWAY,
+        (CloseCode::NO_STATUS, _) => "Client-side close frame status not set",
+        _ => "",
+    }
+}
+
+/// The events of `$connect` have them always, others if there are any.
+fn add_stage_variables(settings: &ApiSettings, event: &mut Value) {
+    if !settings.stage_variables.is_empty() {
+        event["stageVariables"] = json!(settings.stage_variables);
+    }
 }
 
 fn call(url: &FunctionUrl, function: &'static str, event: &Value) -> Call {
@@ -102,8 +126,10 @@ fn context(settings: &ApiSettings, place: &Place, who: &Identity, route: &str, k
     if !who.user_agent.is_empty() {
         context["identity"]["userAgent"] = who.user_agent.as_str().into();
     }
-    if !who.principal.is_empty() {
-        context["authorizer"] = json!({ "principalId": who.principal });
+    if !(who.principal.is_empty() && who.claims.is_empty()) {
+        let mut authorizer = json!(who.claims);
+        authorizer["principalId"] = who.principal.as_str().into();
+        context["authorizer"] = authorizer;
     }
     context
 }
@@ -120,20 +146,44 @@ fn domain<'a>(settings: &'a ApiSettings, who: &'a Identity) -> &'a str {
     if let Some(domain) = &settings.domain {
         return domain;
     }
-    match who.host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => &who.host,
+    split_port(&who.host).0
+}
+
+fn split_port(host: &str) -> (&str, Option<&str>) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (name, Some(port)),
+        _ => (host, None),
     }
 }
 
-fn headers(opened: &v1::ConnectionOpened, who: &Identity) -> Vec<(String, String)> {
+/// Those that edges keep, and those that the cloud's gateway adds. Behind a proxy its own word of port and protocol counts, where it is
+/// kept; without, both are what they always are in the cloud.
+fn headers(opened: &v1::ConnectionOpened, place: &Place, who: &Identity) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> =
         opened.headers.iter().map(|header| (title(&header.name), header.value.clone())).collect();
+    // nobody but the edge knows who the client is
+    headers.retain(|(name, _)| name != FORWARDED_FOR);
+    headers.push((FORWARDED_FOR.to_owned(), who.address.clone()));
+    let mut add = |name: &str, value: &str| {
+        if !headers.iter().any(|(known, _)| known == name) {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+    };
     if !opened.subprotocols.is_empty() {
-        headers.push(("Sec-WebSocket-Protocol".to_owned(), opened.subprotocols.join(", ")));
+        add("Sec-WebSocket-Protocol", &opened.subprotocols.join(", "));
     }
-    headers.push(("X-Forwarded-For".to_owned(), who.address.clone()));
+    // edges speak no other
+    add("Sec-WebSocket-Version", "13");
+    add("X-Amzn-Trace-Id", &trace(place));
+    add("X-Forwarded-Port", split_port(&who.host).1.unwrap_or("443"));
+    add("X-Forwarded-Proto", "https");
     headers
+}
+
+/// `Root=1-` seconds in hexadecimal `-` 24 digits, as the cloud's traces are named; the same on every attempt.
+fn trace(place: &Place) -> String {
+    let name: String = place.uuid().chars().filter(|c| *c != '-').skip(8).collect();
+    format!("Root=1-{:08x}-{name}", place.time / 1_000_000)
 }
 
 /// `sec-websocket-version` as `Sec-WebSocket-Version`, as clients write it and the cloud passes it on.
@@ -169,19 +219,30 @@ fn multiple(pairs: &mut [(String, String)]) -> Value {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Answer {
-    status_code: Option<u16>,
+    status_code: Option<Value>,
     headers: Option<Map<String, Value>>,
+    multi_value_headers: Option<Map<String, Value>>,
     body: Option<Value>,
     is_base64_encoded: Option<bool>,
 }
 
+fn named<'a>(headers: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a Value> {
+    headers.into_iter().flatten().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+}
+
 impl Answer {
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .flatten()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .and_then(|(_, value)| value.as_str())
+        let one = named(self.headers.as_ref(), name).and_then(Value::as_str);
+        one.or_else(|| named(self.multi_value_headers.as_ref(), name)?.get(0)?.as_str())
+    }
+
+    /// A number, or its text.
+    fn status(&self) -> Option<u16> {
+        match self.status_code.as_ref()? {
+            Value::Number(number) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        }
     }
 
     fn bytes(&self) -> Result<Vec<u8>, Failure> {
@@ -227,8 +288,8 @@ pub(super) fn decide(
     opened: &v1::ConnectionOpened,
 ) -> Result<Decision, Failure> {
     let answer = result(settings, reply)?;
-    let Some(status) = answer.status_code else {
-        return Err(Failure::Nonsense("the answer to $connect has no statusCode".to_owned()));
+    let Some(status) = answer.status() else {
+        return Err(Failure::Nonsense("the answer to $connect has no statusCode that is a number".to_owned()));
     };
     if let 200..300 = status {
         let subprotocol =

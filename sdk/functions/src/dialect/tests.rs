@@ -238,28 +238,86 @@ mod aws {
             ],
             subprotocols: vec!["chat".into(), "v2".into()],
             principal: "ada".into(),
+            attributes: [("tenant".to_owned(), "acme".to_owned()), ("principalId".to_owned(), "eve".to_owned())].into(),
             ..Default::default()
         };
         let call = registration(&settings(), &place(), &opened).unwrap();
         assert_eq!(call.url, url("connect"));
         let mut context = context("$connect", "CONNECT");
         context["connectedAt"] = 1_674_162_806_345_u64.into();
-        context["authorizer"] = json!({ "principalId": "ada" });
+        context["authorizer"] = json!({ "principalId": "ada", "tenant": "acme" });
         let headers = json!({
             "Host": "abc.execute-api.us-east-1.amazonaws.com", "User-Agent": "Amazon CloudFront",
             "Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits",
-            "Sec-WebSocket-Protocol": "chat, v2", "X-Forwarded-For": "10.0.2.14",
+            "Sec-WebSocket-Protocol": "chat, v2", "Sec-WebSocket-Version": "13", "X-Forwarded-For": "10.0.2.14",
+            "X-Forwarded-Port": "443", "X-Forwarded-Proto": "https",
+            "X-Amzn-Trace-Id": format!("Root=1-63c9b276-{}", &place().uuid().replace('-', "")[8..]),
         });
         let listed = headers.as_object().unwrap().iter().map(|(name, value)| (name.clone(), json!([value])));
         let expected = json!({
             "headers": headers, "multiValueHeaders": listed.collect::<serde_json::Map<_, _>>(),
             "queryStringParameters": { "k": "w", "e": "" },
-            "multiValueQueryStringParameters": { "k": ["v", "w"], "e": [""] },
+            "multiValueQueryStringParameters": { "k": ["v", "w"], "e": [""] }, "stageVariables": {},
             "requestContext": context, "isBase64Encoded": false,
         });
         assert_eq!(parsed(&call), expected);
         let bare = parsed(&registration(&settings(), &place(), &v1::ConnectionOpened::default()).unwrap());
         assert!(bare.get("queryStringParameters").is_none(), "{bare}");
+    }
+
+    #[test]
+    fn what_edges_keep_is_handed_on_and_nobody_says_for_others_who_they_are() {
+        let opened = v1::ConnectionOpened {
+            peer: "10.0.2.14:51000".into(),
+            headers: vec![
+                header("host", "chat.example.com:8443"),
+                header("authorization", "Bearer x"),
+                header("cookie", "a=1"),
+                header("cookie", "b=2"),
+                header("x-forwarded-for", "1.2.3.4"),
+                header("x-forwarded-proto", "http"),
+                header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                header("sec-websocket-protocol", "chat"),
+            ],
+            subprotocols: vec!["chat".into()],
+            ..Default::default()
+        };
+        let event = parsed(&registration(&settings(), &place(), &opened).unwrap());
+        for (name, values) in [
+            ("Authorization", json!(["Bearer x"])),
+            ("Cookie", json!(["a=1", "b=2"])),
+            ("X-Forwarded-For", json!(["10.0.2.14"])),
+            ("X-Forwarded-Proto", json!(["http"])),
+            ("X-Forwarded-Port", json!(["8443"])),
+            ("Sec-WebSocket-Key", json!(["dGhlIHNhbXBsZSBub25jZQ=="])),
+            ("Sec-WebSocket-Protocol", json!(["chat"])),
+        ] {
+            assert_eq!(event["multiValueHeaders"][name], values, "{name}");
+            assert_eq!(event["headers"][name], values[values.as_array().unwrap().len() - 1], "{name}");
+        }
+    }
+
+    #[test]
+    fn every_event_tells_the_authorizer_s_word_and_the_stage_s_variables() {
+        let stage_variables = [("table".to_owned(), "chat-prod".to_owned())].into();
+        let settings = ApiSettings { stage_variables, ..settings() };
+        let who =
+            Identity { principal: "ada".into(), claims: [("tenant".to_owned(), "acme".to_owned())].into(), ..who() };
+        let opened = v1::ConnectionOpened {
+            principal: who.principal.clone(),
+            attributes: who.claims.clone(),
+            ..Default::default()
+        };
+        for call in [
+            registration(&settings, &place(), &opened).unwrap(),
+            sent(transmission(&settings, &place(), &who, &Message::from("x"))),
+            cleanup(&settings, &place(), &who, &closed(1000, "", CloseCause::Client)).unwrap(),
+        ] {
+            let event = parsed(&call);
+            assert_eq!(event["stageVariables"], json!({ "table": "chat-prod" }), "{event}");
+            let authorizer = json!({ "principalId": "ada", "tenant": "acme" });
+            assert_eq!(event["requestContext"]["authorizer"], authorizer, "{event}");
+        }
     }
 
     #[test]
@@ -319,6 +377,59 @@ mod aws {
     }
 
     #[test]
+    fn a_disconnect_without_a_reason_has_the_cloud_s() {
+        for (code, given, cause, expected) in [
+            (1000, "", CloseCause::Client, "Connection Closed Normally"),
+            (1000, "", CloseCause::Handler, "Connection Closed Normally"),
+            (1000, "bye", CloseCause::Client, "bye"),
+            (1001, "", CloseCause::Client, "Going away"),
+            (1001, "idle", CloseCause::Idle, "Going away"),
+            (1001, "end of its lifetime", CloseCause::MaxLifetime, "Going away"),
+            (1005, "", CloseCause::Client, "Client-side close frame status not set"),
+            (1006, "", CloseCause::ClientVanished, ""),
+            (4000, "enough", CloseCause::Client, "enough"),
+        ] {
+            let event = parsed(&cleanup(&settings(), &place(), &who(), &closed(code, given, cause)).unwrap());
+            let context = &event["requestContext"];
+            let told = (&context["disconnectStatusCode"], &context["disconnectReason"]);
+            assert_eq!(told, (&json!(code), &json!(expected)), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn routes_are_found_whatever_the_client_sends() {
+        let routed = |settings: &ApiSettings, text: &str| match transmission(settings, &place(), &who(), &text.into()) {
+            Transmission::Call(call) => parsed(&call)["requestContext"]["routeKey"].as_str().unwrap().to_owned(),
+            Transmission::Answer(_) => "nobody".to_owned(),
+            Transmission::Nothing => panic!("{text} is for nobody"),
+        };
+        let mut settings = ApiSettings {
+            route_selection: Some("${request.body.service}/${request.body.action}".parse().unwrap()),
+            routes: ["chat/send", "chat/", "/", "7/true", "$default"].map(|key| (key.to_owned(), url("f"))).into(),
+            ..settings()
+        };
+        let cases = [
+            (r#"{"service":"chat","action":"send"}"#, "chat/send"),
+            (r#"{"service":"chat"}"#, "chat/"),
+            (r#"{"service":"chat","action":null}"#, "chat/"),
+            (r#"{"service":7,"action":true}"#, "7/true"),
+            ("{}", "/"),
+            ("[]", "/"),
+        ];
+        for (text, route) in cases {
+            assert_eq!(routed(&settings, text), route, "{text}");
+        }
+        let others = [r#"{"service":"chat","action":"fly"}"#, "no json", "", "{", "\u{feff}{}"];
+        for text in others {
+            assert_eq!(routed(&settings, text), "$default", "{text}");
+        }
+        settings.routes.remove("$default");
+        for (text, route) in cases.into_iter().chain(others.map(|text| (text, "nobody"))) {
+            assert_eq!(routed(&settings, text), route, "{text}");
+        }
+    }
+
+    #[test]
     fn connect_s_answer_decides() {
         let opened = v1::ConnectionOpened { subprotocols: vec!["chat".into()], ..Default::default() };
         let decide = |answer: &str| decide(&settings(), &reply(200, answer.to_owned()), &opened);
@@ -334,7 +445,9 @@ mod aws {
         ] {
             assert_eq!(decide(answer), Ok(Decision::Reject { status, body: body.into() }), "{answer}");
         }
-        for nonsense in ["", "null", "{}", r#"{"statusCode":"200"}"#, r#"{"statusCode":70000}"#, "{"] {
+        let listed = r#"{"statusCode":"200","multiValueHeaders":{"Sec-WebSocket-Protocol":["chat"]}}"#;
+        assert_eq!(decide(listed), accepted(Some("chat")));
+        for nonsense in ["", "null", "{}", r#"{"statusCode":"ok"}"#, r#"{"statusCode":70000}"#, "{"] {
             assert!(matches!(decide(nonsense), Err(Failure::Nonsense(_))), "{nonsense}");
         }
         let raised = r#"{"errorMessage":"'x'","errorType":"KeyError","stackTrace":[]}"#;

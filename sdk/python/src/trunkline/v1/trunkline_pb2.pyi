@@ -363,7 +363,7 @@ class LoggedRecord(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., time: _Optional[int] = ..., kind: _Optional[int] = ..., connection: _Optional[bytes] = ..., api: _Optional[str] = ..., body: _Optional[bytes] = ..., refused: _Optional[str] = ..., forwarded: bool = ..., source: _Optional[str] = ...) -> None: ...
 
 class Connection(_message.Message):
-    __slots__ = ("connection", "api", "edge", "opened_at", "subprotocol", "attributes", "channels", "opened_offset", "phase", "peer", "principal")
+    __slots__ = ("connection", "api", "edge", "opened_at", "subprotocol", "attributes", "channels", "opened_offset", "phase", "peer", "principal", "last_active_at")
     class AttributesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -382,6 +382,7 @@ class Connection(_message.Message):
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    LAST_ACTIVE_AT_FIELD_NUMBER: _ClassVar[int]
     connection: bytes
     api: str
     edge: str
@@ -393,13 +394,36 @@ class Connection(_message.Message):
     phase: ConnectionPhase
     peer: str
     principal: str
-    def __init__(self, connection: _Optional[bytes] = ..., api: _Optional[str] = ..., edge: _Optional[str] = ..., opened_at: _Optional[int] = ..., subprotocol: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ..., channels: _Optional[_Iterable[str]] = ..., opened_offset: _Optional[int] = ..., phase: _Optional[_Union[ConnectionPhase, str]] = ..., peer: _Optional[str] = ..., principal: _Optional[str] = ...) -> None: ...
+    last_active_at: int
+    def __init__(self, connection: _Optional[bytes] = ..., api: _Optional[str] = ..., edge: _Optional[str] = ..., opened_at: _Optional[int] = ..., subprotocol: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ..., channels: _Optional[_Iterable[str]] = ..., opened_offset: _Optional[int] = ..., phase: _Optional[_Union[ConnectionPhase, str]] = ..., peer: _Optional[str] = ..., principal: _Optional[str] = ..., last_active_at: _Optional[int] = ...) -> None: ...
 
 class GetConnectionRequest(_message.Message):
     __slots__ = ("connection",)
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     connection: bytes
     def __init__(self, connection: _Optional[bytes] = ...) -> None: ...
+
+class GetOpeningRequest(_message.Message):
+    __slots__ = ("connection", "offset")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    connection: bytes
+    offset: int
+    def __init__(self, connection: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Opening(_message.Message):
+    __slots__ = ("offset", "time", "api", "opened", "trimmed")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    API_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    TRIMMED_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    time: int
+    api: str
+    opened: _records_pb2.ConnectionOpened
+    trimmed: bool
+    def __init__(self, offset: _Optional[int] = ..., time: _Optional[int] = ..., api: _Optional[str] = ..., opened: _Optional[_Union[_records_pb2.ConnectionOpened, _Mapping]] = ..., trimmed: bool = ...) -> None: ...
 
 class ListConnectionsRequest(_message.Message):
     __slots__ = ("api", "channel", "limit", "after")

@@ -245,6 +245,11 @@ class ConnectionsStub(object):
                 request_serializer=trunkline_dot_v1_dot_trunkline__pb2.StateAtRequest.SerializeToString,
                 response_deserializer=trunkline_dot_v1_dot_trunkline__pb2.StateAtResponse.FromString,
                 _registered_method=True)
+        self.GetOpening = channel.unary_unary(
+                '/trunkline.v1.Connections/GetOpening',
+                request_serializer=trunkline_dot_v1_dot_trunkline__pb2.GetOpeningRequest.SerializeToString,
+                response_deserializer=trunkline_dot_v1_dot_trunkline__pb2.Opening.FromString,
+                _registered_method=True)
 
 
 class ConnectionsServicer(object):
@@ -269,6 +274,13 @@ class ConnectionsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOpening(self, request, context):
+        """How a connection came to be, open or closed: for handlers of its API whose events repeat that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConnectionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -286,6 +298,11 @@ def add_ConnectionsServicer_to_server(servicer, server):
                     servicer.StateAt,
                     request_deserializer=trunkline_dot_v1_dot_trunkline__pb2.StateAtRequest.FromString,
                     response_serializer=trunkline_dot_v1_dot_trunkline__pb2.StateAtResponse.SerializeToString,
+            ),
+            'GetOpening': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOpening,
+                    request_deserializer=trunkline_dot_v1_dot_trunkline__pb2.GetOpeningRequest.FromString,
+                    response_serializer=trunkline_dot_v1_dot_trunkline__pb2.Opening.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -370,6 +387,33 @@ class Connections(object):
             '/trunkline.v1.Connections/StateAt',
             trunkline_dot_v1_dot_trunkline__pb2.StateAtRequest.SerializeToString,
             trunkline_dot_v1_dot_trunkline__pb2.StateAtResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOpening(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trunkline.v1.Connections/GetOpening',
+            trunkline_dot_v1_dot_trunkline__pb2.GetOpeningRequest.SerializeToString,
+            trunkline_dot_v1_dot_trunkline__pb2.Opening.FromString,
             options,
             channel_credentials,
             insecure,
