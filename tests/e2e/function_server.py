@@ -1,7 +1,8 @@
 """A backend as its users have it: HTTP functions of the `scf` and `aws` dialects. Run as a process of its own, so that it can be killed.
 
 Every call is written to a journal, one JSON object a line, before it is answered. Messages say what is to be done with them:
-`echo …` is pushed back, `fail …` is answered with 500 until the file `mended` stands beside the journal, `bad …` with 400.
+`echo …` is pushed back, `fail …` is answered with 500 until the file `mended` stands beside the journal, `bad …` with 400, `slow …`
+after a while. Of the subprotocols `late` is answered when the client has gone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 import requests
@@ -17,6 +19,8 @@ from json_http import serve
 
 JOURNAL = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("journal")
 PUSH = sys.argv[3] if len(sys.argv) > 3 else ""
+SLOW_SECONDS = 0.2
+LATE_SECONDS = 6
 _lock = threading.Lock()
 _local = threading.local()
 
@@ -48,6 +52,8 @@ def registration(event: dict, key: str) -> tuple[int, dict]:
         answer["secWebSocketProtocol"] = websocket["secWebSocketProtocol"]
     if "refuse" in websocket.get("secWebSocketProtocol", ""):
         return 200, {"errNo": 101, "errMsg": "not today"}
+    if "late" in websocket.get("secWebSocketProtocol", ""):
+        time.sleep(LATE_SECONDS)
     if "break" in websocket.get("secWebSocketProtocol", ""):
         return 400, {"errNo": 0, "errMsg": "ok"}
     return 200, {"errNo": 0, "errMsg": "ok", "websocket": answer}
@@ -58,6 +64,8 @@ def transmission(event: dict, key: str) -> tuple[int, dict]:
     data = websocket["data"]
     if data.startswith("echo ") or websocket["dataType"] == "binary":
         push(websocket["secConnectionID"], data, key)
+    if data.startswith("slow "):
+        time.sleep(SLOW_SECONDS)
     if data.startswith("bad "):
         return 400, {}
     if data.startswith("fail ") and not JOURNAL.with_name("mended").exists():

@@ -151,6 +151,43 @@ def test_a_close_by_the_function_and_a_vanished_client_are_cleaned_up(chat):
     assert (causes()[first], causes()[second]) == ("handler", "client_vanished")
 
 
+def test_a_registration_that_is_answered_when_its_client_has_gone_is_cleaned_up(chat):
+    dev, functions = chat
+    with pytest.raises(InvalidStatus) as refused:
+        connect(dev, "/fchat", subprotocols=["late"])
+    assert refused.value.response.status_code == 504
+    late = functions.calls("registration")[-1]["connection"]
+
+    def cleanups() -> list[dict]:
+        return [call["event"]["websocket"] for call in functions.calls("cleanup") if call["connection"] == late]
+
+    until(cleanups, "the cleanup", 20)
+    assert [(call["closeCode"], call["closeCause"]) for call in cleanups()] == [("1006", "registration_timeout")]
+
+
+FLOOD = 3000
+
+
+def test_one_client_that_floods_a_slow_function_keeps_nobody_else_waiting(folder):
+    dev, functions = start(folder, "flood")
+    with connect(dev, "/flood") as flooding:
+        for message in range(FLOOD):
+            flooding.send(f"slow {message}")
+        until(lambda: dev.lag("flood") > FLOOD * 0.9, "the messages in the log", 30)
+        for number in range(3):
+            with connect(dev, "/flood", open_timeout=5) as other:
+                other.send(f"echo {number}")
+                assert other.recv(timeout=5) == f"echo {number}"
+        until(lambda: len(functions.calls("cleanup")) == 3, "their cleanups", 10)
+        assert dev.lag("flood") > FLOOD * 0.7, "it floods still"
+        handled = len(functions.calls("transmission"))
+        until(lambda: len(functions.calls("transmission")) > handled + 10, "its own go on", 20)
+    slow = [call["data"] for call in functions.calls("transmission") if call["data"].startswith("slow")]
+    assert slow == [f"slow {message}" for message in range(len(slow))], "in order, each once"
+    functions.process.kill9()
+    dev.process.stop()
+
+
 CLIENTS = 16
 MESSAGES = 120
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use trunkline_proto::{ConnectionId, LogIndex, Offset, Record, RecordKind, Timestamp, v1};
 
+use super::{again::Again, flow::Arrival};
 use crate::{
     core::LoggedEntry,
     node::{Node, PartitionHandle, ReadError},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Read ahead of a stream, about; a single entry may be larger.
-const READ_BYTES: usize = 256 << 10;
+pub(super) const READ_BYTES: usize = 256 << 10;
 
 /// Entries so close together are read at once although not all of them are wanted.
 const NEAR_ENTRIES: u64 = 64;
@@ -29,9 +30,11 @@ pub struct Scanned {
 }
 
 impl Scanned {
-    /// Whose event it is.
-    pub fn connection(&self) -> ConnectionId {
-        self.record.connection
+    /// What the flow has to know of it.
+    pub fn arrival(&self) -> Arrival {
+        let Record { kind, connection, .. } = self.record;
+        let opens = kind == RecordKind::ConnectionOpened;
+        Arrival { offset: self.offset, connection, bytes: self.record.bytes().len(), opens }
     }
 
     /// As members get it. `None` if the record is no event or its body does not decode: then a newer version wrote it.
@@ -107,6 +110,7 @@ pub struct Cursor {
     /// Moves of the group up to here are in what the reader began with.
     known: LogIndex,
     steps: VecDeque<Step>,
+    again: Again,
 }
 
 impl Cursor {
@@ -121,7 +125,17 @@ impl Cursor {
     ) -> Self {
         // the entry of `after` may hold more records
         let index = LogIndex(after.index().0.saturating_sub(1));
-        Self { node, partition, group: group.to_owned(), filter, after, index, known, steps: VecDeque::new() }
+        Self {
+            node,
+            partition,
+            group: group.to_owned(),
+            filter,
+            after,
+            index,
+            known,
+            steps: VecDeque::new(),
+            again: Again::default(),
+        }
     }
 
     /// The last entry that was read ahead.
@@ -194,6 +208,38 @@ impl Cursor {
         }
     }
 
+    /// The event is passed over; it will be asked for again.
+    pub fn keep(&mut self, event: Scanned) {
+        self.again.keep(event);
+    }
+
+    /// The event at `offset`, which was passed over before.
+    pub async fn again(&mut self, offset: Offset) -> Result<Option<Scanned>, ReadError> {
+        if let Some(event) = self.again.take(offset) {
+            return Ok(Some(event));
+        }
+        let bytes = self.again.read_ahead();
+        let before = LogIndex(offset.index().0.saturating_sub(1));
+        let mut events = Vec::new();
+        let mut add = |entry: &LoggedEntry, time| {
+            let matching = entry.records().filter(|(at, record)| *at >= offset && self.filter.matches(record));
+            events.extend(matching.map(|(offset, record)| Scanned { offset, time, record }));
+        };
+        match self.partition.tail.read(before, bytes) {
+            TailRead::Entries(entries) => entries.iter().for_each(|entry| add(&entry.logged, entry.applied.time)),
+            TailRead::Behind | TailRead::End => {
+                let read = self.node.read_log(self.partition.id, before, bytes).await?;
+                read.entries.iter().for_each(|entry| add(entry, entry.entry.time));
+            }
+        }
+        self.again.was_read(events, bytes);
+        match self.again.take(offset) {
+            Some(event) => Ok(Some(event)),
+            // the group may have asked for others when it was passed over
+            None => self.record(offset).await,
+        }
+    }
+
     /// The record at `offset`, wherever it is.
     pub async fn record(&self, offset: Offset) -> Result<Option<Scanned>, ReadError> {
         read_record(&self.node, &self.partition, offset).await
@@ -229,16 +275,16 @@ pub async fn read_record(
     Ok(entry.and_then(|entry| find(entry, entry.entry.time, offset)))
 }
 
-/// Whose the records at `offsets` are, which ascend; none for a record that is not there (retention has taken it, or it was
-/// refused). Read in ranges: of ten thousand that lie close together each costs no read of its own.
-pub async fn read_connections(
+/// What the flow has to know of the events at `offsets`, which ascend. Of no connection: one that is not there (retention has taken it,
+/// or it was refused). Read in ranges: of ten thousand that lie close together each costs no read of its own.
+pub async fn read_arrivals(
     node: &Node,
     partition: &PartitionHandle,
     offsets: &[Offset],
-) -> Result<Vec<ConnectionId>, ReadError> {
-    let mut connections = Vec::with_capacity(offsets.len());
-    while let Some(&first) = offsets.get(connections.len()) {
-        let rest = offsets.get(connections.len()..).unwrap_or_default();
+) -> Result<Vec<Arrival>, ReadError> {
+    let mut arrivals = Vec::with_capacity(offsets.len());
+    while let Some(&first) = offsets.get(arrivals.len()) {
+        let rest = offsets.get(arrivals.len()..).unwrap_or_default();
         let near = |offset: &&Offset| offset.index().0.saturating_sub(first.index().0) < NEAR_ENTRIES;
         let last = rest.iter().take_while(near).last().copied().unwrap_or(first);
         let bytes = if last.index() > first.index() { READ_BYTES } else { 1 };
@@ -247,7 +293,7 @@ pub async fn read_connections(
             Err(ReadError::Trimmed { earliest }) => {
                 // the first is below `earliest`, or would have been read
                 let gone = rest.iter().take_while(|offset| offset.index() < earliest.index()).count().max(1);
-                connections.resize(connections.len() + gone, ConnectionId::NONE);
+                arrivals.extend(rest.iter().take(gone).map(|offset| missing(*offset)));
                 continue;
             }
             Err(error) => return Err(error),
@@ -255,22 +301,26 @@ pub async fn read_connections(
         let mut found = BTreeMap::new();
         for (offset, record) in entries.iter().flat_map(LoggedEntry::records) {
             if rest.binary_search(&offset).is_ok() {
-                found.insert(offset, record.connection);
+                found.insert(offset, Scanned { offset, time: Timestamp(0), record }.arrival());
             }
         }
         if !found.contains_key(&first)
             && let Some(scanned) = read_record(node, partition, first).await?
         {
             // a leader may have applied what its own disk does not hold yet
-            found.insert(first, scanned.connection());
+            found.insert(first, scanned.arrival());
         }
         let reached = entries.last().map_or(first.index(), |entry| entry.index.max(first.index()));
         let read = rest
             .iter()
             .take_while(|offset| **offset == first || offset.index() < reached || found.contains_key(*offset));
-        connections.extend(read.map(|offset| found.get(offset).copied().unwrap_or(ConnectionId::NONE)));
+        arrivals.extend(read.map(|offset| found.get(offset).copied().unwrap_or(missing(*offset))));
     }
-    Ok(connections)
+    Ok(arrivals)
+}
+
+fn missing(offset: Offset) -> Arrival {
+    Arrival { offset, connection: ConnectionId::NONE, bytes: 0, opens: false }
 }
 
 fn find(entry: &LoggedEntry, time: Timestamp, offset: Offset) -> Option<Scanned> {
@@ -299,8 +349,15 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), read).await.expect("the end of the log");
-        let events = std::iter::from_fn(|| cursor.take_step()).filter(|step| matches!(step, Step::Event(_)));
-        assert_eq!((events.count(), cursor.index()), (2, applied));
+        let steps: Vec<_> = std::iter::from_fn(|| cursor.take_step()).collect();
+        let events = steps.iter().filter_map(|step| if let Step::Event(event) = step { Some(event) } else { None });
+        let events: Vec<_> = events.map(|event| (event.offset, event.record.bytes().clone())).collect();
+        assert_eq!((events.len(), cursor.index()), (2, applied));
+        // what was passed over is found again, in any order, more than once
+        for (offset, bytes) in events.iter().chain(events.iter().rev()) {
+            let again = cursor.again(*offset).await.unwrap().expect("it is there");
+            assert_eq!((again.offset, again.record.bytes()), (*offset, bytes));
+        }
         drop(cursor);
         drop(partition);
         node.shutdown().await;

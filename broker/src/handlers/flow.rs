@@ -3,7 +3,7 @@
 //! One [`Flow`] lives from an assignment to the next (group, partition, epoch). It knows every event that is open: given to
 //! the member, waiting for another try, held back behind an earlier event of the same connection (`flow/lanes.rs`), or part of a
 //! commit that is on its way through the log. It holds offsets, never records, and at most [`Settings::holes_max`] of them: when that many
-//! are open no new event is taken, and only waiting ones are delivered.
+//! are open no new event is taken, and only waiting ones are delivered. How connections share the member's credit: `flow/share.rs`.
 //!
 //! Commits are pipelined: each is computed on what the ones before it will leave ([`Flow::projected`]). The state machine
 //! checks that base, so a commit refused along the way makes the later ones that built on it fail as a whole, and nothing else.
@@ -12,6 +12,8 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod lanes;
+mod proposal;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +23,9 @@ use std::{
 };
 
 use lanes::Lanes;
+pub use proposal::{Hole, Leftover, NotOpen, Outcome, Proposal};
+use share::Rank;
+pub use share::{CONNECTION_BYTES_MAX, CONNECTION_EVENTS_MAX, Free};
 use trunkline_proto::{ConnectionId, Offset, limits};
 
 /// What bounds a flow.
@@ -40,95 +45,42 @@ impl Default for Settings {
     }
 }
 
-/// An event that was open when the flow began.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StartHole {
+/// An event of the group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arrival {
     /// Which.
     pub offset: Offset,
     /// Whose; keeps the connection's later events behind it.
     pub connection: ConnectionId,
+    /// Of its record.
+    pub bytes: usize,
+    /// The connection begins with it, and its client waits for an answer.
+    pub opens: bool,
+}
+
+/// An event that was open when the flow began.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartHole {
+    /// Which.
+    pub event: Arrival,
     /// Of its next delivery, from 1.
     pub attempt: u32,
     /// What is left of the delay before it.
     pub delay: Duration,
 }
 
-/// What becomes of an event in a commit.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// Done.
-    Acknowledged,
-    /// To be delivered again after `delay`.
-    Refused {
-        /// From when the commit is applied.
-        delay: Duration,
-        /// Given back untried: the attempt stays.
-        released: bool,
-    },
-    /// Set aside as a dead letter.
-    Parked {
-        /// Why.
-        reason: String,
-        /// How often it was delivered.
-        attempt: u32,
-    },
-}
-
-/// An event that stays open at or below a commit's or an assignment's `through`. It may be delivered at once: one that
-/// was refused with a delay is known to the state already.
+/// What is to be done with an event that the reader has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Hole {
-    /// Which.
-    pub offset: Offset,
-    /// Of its next delivery.
-    pub attempt: u32,
-}
-
-/// A commit as it must go into the log: everything a `HandlerCommitted` record says beyond group, member and epoch.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Proposal {
-    /// The settled prefix it is computed on.
-    pub base: Offset,
-    /// The settled prefix after it.
-    pub through: Offset,
-    /// In order of offsets.
-    pub outcomes: Vec<(Offset, Outcome)>,
-    /// Events in (base, through] that stay open.
-    pub holes: Vec<Hole>,
-}
-
-/// Why a commit is refused before it reaches the log. Nothing happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum NotOpen {
-    /// Never delivered in this epoch, settled already, or part of a commit that is under way.
-    #[error("offset {0} is not in flight to this member")]
-    NotInFlight(Offset),
-    /// Twice in one commit.
-    #[error("offset {0} stands twice in this commit")]
-    Twice(Offset),
-}
-
-/// What to do with an event that the reader has come to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Offer {
-    /// Give it to the member: it holds one credit now.
-    Deliver {
-        /// Always 1 for a new event.
-        attempt: u32,
+pub enum Turn {
+    /// Give it to the member ([`Flow::give`]) for a credit.
+    Now,
+    /// It waits for earlier events of its connection ([`Flow::hold`]) and needs no credit until [`Flow::next_due`] names it.
+    Behind,
+    /// It could be given if more credits than these were free. The reader waits for that, or holds it to see what comes after it.
+    Credit {
+        /// So many must be left.
+        beyond: usize,
     },
-    /// It waits behind an earlier event of its connection; [`Flow::next_due`] will name it.
-    Held,
-}
-
-/// What the next member must be told when this one is gone: goes into `HandlerAssigned`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Leftover {
-    /// The settled prefix it is computed on.
-    pub base: Offset,
-    /// Raised over everything that was given.
-    pub through: Offset,
-    /// What stays open and changed: given and not settled (attempt + 1), or newly at or below `through`.
-    pub holes: Vec<Hole>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,11 +96,21 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Open {
     connection: ConnectionId,
+    bytes: usize,
+    opens: bool,
     /// Of the delivery under way, or of the next one.
     attempt: u32,
     state: State,
     /// Holds one of the member's credits.
     given: bool,
+}
+
+impl Open {
+    /// Not given yet.
+    fn new(event: &Arrival) -> Self {
+        let Arrival { connection, bytes, opens, .. } = *event;
+        Self { connection, bytes, opens, attempt: 1, state: State::Waiting, given: false }
+    }
 }
 
 #[derive(Debug)]
@@ -192,12 +154,12 @@ impl Flow {
             // had all its attempts before this flow began: overdue from the start, so that `expire` parks it
             let exhausted = flow.settings.max_attempts > 0 && hole.attempt > flow.settings.max_attempts;
             let state = if exhausted { State::InFlight { deadline: now } } else { State::Waiting };
-            let open = Open { connection: hole.connection, attempt: hole.attempt, state, given: false };
-            flow.open.insert(hole.offset, open);
+            let open = Open { attempt: hole.attempt, state, ..Open::new(&hole.event) };
+            flow.open.insert(hole.event.offset, open);
             if exhausted {
-                flow.deadlines.insert((now, hole.offset));
+                flow.deadlines.insert((now, hole.event.offset));
             } else {
-                flow.lanes.wait(hole.connection, hole.offset, now + hole.delay);
+                flow.lanes.wait(hole.event.offset, &open, now + hole.delay);
             }
         }
         flow
@@ -223,11 +185,6 @@ impl Flow {
         self.open.len() < self.settings.holes_max
     }
 
-    /// Whether a new event of the connection would have to wait behind an earlier one: offering it needs no credit.
-    pub fn blocks(&self, connection: ConnectionId) -> bool {
-        self.lanes.blocks(connection)
-    }
-
     /// How many events are open.
     pub fn open(&self) -> usize {
         self.open.len()
@@ -243,17 +200,34 @@ impl Flow {
         self.pending.len()
     }
 
-    /// The reader has come to an event that matches the group's filter. Call only with room and a credit.
-    pub fn offer(&mut self, now: Instant, offset: Offset, connection: ConnectionId) -> Offer {
-        debug_assert!(offset > self.scanned && self.has_room());
-        self.scanned = offset;
-        self.open.insert(offset, Open { connection, attempt: 1, state: State::Waiting, given: false });
-        if self.lanes.blocks(connection) {
-            self.lanes.wait(connection, offset, now);
-            return Offer::Held;
+    /// What to do with an event that matches the group's filter, once the reader has come to it. Nothing changes.
+    pub fn turn(&self, event: &Arrival, free: Free) -> Turn {
+        match self.lanes.rank(event) {
+            Some(rank) if free.allows(rank) => Turn::Now,
+            Some(rank) if rank.is_first() || free.is_short() => Turn::Credit { beyond: free.beyond(rank) },
+            _ => Turn::Behind,
         }
-        self.give(now, offset);
-        Offer::Deliver { attempt: 1 }
+    }
+
+    /// The reader passes the event on to the member: it is in flight from here on, for the first time. Call with room, a credit, and
+    /// when it is its turn.
+    pub fn give(&mut self, now: Instant, event: &Arrival) {
+        self.take(event);
+        self.set_given(now, event.offset);
+    }
+
+    /// The reader passes it over: [`Flow::next_due`] will name it. Call with room.
+    pub fn hold(&mut self, now: Instant, event: &Arrival) {
+        let open = self.take(event);
+        self.lanes.wait(event.offset, &open, now);
+    }
+
+    fn take(&mut self, event: &Arrival) -> Open {
+        debug_assert!(event.offset > self.scanned && self.has_room());
+        self.scanned = event.offset;
+        let open = Open::new(event);
+        self.open.insert(event.offset, open);
+        open
     }
 
     /// The reader has come to `offset`, and nothing since the last offered event matches the filter.
@@ -262,14 +236,22 @@ impl Flow {
     }
 
     /// Whether [`Flow::next_due`] has something.
-    pub fn has_due(&mut self, now: Instant) -> bool {
-        self.lanes.due(now).is_some()
+    pub fn has_due(&mut self, now: Instant, free: Free) -> bool {
+        self.lanes.due(now).is_some_and(|(rank, _)| free.allows(rank))
     }
 
-    /// The earliest event whose wait is over, with its attempt. It is in flight from here on: call only with a credit.
-    pub fn next_due(&mut self, now: Instant) -> Option<(Offset, u32)> {
-        let offset = self.lanes.due(now)?;
-        self.give(now, offset);
+    /// With more free credits than these it had something.
+    pub fn wanted(&mut self, now: Instant, free: Free) -> Option<usize> {
+        let (rank, _) = self.lanes.due(now)?;
+        // others may go on when an earlier event of their connection is settled, and this flow sees that
+        rank.is_first().then(|| free.beyond(rank))
+    }
+
+    /// The event whose wait is over and whose turn it is, with its attempt. It is in flight from here on: call only with a credit, which
+    /// is among the `free` ones.
+    pub fn next_due(&mut self, now: Instant, free: Free) -> Option<(Offset, u32)> {
+        let (_, offset) = self.lanes.due(now).filter(|(rank, _)| free.allows(*rank))?;
+        self.set_given(now, offset);
         Some((offset, self.open.get(&offset)?.attempt))
     }
 
@@ -354,7 +336,7 @@ impl Flow {
                     open.given = false;
                     open.attempt = open.attempt.saturating_add(u32::from(!released));
                     open.state = State::Waiting;
-                    self.lanes.wait(connection, offset, now + delay);
+                    self.lanes.wait(offset, open, now + delay);
                 }
             }
         }
@@ -456,10 +438,10 @@ impl Flow {
         reach.min(self.scanned).max(from)
     }
 
-    fn give(&mut self, now: Instant, offset: Offset) {
+    fn set_given(&mut self, now: Instant, offset: Offset) {
         let Some(open) = self.open.get_mut(&offset) else { return };
         open.given = true;
-        self.lanes.give(open.connection, offset);
+        self.lanes.give(offset, open);
         self.set_in_flight(now + self.settings.deadline, offset);
     }
 
@@ -476,7 +458,7 @@ impl Flow {
         let Some(open) = self.open.get_mut(&offset) else { return };
         open.state = State::Committing;
         if refused {
-            self.lanes.refuse(open.connection, offset);
+            self.lanes.refuse(offset, open);
         }
     }
 

@@ -11,6 +11,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{PartitionId, limits, v1};
 
+use super::flow::Free;
+
 /// Responses that wait for the network, for each member. When full its streams stop sending, nobody else's.
 pub const OUTGOING_MAX: usize = 32;
 /// Commits and extends that wait for one partition's stream. When full the member's requests are not read.
@@ -116,18 +118,18 @@ impl Credit {
         Self { counts: Mutex::new((limit, 0)), freed: Notify::new() }
     }
 
-    /// Whether one more event may be sent; nothing is taken.
-    pub fn is_free(&self) -> bool {
+    /// What is free; nothing is taken.
+    pub fn free(&self) -> Free {
         let (limit, used) = *self.counts.lock();
-        used < limit
+        Free::new(limit as usize, limit.saturating_sub(used) as usize)
     }
 
-    /// Takes one credit if there is one.
-    pub fn take(&self) -> bool {
+    /// Takes one credit if there is one, and says what was free before that.
+    pub fn take(&self) -> Option<Free> {
         let (limit, used) = &mut *self.counts.lock();
-        let free = *used < *limit;
-        *used += u32::from(free);
-        free
+        let free = limit.checked_sub(*used).filter(|free| *free > 0)?;
+        *used += 1;
+        Some(Free::new(*limit as usize, free as usize))
     }
 
     /// Gives `credits` back.
@@ -146,13 +148,13 @@ impl Credit {
         self.freed.notify_waiters();
     }
 
-    /// Waits until a credit is free. Cancel safe.
-    pub async fn freed(&self) {
+    /// Waits until more credits than these are free. Cancel safe.
+    pub async fn freed(&self, beyond: usize) {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if self.is_free() {
+            if self.free().is_beyond(beyond) {
                 return;
             }
             freed.await;

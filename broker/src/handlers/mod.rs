@@ -3,6 +3,7 @@
 //! [`session`] reads one `Subscribe` stream. [`registry`] assigns partitions to members and runs one `stream` for each assignment, which
 //! reads with a [`cursor`], decides with a pure [`flow`], and takes commits to the log with [`commit`].
 
+mod again;
 pub mod commit;
 pub mod cursor;
 pub mod flow;

@@ -322,12 +322,11 @@ impl Worker {
             (group.through, holes, group.skipped(), state.applied(), state.time())
         };
         let offsets: Vec<_> = holes.iter().map(|(offset, _)| *offset).collect();
-        let connections = cursor::read_connections(&self.registry.node, &self.partition, &offsets).await;
-        let connections = connections.map_err(AssignError::Read)?;
+        let arrivals = cursor::read_arrivals(&self.registry.node, &self.partition, &offsets).await;
+        let arrivals = arrivals.map_err(AssignError::Read)?;
         let clock = clock::now();
-        let start_holes = holes.into_iter().zip(connections).map(|((offset, hole), connection)| StartHole {
-            offset,
-            connection,
+        let start_holes = holes.into_iter().zip(arrivals).map(|((_, hole), event)| StartHole {
+            event,
             attempt: hole.attempt,
             delay: delay_left(hole.not_before, clock, log),
         });

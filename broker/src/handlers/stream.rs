@@ -12,15 +12,16 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use trunkline_proto::{Offset, v1, v1::subscribe_response::Response};
+use trunkline_proto::{Offset, Timestamp, v1, v1::subscribe_response::Response};
 
 use super::{
     commit::Lease,
     cursor::{Ahead, Cursor, Scanned, Step},
-    flow::{Flow, Leftover, Offer},
+    flow::{Flow, Free, Leftover, Turn},
     member::{Member, Request, SessionEnd},
 };
 use crate::{
+    clock,
     core::Skipped,
     node::{Node, PartitionHandle, ReadError, Role},
 };
@@ -36,6 +37,9 @@ const WIRE_MAX: usize = 64;
 const HANDOVER: Duration = Duration::from_secs(2);
 /// How long a member may leave answers unread when its assignment ends, and the log commits unanswered.
 const STALLED: Duration = Duration::from_secs(10);
+/// An event that waits for a credit is held, to see what comes after it, once it is so old: new connections have credits of their own.
+const LOOK_PAST: Duration = Duration::from_millis(500);
+
 /// Why a stream ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum End {
@@ -56,12 +60,14 @@ pub(super) enum End {
 enum Next {
     /// Something can be sent.
     Deliver,
-    /// It could, with a credit.
-    Credit,
+    /// The event that the reader has come to could, with more free credits than these.
+    Credit(usize),
     /// As much is open as may be: a commit or time must come first.
     Full,
     /// The log must grow first.
     Tail,
+    /// The group was moved.
+    Reset,
 }
 
 /// What retention has to do with a group.
@@ -152,7 +158,8 @@ impl Stream {
                 return Err(End::Moved);
             }
             let sendable = next == Next::Deliver || !self.answers.is_empty();
-            let (index, wake) = (self.cursor.index(), self.wake());
+            let wanted = if handover.is_some() { None } else { self.wanted_credit(next) };
+            let (index, wake) = (self.cursor.index(), self.wake(next));
             let handover_at = handover.unwrap_or_else(Instant::now);
             tokio::select! {
                 biased;
@@ -177,7 +184,7 @@ impl Stream {
                     }
                     Err(_) => return Err(End::Gone),
                 },
-                () = member.credit.freed(), if next == Next::Credit => {}
+                () = member.credit.freed(wanted.unwrap_or_default()), if wanted.is_some() => {}
                 () = tail.wait_past(index), if next == Next::Tail => {}
                 // a registry outlives its streams
                 Ok(()) = self.trimming.wanted.changed() => {}
@@ -234,9 +241,10 @@ impl Stream {
         self.wire.len() < WIRE_MAX && self.answers.len() < WIRE_MAX
     }
 
-    fn wake(&self) -> Option<Duration> {
-        let wake = self.flow.next_wake()?;
-        Some(wake.saturating_duration_since(now()).max(Duration::from_millis(1)))
+    fn wake(&self, next: Next) -> Option<Duration> {
+        let wake = self.flow.next_wake().map(|at| at.saturating_duration_since(now()).max(Duration::from_millis(1)));
+        let look_past = matches!(next, Next::Credit(_)).then_some(LOOK_PAST);
+        [wake, look_past].into_iter().flatten().min()
     }
 
     /// Goes over what needs no credit and says what there is to do then.
@@ -245,40 +253,58 @@ impl Stream {
             if self.carry.is_some() {
                 return Ok(Next::Deliver);
             }
-            let now = now();
-            let sendable = if self.member.credit.is_free() { Next::Deliver } else { Next::Credit };
-            if self.flow.has_due(now) {
-                return Ok(sendable);
+            let (now, free) = (now(), self.member.credit.free());
+            if self.flow.has_due(now, free) {
+                return Ok(Next::Deliver);
             }
-            self.pass_over(now);
-            match self.cursor.peek() {
-                Some(Step::Reset) => return Err(End::Restart),
-                Some(_) if self.flow.has_room() => return Ok(sendable),
-                Some(_) => return Ok(Next::Full),
-                None => match self.cursor.read_tail() {
-                    Ahead::Some => {}
-                    Ahead::End => return Ok(Next::Tail),
-                    Ahead::Behind => {
-                        self.cursor.read_log().await.map_err(|error| self.unreadable(&error))?;
-                        tokio::task::yield_now().await;
-                    }
-                },
+            match self.pass_over(now, free) {
+                None => {}
+                Some(Next::Reset) => return Err(End::Restart),
+                Some(next) => return Ok(next),
+            }
+            match self.cursor.read_tail() {
+                Ahead::Some => {}
+                Ahead::End => return Ok(Next::Tail),
+                Ahead::Behind => {
+                    self.cursor.read_log().await.map_err(|error| self.unreadable(&error))?;
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
 
-    /// Takes the steps that send nothing: no matching record, or an event that must wait behind another.
-    fn pass_over(&mut self, now: std::time::Instant) {
+    /// With more free credits than these there would be something to send.
+    fn wanted_credit(&mut self, next: Next) -> Option<usize> {
+        match (next, self.flow.wanted(now(), self.member.credit.free())) {
+            (Next::Deliver, _) => None,
+            (Next::Credit(beyond), due) => Some(due.map_or(beyond, |due| due.min(beyond))),
+            (Next::Full | Next::Tail | Next::Reset, due) => due,
+        }
+    }
+
+    /// Takes the steps that send nothing: no matching record, or an event that must wait. Then says what there is to do; `None`: read on.
+    fn pass_over(&mut self, now: std::time::Instant, free: Free) -> Option<Next> {
         while let Some(step) = self.cursor.peek() {
             match step {
                 Step::Progress(offset) => self.flow.progress(*offset),
-                Step::Event(event) if self.flow.has_room() && self.flow.blocks(event.connection()) => {
-                    let _held = self.flow.offer(now, event.offset, event.connection());
+                Step::Reset => return Some(Next::Reset),
+                Step::Event(_) if !self.flow.has_room() => return Some(Next::Full),
+                Step::Event(event) => {
+                    let arrival = event.arrival();
+                    match self.flow.turn(&arrival, free) {
+                        Turn::Now => return Some(Next::Deliver),
+                        Turn::Credit { beyond } if arrival.opens || !is_old(event.time) => {
+                            return Some(Next::Credit(beyond));
+                        }
+                        Turn::Behind | Turn::Credit { .. } => self.flow.hold(now, &arrival),
+                    }
                 }
-                Step::Event(_) | Step::Reset => return,
             }
-            self.cursor.take_step();
+            if let Some(Step::Event(held)) = self.cursor.take_step() {
+                self.cursor.keep(held);
+            }
         }
+        None
     }
 
     async fn next_response(&mut self, next: Next) -> Result<Option<Response>, End> {
@@ -316,16 +342,16 @@ impl Stream {
         Ok(events)
     }
 
-    /// The next event with its attempt, holding a credit: those that are due again first.
+    /// The next event with its attempt, holding a credit: those that have waited first.
     async fn next_event(&mut self) -> Result<Option<(Scanned, u32)>, End> {
-        while self.member.credit.take() {
+        while let Some(free) = self.member.credit.take() {
             let now = now();
-            let Some((offset, attempt)) = self.flow.next_due(now) else {
-                let next = self.next_new(now);
+            let Some((offset, attempt)) = self.flow.next_due(now, free) else {
+                let next = self.next_new(now, free);
                 self.member.credit.release(usize::from(next.is_none()));
                 return Ok(next);
             };
-            match self.cursor.record(offset).await {
+            match self.cursor.again(offset).await {
                 Ok(Some(scanned)) => return Ok(Some((scanned, attempt))),
                 Ok(None) => self.give_up(offset, "the event is not in the log").await?,
                 Err(ReadError::Trimmed { .. }) => self.give_up(offset, "retention has taken the event").await?,
@@ -335,21 +361,17 @@ impl Stream {
         Ok(None)
     }
 
-    fn next_new(&mut self, now: std::time::Instant) -> Option<(Scanned, u32)> {
+    /// The next event that was never given.
+    fn next_new(&mut self, now: std::time::Instant, free: Free) -> Option<(Scanned, u32)> {
         loop {
-            self.pass_over(now);
-            let step = self.cursor.peek();
-            if step.is_none() {
-                if self.cursor.read_tail() != Ahead::Some {
-                    return None;
+            match self.pass_over(now, free) {
+                None if self.cursor.read_tail() == Ahead::Some => {}
+                Some(Next::Deliver) => {
+                    let Some(Step::Event(event)) = self.cursor.take_step() else { return None };
+                    self.flow.give(now, &event.arrival());
+                    return Some((event, 1));
                 }
-            } else if matches!(step, Some(Step::Event(_))) && self.flow.has_room() {
-                let Some(Step::Event(event)) = self.cursor.take_step() else { return None };
-                if let Offer::Deliver { attempt } = self.flow.offer(now, event.offset, event.connection()) {
-                    return Some((event, attempt));
-                }
-            } else {
-                return None;
+                _ => return None,
             }
         }
     }
@@ -368,6 +390,11 @@ impl Stream {
         tracing::error!(group = self.lease.group, partition = %self.partition.id, %error, "the log cannot be read");
         End::Unreadable
     }
+}
+
+/// Whether a record has waited long, by clocks that may differ: nothing but fairness rests on it.
+fn is_old(time: Timestamp) -> bool {
+    clock::now().0.saturating_sub(time.0) > LOOK_PAST.as_micros() as u64
 }
 
 /// Of a clock that nobody sets.

@@ -22,6 +22,7 @@ use crate::{
     known::{Identity, Known},
     measure,
     settings::{ApiSettings, OnFailure},
+    unanswered::Unanswered,
     welcomes::Welcomes,
 };
 
@@ -39,6 +40,7 @@ pub struct Bridge {
     caller: Caller,
     known: Arc<Known>,
     places: Arc<Places>,
+    unanswered: Arc<Unanswered>,
     welcomes: Arc<Welcomes>,
 }
 
@@ -50,7 +52,9 @@ struct Answered<T> {
     channels: Vec<String>,
 }
 
-/// Calls at once. Those for new connections have places of their own: a function that hangs keeps nobody out that another one lets in.
+/// Calls at once. Those for new connections have places of their own, as they have credits of their own at the broker: a function that
+/// hangs keeps nobody out that another one lets in. Places are taken in the order they are asked for, and a connection asks for one at
+/// a time, so that none waits for more than one call of each other.
 #[derive(Debug)]
 struct Places {
     registrations: Semaphore,
@@ -62,7 +66,14 @@ impl Bridge {
     pub fn new(settings: ApiSettings, caller: Caller, known: Arc<Known>) -> Self {
         let places = || Semaphore::new(settings.concurrency);
         let places = Places { registrations: places(), others: places() };
-        Self { settings: Arc::new(settings), caller, known, places: Arc::new(places), welcomes: Arc::default() }
+        Self {
+            settings: Arc::new(settings),
+            caller,
+            known,
+            places: Arc::new(places),
+            unanswered: Arc::default(),
+            welcomes: Arc::default(),
+        }
     }
 
     /// Calls until an attempt succeeds by `judge`, it makes no sense to try again, or attempts or time are over. A place is taken for the
@@ -78,7 +89,13 @@ impl Bridge {
         loop {
             let judged = match within(until, places.acquire()).await {
                 // an error: closed, which it never is
-                Ok(_place) => self.attempt(place, call, until).await.and_then(|reply| judge(&reply)),
+                Ok(_place) => {
+                    let judged = self.attempt(place, call, until).await.and_then(|reply| judge(&reply));
+                    if until.is_some() {
+                        self.note(place, judged.as_ref().err());
+                    }
+                    judged
+                }
                 Err(late) => Err(late),
             };
             let failure = match judged {
@@ -97,6 +114,16 @@ impl Bridge {
             }
             attempt += 1;
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// What a call for a new connection says of whether it must be cleaned up after although it is turned away: a decision says no, and
+    /// a failure says yes if the function may have run.
+    fn note(&self, place: &Place, failure: Option<&Failure>) {
+        match failure {
+            None => self.unanswered.forget(&place.connection),
+            Some(failure) if failure.may_have_run() => self.unanswered.remember(&place.connection),
+            Some(_) => {}
         }
     }
 
@@ -251,13 +278,13 @@ impl Handler for Bridge {
 
     async fn closed(&self, cx: &mut Context, closed: Closed) -> Result<(), HandlerError> {
         self.welcomes.done(cx.connection()).await;
-        // who was turned away was never there
-        if closed.cause == CloseCause::Rejected {
+        let place = place(cx);
+        // who was turned away was never there, unless its function may think otherwise
+        if closed.cause == CloseCause::Rejected && !self.unanswered.has(&place.connection) {
             self.known.forget(cx.connection());
             return Ok(());
         }
         let who = self.identity(cx).await?;
-        let place = place(cx);
         let Some(call) = dialect::cleanup(&self.settings, &place, &who, &closed) else {
             self.known.forget(cx.connection());
             return Ok(());
@@ -266,6 +293,7 @@ impl Handler for Bridge {
             self.attempts(&self.places.others, (&place, &call), None, |reply| dialect::done(&self.settings, reply));
         match called.await {
             Ok(()) => {
+                self.unanswered.forget(&place.connection);
                 self.known.forget(cx.connection());
                 Ok(())
             }

@@ -89,12 +89,17 @@ impl Caller {
         let since = Instant::now();
         let answered = tokio::time::timeout_at(deadline, async {
             if settings.consent {
-                self.consents
-                    .given(settings, &call.url, |question| self.exchange(settings, &call.url, question))
-                    .await?;
+                let ask = |question| async {
+                    // broken or not: the function itself was not asked
+                    self.exchange(settings, &call.url, question).await.map_err(|failure| match failure {
+                        Failure::Broken(why) => Failure::Unreached(why),
+                        other => other,
+                    })
+                };
+                self.consents.given(settings, &call.url, ask).await?;
             }
             let answered = self.exchange(settings, &call.url, request(settings, place, call)).await;
-            if settings.consent && matches!(answered, Err(Failure::Unreached(_))) {
+            if settings.consent && matches!(answered, Err(Failure::Unreached(_) | Failure::Broken(_))) {
                 self.consents.forget(settings, &call.url).await;
             }
             answered
@@ -114,7 +119,10 @@ impl Caller {
             return Err(Failure::Unreached("no function may be at a private address".to_owned()));
         }
         let http = if settings.private_addresses { &self.anywhere } else { &self.in_public };
-        let response = http.request(request).await.map_err(|error| Failure::Unreached(root_cause(&error)))?;
+        let response = http.request(request).await.map_err(|error| match error.is_connect() {
+            true => Failure::Unreached(root_cause(&error)),
+            false => Failure::Broken(root_cause(&error)),
+        })?;
         let (parts, body) = response.into_parts();
         let body = read(body, settings.max_response).await?;
         Ok(Reply { status: parts.status, headers: parts.headers, body })
@@ -188,7 +196,7 @@ async fn read(mut body: Incoming, most: usize) -> Result<Option<Bytes>, Failure>
     }
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::Unreached(root_cause(&error)))?;
+        let frame = frame.map_err(|error| Failure::Broken(root_cause(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         if read.len() + data.len() > most {
             return Ok(None);

@@ -169,7 +169,7 @@ impl Known {
                 let kept = Kept::of(&connection.attributes);
                 Identity { subprotocol: connection.subprotocol, kept, assignment, ..known }
             }
-            None => Identity { kept: Kept { state: String::new(), ..known.kept }, assignment, ..known },
+            None => Identity { kept: known.kept.clone().stateless(), assignment, ..known },
         })
     }
 

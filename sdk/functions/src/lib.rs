@@ -18,6 +18,7 @@ mod route;
 mod run;
 mod settings;
 mod signature;
+mod unanswered;
 mod welcomes;
 
 pub use self::{

@@ -135,7 +135,7 @@ pub async fn run_until(
 }
 
 fn subscriber(brokers: &Brokers, member: &str, settings: &ApiSettings) -> Subscriber {
-    // what one busy connection has waiting here must leave room for the others
+    // so much that calls never wait for events; the broker shares it among the connections, so that one of them cannot have it all
     let held = (settings.concurrency * 16).clamp(1024, limits::CREDIT_MAX as usize);
     brokers
         .subscriber()
@@ -144,7 +144,7 @@ fn subscriber(brokers: &Brokers, member: &str, settings: &ApiSettings) -> Subscr
         .apis([&settings.api])
         .start(start(settings))
         .credit(u32::try_from(held).unwrap_or(limits::CREDIT_MAX))
-        // the bridge itself bounds calls, and so does each call its time: waiting for a place costs a task
+        // every event that may be in flight has its task: what bounds calls are the bridge's places, and new connections have their own
         .workers(held)
         .timeout(RUN_TIMEOUT)
 }

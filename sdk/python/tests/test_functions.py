@@ -455,6 +455,30 @@ def test_a_registration_without_an_answer_is_refused(chat, answers, status, call
     assert len(functions["registration"].calls) == calls
 
 
+@pytest.mark.parametrize(
+    ("answers", "cleanups"),
+    [
+        ([3.0, 3.0], 1),
+        ([3.0, ValueError("x")], 1),
+        (["no json"], 1),
+        ([ValueError("x"), ValueError("x")], 0),
+        ([3.0, {"errNo": 5, "errMsg": "no"}], 0),
+    ],
+)
+def test_who_was_turned_away_without_an_answer_is_cleaned_up(chat, answers, cleanups):
+    handler, functions = chat()
+    functions["registration"].answers[:] = answers
+    functions["cleanup"].answers[:] = [None]
+
+    async def main() -> None:
+        assert (await handler.opened(context(), opened())).rejected is not None
+        for _ in range(2):
+            await handler.closed(context(), Closed(1006, "", CloseCause.REJECTED))
+
+    asyncio.run(main())
+    assert len(functions["cleanup"].calls) == cleanups
+
+
 def test_a_registration_whose_client_has_gone_long_ago_is_not_asked_for(chat):
     handler, functions = chat()
     decision = asyncio.run(handler.opened(context(age=120), opened()))

@@ -31,6 +31,7 @@ mod backoff;
 mod brokers;
 mod client;
 mod command;
+mod complaints;
 mod context;
 mod error;
 mod event;

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -29,6 +29,7 @@ use crate::{
     backoff::Backoff,
     brokers::{Brokers, Claim, Target},
     command::Command,
+    complaints::Complaints,
     context::{Assignment, Context, Origin},
     error::{ClientError, Retry},
     event::{Closed, Message, Opened},
@@ -72,6 +73,10 @@ pub(crate) struct Session<H> {
     backoff: Backoff,
     /// No other session of this process has it.
     number: u64,
+    /// Of streams.
+    lost: Complaints,
+    /// Of runs.
+    unhandled: Arc<Mutex<Complaints>>,
 }
 
 /// How many sessions there were.
@@ -94,6 +99,7 @@ impl<H: Handler> Session<H> {
         let backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
         let (runs, tasks) = (JoinSet::new(), HashMap::new());
         let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        let (lost, unhandled) = (Complaints::default(), Arc::default());
         Self {
             target,
             brokers,
@@ -107,6 +113,8 @@ impl<H: Handler> Session<H> {
             tasks,
             backoff,
             number,
+            lost,
+            unhandled,
         }
     }
 
@@ -128,7 +136,12 @@ impl<H: Handler> Session<H> {
                 Ended::Refused(error) => return Err(error),
                 Ended::Lost(reason) => {
                     let delay = self.backoff.next();
-                    tracing::warn!(%broker, group = %self.settings.group, %reason, ?delay, "no stream to the broker, trying again");
+                    let group = &self.settings.group;
+                    if let Some(times) = self.lost.failed(Instant::now().into_std()) {
+                        tracing::warn!(%broker, %group, %reason, times, "no stream to the broker, trying again");
+                    } else {
+                        tracing::debug!(%broker, %group, %reason, ?delay, "no stream to the broker, trying again");
+                    }
                     if self.wait(delay).await {
                         return Ok(());
                     }
@@ -157,6 +170,9 @@ impl<H: Handler> Session<H> {
             Ok(Err(ended)) => return ended,
             Ok(Ok(joined)) => joined,
         };
+        if let Some(failures) = self.lost.passed() {
+            tracing::info!(broker = address, group = %self.settings.group, failures, "there is a stream to the broker again");
+        }
         self.backoff.reset();
         self.attempts = 0;
         self.serve(requests, responses).await
@@ -295,7 +311,13 @@ impl<H: Handler> Session<H> {
         while let Some(work) = self.schedule.next_work() {
             let (id, attempt) = (work.id, work.event.attempt);
             let assignment = Assignment { session: self.number, generation: work.generation };
-            let run = handle(self.handler.clone(), self.settings.clone(), self.workers.clone(), (work, assignment));
+            let run = handle(
+                self.handler.clone(),
+                self.settings.clone(),
+                self.workers.clone(),
+                (work, assignment),
+                self.unhandled.clone(),
+            );
             self.tasks.insert(self.runs.spawn(run).id(), (id, attempt));
         }
     }
@@ -368,6 +390,7 @@ async fn handle<H: Handler>(
     settings: Arc<Settings>,
     workers: Arc<Semaphore>,
     (work, assignment): (Work, Assignment),
+    complaints: Arc<Mutex<Complaints>>,
 ) -> Verdict {
     // never closed: an error would only mean one worker more
     let _permit = workers.acquire().await;
@@ -393,16 +416,33 @@ async fn handle<H: Handler>(
         Ok(result) => result.and_then(|()| cx.finish().map_err(HandlerError::from)),
         Err(_) => Err(HandlerError::from(format!("no answer within {:?}", settings.timeout))),
     };
-    result.map_or_else(|error| failed(&error, attempt, connection, offset), Verdict::Acknowledge)
+    let now = Instant::now().into_std();
+    match result {
+        Ok(commands) => {
+            if let Some(failures) = locked(&complaints).passed_among_others(now) {
+                tracing::info!(group = %settings.group, failures, "events are handled again");
+            }
+            Verdict::Acknowledge(commands)
+        }
+        Err(error) => {
+            // where a service behind the handler is away, that is each of its events, again and again
+            if let Some(times) = locked(&complaints).failed(now) {
+                tracing::warn!(%connection, %offset, attempt, %error, times, "an event was not handled");
+            } else {
+                tracing::debug!(%connection, %offset, attempt, %error, "an event was not handled");
+            }
+            match error.then {
+                Then::Retry => Verdict::Refuse(refuse_delay(attempt)),
+                Then::RetryAfter(delay) => Verdict::Refuse(delay),
+                Then::Park(reason) => Verdict::Park(reason),
+            }
+        }
+    }
 }
 
-fn failed(error: &HandlerError, attempt: u32, connection: ConnectionId, offset: Offset) -> Verdict {
-    tracing::warn!(%connection, %offset, attempt, %error, "an event was not handled");
-    match &error.then {
-        Then::Retry => Verdict::Refuse(refuse_delay(attempt)),
-        Then::RetryAfter(delay) => Verdict::Refuse(*delay),
-        Then::Park(reason) => Verdict::Park(reason.clone()),
-    }
+fn locked(complaints: &Mutex<Complaints>) -> MutexGuard<'_, Complaints> {
+    // counts are whole at any time
+    complaints.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn call<H: Handler>(handler: &H, cx: &mut Context, event: v1::event::Event) -> Result<(), HandlerError> {

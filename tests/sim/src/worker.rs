@@ -10,10 +10,10 @@ use trunkline_broker::{
     core::{Refusal, Verdict},
     handlers::{
         commit::{self, Lease},
-        flow::{Flow, Leftover, Offer, Outcome, Proposal, Settings, StartHole},
+        flow::{Arrival, Flow, Free, Leftover, Outcome, Proposal, Settings, StartHole, Turn},
     },
 };
-use trunkline_proto::{Batch, LogIndex, Offset, Record, RecordKind, Source, v1};
+use trunkline_proto::{Batch, ConnectionId, LogIndex, Offset, Record, RecordKind, Source, v1};
 
 use crate::{
     GROUP, Time,
@@ -26,6 +26,8 @@ use crate::{
 
 /// Open events of a member.
 const CREDIT: usize = 16;
+/// An event that waits for a credit is held, to see what comes after it, once so much is read beyond it.
+const LOOK_PAST: usize = 8;
 /// A member that was not heard for so long is gone.
 const LEASE: Time = millis(700);
 const DEADLINE: Duration = Duration::from_millis(1500);
@@ -133,8 +135,7 @@ impl Worker {
         self.assigned = true;
         let (now, clock) = (context.steady(), context.clock(view.broker).max(view.state.time()));
         let holes = group.holes().map(|(offset, hole)| StartHole {
-            offset,
-            connection: view.record(offset).map(|record| record.connection).unwrap_or_default(),
+            event: view.record(offset).map_or_else(|| missing(offset), |record| arrival(offset, &record)),
             attempt: hole.attempt,
             delay: Duration::from_micros(hole.not_before.0.saturating_sub(clock.0)),
         });
@@ -190,6 +191,15 @@ impl Worker {
     }
 }
 
+fn arrival(offset: Offset, record: &Record) -> Arrival {
+    let opens = record.kind == RecordKind::ConnectionOpened;
+    Arrival { offset, connection: record.connection, bytes: record.bytes().len(), opens }
+}
+
+fn missing(offset: Offset) -> Arrival {
+    Arrival { offset, connection: ConnectionId::NONE, bytes: 0, opens: false }
+}
+
 fn member_name(member: u8) -> String {
     format!("m{member}")
 }
@@ -205,9 +215,10 @@ impl Active {
         }
         self.read(view);
         let mut events = Vec::new();
-        while self.flow.given() < CREDIT
-            && let Some((offset, attempt)) = self.flow.next_due(now)
-        {
+        while let Some((offset, attempt)) = {
+            let free = self.free();
+            self.flow.next_due(now, free)
+        } {
             if let Some(record) = view.record(offset) {
                 events.push((offset, attempt, record));
             }
@@ -216,12 +227,17 @@ impl Active {
             match step {
                 Step::Progress(offset) => self.flow.progress(*offset),
                 Step::Event(offset, record) => {
-                    let free = self.flow.given() < CREDIT || self.flow.blocks(record.connection);
-                    if !free || !self.flow.has_room() {
+                    if !self.flow.has_room() {
                         break;
                     }
-                    if let Offer::Deliver { attempt } = self.flow.offer(now, *offset, record.connection) {
-                        events.push((*offset, attempt, record.clone()));
+                    let event = arrival(*offset, record);
+                    match self.flow.turn(&event, self.free()) {
+                        Turn::Now => {
+                            self.flow.give(now, &event);
+                            events.push((*offset, 1, record.clone()));
+                        }
+                        Turn::Credit { .. } if event.opens || self.steps.len() < LOOK_PAST => break,
+                        Turn::Behind | Turn::Credit { .. } => self.flow.hold(now, &event),
                     }
                 }
             }
@@ -231,6 +247,10 @@ impl Active {
             let body = Body::Events { partition: view.state.id(), epoch: self.lease.epoch, events };
             context.send(Node::Broker(view.broker), Node::Member(self.member), body);
         }
+    }
+
+    fn free(&self) -> Free {
+        Free::new(CREDIT, CREDIT - self.flow.given())
     }
 
     fn read(&mut self, view: View<'_>) {

@@ -2,7 +2,8 @@
 //!
 //! A connection's events may be with the member together, given in order. Once one of them must be given again it waits until
 //! the member has answered every later one it holds; no newer event of the connection is given meanwhile. Then everything of
-//! the connection that is still open follows in order (docs/adr/0004-order-within-a-connection.md).
+//! the connection that is still open follows in order (docs/adr/0004-order-within-a-connection.md). A connection that has its share
+//! of the credit waits in the same way, and so does what comes after it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,6 +11,8 @@ use std::{
 };
 
 use trunkline_proto::{ConnectionId, Offset};
+
+use super::{Arrival, CONNECTION_BYTES_MAX, CONNECTION_EVENTS_MAX, Open, Rank};
 
 /// Why an event is not given now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,19 +26,57 @@ enum Wait {
 /// One connection's open events.
 #[derive(Debug, Default)]
 struct Lane {
-    waiting: BTreeMap<Offset, Wait>,
-    /// Given to the member and not settled; one that is being refused is here and waits.
-    given: BTreeSet<Offset>,
+    waiting: BTreeMap<Offset, Waiting>,
+    /// Given to the member and not settled, with its bytes; one that is being refused is here and waits.
+    given: BTreeMap<Offset, usize>,
+    /// Of those together.
+    given_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    wait: Wait,
+    bytes: usize,
+    opens: bool,
+}
+
+/// The event of a connection that is to be given next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Next {
+    from: Instant,
+    rank: Rank,
+    offset: Offset,
 }
 
 impl Lane {
-    /// The event to give next, and from when on.
-    fn next(&self) -> Option<(Instant, Offset)> {
-        let (&first, wait) = self.waiting.first_key_value()?;
-        match wait {
-            Wait::Until(from) if self.given.last().is_none_or(|last| *last < first) => Some((*from, first)),
-            Wait::Until(_) | Wait::Refusing => None,
+    fn next(&self) -> Option<Next> {
+        let (&offset, first) = self.waiting.first_key_value()?;
+        let from = match first.wait {
+            Wait::Until(from) if self.given.last_key_value().is_none_or(|(last, _)| *last < offset) => from,
+            Wait::Until(_) | Wait::Refusing => return None,
+        };
+        Some(Next { from, rank: self.rank(first.bytes, first.opens)?, offset })
+    }
+
+    /// With which rank an event may be given after those that are; none while they are as many as may be.
+    fn rank(&self, bytes: usize, opens: bool) -> Option<Rank> {
+        let held = self.given.len();
+        let fits = held < CONNECTION_EVENTS_MAX && self.given_bytes.saturating_add(bytes) <= CONNECTION_BYTES_MAX;
+        match held {
+            0 if opens => Some(Rank::Opens),
+            0 => Some(Rank::Holds(0)),
+            _ => fits.then_some(Rank::Holds(held)),
         }
+    }
+
+    fn give(&mut self, offset: Offset, bytes: usize) {
+        if self.given.insert(offset, bytes).is_none() {
+            self.given_bytes += bytes;
+        }
+    }
+
+    fn take_back(&mut self, offset: Offset) {
+        self.given_bytes -= self.given.remove(&offset).unwrap_or_default();
     }
 }
 
@@ -44,15 +85,21 @@ impl Lane {
 pub(super) struct Lanes {
     lanes: BTreeMap<ConnectionId, Lane>,
     /// Next event of each connection, where its time has come.
-    ripe: BTreeSet<Offset>,
+    ripe: BTreeSet<(Rank, Offset)>,
     /// The same, where it has not come.
-    ripening: BTreeSet<(Instant, Offset)>,
+    ripening: BTreeSet<(Instant, Rank, Offset)>,
+    /// The latest moment that was told.
+    now: Option<Instant>,
 }
 
 impl Lanes {
-    /// Whether an event of the connection waits: a later one waits behind it.
-    pub(super) fn blocks(&self, connection: ConnectionId) -> bool {
-        self.lanes.get(&connection).is_some_and(|lane| !lane.waiting.is_empty())
+    /// With which rank a new event may be given; none while it must wait behind others of its connection.
+    pub(super) fn rank(&self, event: &Arrival) -> Option<Rank> {
+        match self.lanes.get(&event.connection) {
+            Some(lane) if lane.waiting.is_empty() => lane.rank(event.bytes, event.opens),
+            Some(_) => None,
+            None => Lane::default().rank(event.bytes, event.opens),
+        }
     }
 
     /// Whether an event before `offset` waits.
@@ -62,25 +109,25 @@ impl Lanes {
     }
 
     /// The member does not have it, and is to have it from this moment on.
-    pub(super) fn wait(&mut self, connection: ConnectionId, offset: Offset, from: Instant) {
-        self.change(connection, |lane| {
-            lane.given.remove(&offset);
-            lane.waiting.insert(offset, Wait::Until(from));
+    pub(super) fn wait(&mut self, offset: Offset, open: &Open, from: Instant) {
+        self.change(open.connection, |lane| {
+            lane.take_back(offset);
+            lane.waiting.insert(offset, Waiting { wait: Wait::Until(from), bytes: open.bytes, opens: open.opens });
         });
     }
 
     /// The member has it.
-    pub(super) fn give(&mut self, connection: ConnectionId, offset: Offset) {
-        self.change(connection, |lane| {
+    pub(super) fn give(&mut self, offset: Offset, open: &Open) {
+        self.change(open.connection, |lane| {
             lane.waiting.remove(&offset);
-            lane.given.insert(offset);
+            lane.give(offset, open.bytes);
         });
     }
 
     /// A commit that refuses it is under way.
-    pub(super) fn refuse(&mut self, connection: ConnectionId, offset: Offset) {
-        self.change(connection, |lane| {
-            lane.waiting.insert(offset, Wait::Refusing);
+    pub(super) fn refuse(&mut self, offset: Offset, open: &Open) {
+        self.change(open.connection, |lane| {
+            lane.waiting.insert(offset, Waiting { wait: Wait::Refusing, bytes: open.bytes, opens: open.opens });
         });
     }
 
@@ -95,22 +142,23 @@ impl Lanes {
     pub(super) fn settle(&mut self, connection: ConnectionId, offset: Offset) {
         self.change(connection, |lane| {
             lane.waiting.remove(&offset);
-            lane.given.remove(&offset);
+            lane.take_back(offset);
         });
     }
 
-    /// The earliest event that may be given now.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Offset> {
-        while let Some((from, offset)) = self.ripening.first().copied().filter(|(from, _)| *from <= now) {
-            self.ripening.remove(&(from, offset));
-            self.ripe.insert(offset);
+    /// Of the events that may be given now, by their time, the one that comes first.
+    pub(super) fn due(&mut self, now: Instant) -> Option<(Rank, Offset)> {
+        self.now = Some(now);
+        while let Some((from, rank, offset)) = self.ripening.first().copied().filter(|(from, ..)| *from <= now) {
+            self.ripening.remove(&(from, rank, offset));
+            self.ripe.insert((rank, offset));
         }
         self.ripe.first().copied()
     }
 
     /// When the next one may be given that may not be given yet.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.ripening.first().map(|(from, _)| *from)
+        self.ripening.first().map(|(from, ..)| *from)
     }
 
     fn change(&mut self, connection: ConnectionId, change: impl FnOnce(&mut Lane)) {
@@ -124,10 +172,20 @@ impl Lanes {
         if before == after {
             return;
         }
-        if let Some((from, offset)) = before {
-            self.ripening.remove(&(from, offset));
-            self.ripe.remove(&offset);
+        if let Some(Next { from, rank, offset }) = before
+            && !self.ripe.remove(&(rank, offset))
+        {
+            self.ripening.remove(&(from, rank, offset));
         }
-        self.ripening.extend(after);
+        match after {
+            // most wait for nothing but their turn
+            Some(Next { from, rank, offset }) if self.now.is_some_and(|now| from <= now) => {
+                self.ripe.insert((rank, offset));
+            }
+            Some(Next { from, rank, offset }) => {
+                self.ripening.insert((from, rank, offset));
+            }
+            None => {}
+        }
     }
 }

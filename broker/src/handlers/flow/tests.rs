@@ -22,6 +22,40 @@ fn flow(max_attempts: u32) -> Flow {
     Flow::new(Settings { max_attempts, ..Settings::default() }, later(0), Offset::ZERO, Vec::new())
 }
 
+/// A message of a few bytes.
+fn event(offset: Offset, connection: ConnectionId) -> Arrival {
+    Arrival { offset, connection, bytes: 100, opens: false }
+}
+
+/// Credit that nothing falls short of.
+const PLENTY: Free = Free::new(10_000, 10_000);
+
+#[derive(PartialEq, Eq, Debug)]
+enum Offer {
+    Deliver { attempt: u32 },
+    Held,
+}
+
+impl Flow {
+    /// The reader comes to an event while there is plenty of credit.
+    fn offer(&mut self, now: Instant, offset: Offset, connection: ConnectionId) -> Offer {
+        let event = event(offset, connection);
+        match self.turn(&event, PLENTY) {
+            Turn::Now => self.give(now, &event),
+            Turn::Behind => {
+                self.hold(now, &event);
+                return Offer::Held;
+            }
+            Turn::Credit { .. } => panic!("there is plenty"),
+        }
+        Offer::Deliver { attempt: 1 }
+    }
+
+    fn due(&mut self, now: Instant) -> Option<(Offset, u32)> {
+        self.next_due(now, PLENTY)
+    }
+}
+
 fn ack(n: u64) -> (Offset, Outcome) {
     (at(n), Outcome::Acknowledged)
 }
@@ -86,11 +120,11 @@ fn later_events_of_a_connection_wait_behind_a_refused_one() {
     assert_eq!(flow.offer(later(0), at(2), connection(1)), Offer::Held, "the refusal is on its way");
     assert_eq!(flow.offer(later(0), at(3), connection(2)), Offer::Deliver { attempt: 1 });
     assert_eq!(flow.applied(later(0)), 1);
-    assert_eq!(flow.next_due(later(4)), None);
+    assert_eq!(flow.due(later(4)), None);
     assert_eq!(flow.next_wake(), Some(later(5)));
-    assert_eq!(flow.next_due(later(5)), Some((at(1), 2)));
-    assert_eq!(flow.next_due(later(5)), Some((at(2), 1)));
-    assert_eq!(flow.next_due(later(5)), None);
+    assert_eq!(flow.due(later(5)), Some((at(1), 2)));
+    assert_eq!(flow.due(later(5)), Some((at(2), 1)));
+    assert_eq!(flow.due(later(5)), None);
 }
 
 #[test]
@@ -103,7 +137,7 @@ fn event_past_its_deadline_is_given_again_and_parked_in_the_end() {
     let again = flow.expire(later(119), 100).unwrap();
     assert_eq!(again.outcomes, [refuse(1, 0)]);
     assert_eq!(flow.applied(later(119)), 1);
-    assert_eq!(flow.next_due(later(119)), Some((at(1), 2)));
+    assert_eq!(flow.due(later(119)), Some((at(1), 2)));
     let parked = flow.commit(vec![refuse(1, 0)]).unwrap();
     assert_eq!(parked.outcomes[0].1, Outcome::Parked { reason: "out of attempts".into(), attempt: 2 });
     flow.applied(later(120));
@@ -147,11 +181,11 @@ fn what_a_lost_member_was_given_gets_another_attempt() {
 
 #[test]
 fn event_out_of_attempts_before_the_flow_began_is_parked_undelivered() {
-    let hole = StartHole { offset: at(1), connection: connection(1), attempt: 4, delay: Duration::ZERO };
+    let hole = StartHole { event: event(at(1), connection(1)), attempt: 4, delay: Duration::ZERO };
     let mut flow = Flow::new(Settings { max_attempts: 3, ..Settings::default() }, later(0), at(5), vec![hole]);
     let parked = flow.expire(later(0), 100).unwrap();
     assert_eq!(parked.outcomes[0].1, Outcome::Parked { reason: "out of attempts".into(), attempt: 3 });
-    assert_eq!(flow.next_due(later(0)), None);
+    assert_eq!(flow.due(later(0)), None);
     // dead letters are full: tried again after a deadline, not at once
     flow.refused(later(0));
     assert_eq!(flow.expire(later(1), 100), None);
@@ -167,14 +201,14 @@ fn refused_event_waits_for_the_later_ones_of_its_connection() {
     }
     flow.commit(vec![refuse(2, 0)]).unwrap();
     flow.applied(later(0));
-    assert_eq!(flow.next_due(later(0)), None, "3 and 4 are with the member");
+    assert_eq!(flow.due(later(0)), None, "3 and 4 are with the member");
     flow.commit(vec![ack(3)]).unwrap();
     flow.commit(vec![(at(4), Outcome::Refused { delay: Duration::ZERO, released: true })]).unwrap();
-    assert_eq!(flow.next_due(later(0)), None, "nobody knows what comes of it");
+    assert_eq!(flow.due(later(0)), None, "nobody knows what comes of it");
     flow.applied(later(0));
     flow.applied(later(0));
     assert_eq!(flow.offer(later(0), at(5), connection(1)), Offer::Held);
-    let given = std::iter::from_fn(|| flow.next_due(later(0))).collect::<Vec<_>>();
+    let given = std::iter::from_fn(|| flow.due(later(0))).collect::<Vec<_>>();
     assert_eq!(given, [(at(2), 2), (at(4), 1), (at(5), 1)], "3 stays acknowledged; 1, which came before, is still out");
 }
 
@@ -191,8 +225,8 @@ fn member_that_sits_on_a_later_event_delays_the_refused_one_by_no_more_than_a_de
     let released = Outcome::Refused { delay: Duration::ZERO, released: true };
     assert_eq!(expired.outcomes, [(at(2), released)], "3 is of another connection");
     flow.applied(later(60));
-    assert_eq!(flow.next_due(later(60)), Some((at(1), 2)));
-    assert_eq!(flow.next_due(later(60)), Some((at(2), 1)));
+    assert_eq!(flow.due(later(60)), Some((at(1), 2)));
+    assert_eq!(flow.due(later(60)), Some((at(2), 1)));
 }
 
 #[test]
@@ -204,7 +238,7 @@ fn event_behind_one_that_never_ends_is_not_parked_with_it() {
         let parks = flow.expire(later(60 * round), 100).unwrap().outcomes;
         assert_eq!(matches!(parks[0].1, Outcome::Parked { .. }), round == 2);
         flow.applied(later(60 * round));
-        while flow.next_due(later(60 * round)).is_some() {}
+        while flow.due(later(60 * round)).is_some() {}
     }
     assert_eq!(flow.open.get(&at(2)).map(|open| (open.attempt, open.given)), Some((1, true)));
 }
@@ -220,6 +254,68 @@ fn expired_events_that_do_not_fit_one_commit_are_as_overdue_as_before() {
     assert_eq!(flow.expire(later(60), 2).unwrap().outcomes.len(), 2);
     assert_eq!(flow.expire(later(60), 2).unwrap().outcomes.len(), 2);
     assert_eq!(flow.expire(later(60), 2), None);
+}
+
+#[test]
+fn one_connection_has_its_share_and_others_pass_by() {
+    let (mut flow, free) = (flow(0), |flow: &Flow| Free::new(1024, 1024 - flow.given()));
+    for n in 1..=3000 {
+        let (event, free) = (event(at(n), connection(1)), free(&flow));
+        match flow.turn(&event, free) {
+            Turn::Now => flow.give(later(0), &event),
+            turn => {
+                assert_eq!(turn, Turn::Behind, "{n}");
+                flow.hold(later(0), &event);
+            }
+        }
+    }
+    assert_eq!((flow.given(), flow.open()), (CONNECTION_EVENTS_MAX, 3000));
+    let opened = Arrival { opens: true, ..event(at(3001), connection(2)) };
+    assert_eq!(flow.turn(&opened, free(&flow)), Turn::Now);
+    flow.give(later(0), &opened);
+    // what was held follows in order, as room comes
+    assert_eq!(flow.next_due(later(0), free(&flow)), None);
+    assert_eq!(flow.wanted(later(0), free(&flow)), None, "not more credit, but its own events must go on");
+    let first = flow.commit(vec![ack(2), ack(3)]).unwrap();
+    assert_eq!((first.through, first.holes.len()), (Offset(at(4).0 - 1), 1));
+    flow.applied(later(0));
+    let next = std::iter::from_fn(|| flow.next_due(later(0), free(&flow))).collect::<Vec<_>>();
+    assert_eq!(next, [(at(129), 1), (at(130), 1)]);
+    // a commit beyond says which are open
+    let ahead = flow.commit(vec![ack(3001)]).unwrap();
+    assert_eq!((ahead.through, ahead.holes.len()), (at(3001), 3000 - 3));
+}
+
+#[test]
+fn a_connections_bytes_in_flight_have_a_bound_that_one_event_may_pass() {
+    let mut flow = flow(0);
+    let large = |n| Arrival { bytes: CONNECTION_BYTES_MAX + 1, ..event(at(n), connection(1)) };
+    assert_eq!(flow.turn(&large(1), PLENTY), Turn::Now);
+    flow.give(later(0), &large(1));
+    assert_eq!(flow.offer(later(0), at(2), connection(1)), Offer::Held);
+    flow.commit(vec![ack(1)]).unwrap();
+    flow.applied(later(0));
+    assert_eq!(flow.due(later(0)), Some((at(2), 1)));
+}
+
+#[test]
+fn last_credits_go_to_new_connections_and_then_to_who_has_waited_longest() {
+    let (mut flow, short) = (flow(0), Free::new(16, 2));
+    let opened = |n| Arrival { opens: true, ..event(at(n), connection(n as u8)) };
+    assert_eq!(flow.turn(&event(at(1), connection(1)), short), Turn::Credit { beyond: 2 });
+    flow.hold(later(0), &event(at(1), connection(1)));
+    flow.hold(later(0), &event(at(2), connection(2)));
+    assert_eq!(flow.turn(&opened(3), short), Turn::Now);
+    assert_eq!(flow.turn(&opened(3), Free::new(16, 0)), Turn::Credit { beyond: 0 });
+    flow.hold(later(0), &opened(3));
+    assert!(flow.has_due(later(0), short));
+    assert_eq!(flow.wanted(later(0), Free::new(16, 0)), Some(0));
+    assert_eq!(flow.next_due(later(0), short), Some((at(3), 1)), "ahead of those before it");
+    assert!(!flow.has_due(later(0), short));
+    assert_eq!(flow.wanted(later(0), short), Some(2));
+    let enough = Free::new(16, 3);
+    assert_eq!(flow.next_due(later(0), enough), Some((at(1), 1)));
+    assert_eq!(flow.next_due(later(0), enough), Some((at(2), 1)));
 }
 
 /// The group as the state machine keeps it (the rules of `HandlerCommitted` and `HandlerAssigned`).
@@ -281,6 +377,7 @@ enum Step {
     /// The member says that it is at work on everything it has.
     Extend,
     Lose,
+    LookPast(bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -293,6 +390,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (1..90u8).prop_map(Step::Pass),
         1 => Just(Step::Extend),
         1 => Just(Step::Lose),
+        1 => any::<bool>().prop_map(Step::LookPast),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -308,12 +406,23 @@ struct World {
     wire: VecDeque<Proposal>,
     in_flight: BTreeSet<Offset>,
     given: BTreeSet<Offset>,
+    /// What this flow's reader has come to.
+    offered: BTreeSet<Offset>,
     holes_max: usize,
     max_attempts: u32,
+    credit: usize,
+    /// The reader holds what waits for a credit.
+    looks_past: bool,
 }
 
 impl World {
-    fn new(events: BTreeMap<Offset, ConnectionId>, end: Offset, holes_max: usize, max_attempts: u32) -> Self {
+    fn new(
+        events: BTreeMap<Offset, ConnectionId>,
+        end: Offset,
+        holes_max: usize,
+        max_attempts: u32,
+        credit: usize,
+    ) -> Self {
         let settings = Settings { holes_max, max_attempts, ..Settings::default() };
         Self {
             flow: Flow::new(settings, later(0), Offset::ZERO, Vec::new()),
@@ -324,16 +433,34 @@ impl World {
             wire: VecDeque::new(),
             in_flight: BTreeSet::new(),
             given: BTreeSet::new(),
+            offered: BTreeSet::new(),
             holes_max,
             max_attempts,
+            credit,
+            looks_past: false,
         }
+    }
+
+    fn free(&self) -> Free {
+        let given = self.flow.given();
+        assert!(given <= self.credit, "more than the member gave credit for");
+        Free::new(self.credit, self.credit - given)
+    }
+
+    /// Whether a connection has nothing in flight, and none of its events waits for a time or an answer.
+    fn is_idle(&self, connection: ConnectionId) -> bool {
+        !self.flow.open.values().any(|open| open.connection == connection)
     }
 
     fn deliver(&mut self, most: usize) {
         for _ in 0..most {
-            let next = match self.flow.next_due(self.now) {
+            let free = self.free();
+            if free == Free::new(self.credit, 0) {
+                return;
+            }
+            let next = match self.flow.next_due(self.now, free) {
                 Some((offset, _)) => Some(offset),
-                None => self.scan(),
+                None => self.scan(free),
             };
             let Some(offset) = next else { return };
             let connection = self.events[&offset];
@@ -353,18 +480,52 @@ impl World {
         }
     }
 
-    fn scan(&mut self) -> Option<Offset> {
+    fn scan(&mut self, free: Free) -> Option<Offset> {
         while self.flow.has_room() {
             let next = self.events.range(Offset(self.flow.scanned().0 + 1)..).next().map(|(o, c)| (*o, *c));
             let Some((offset, connection)) = next else {
                 self.flow.progress(self.end);
                 return None;
             };
-            if let Offer::Deliver { .. } = self.flow.offer(self.now, offset, connection) {
-                return Some(offset);
+            assert!(self.offered.insert(offset), "{offset} is read twice");
+            let event = self.arrival(offset, connection);
+            let turn = self.flow.turn(&event, free);
+            let is_first = self.is_idle(connection);
+            assert!(!is_first || turn == Turn::Now || free.is_short(), "{connection} has nothing in flight: {turn:?}");
+            match turn {
+                Turn::Now => {
+                    self.flow.give(self.now, &event);
+                    return Some(offset);
+                }
+                Turn::Credit { beyond } if event.opens || !self.looks_past => {
+                    assert!(!free.is_beyond(beyond), "it is there");
+                    self.offered.remove(&offset);
+                    return None;
+                }
+                Turn::Behind | Turn::Credit { .. } => self.flow.hold(self.now, &event),
             }
         }
         None
+    }
+
+    /// A connection's first event opens it; some have large ones.
+    fn arrival(&self, offset: Offset, connection: ConnectionId) -> Arrival {
+        let opens = self.events.iter().find(|(_, other)| **other == connection).is_some_and(|(at, _)| *at == offset);
+        let bytes = if connection.0[0].is_multiple_of(3) { CONNECTION_BYTES_MAX / 2 } else { 100 };
+        Arrival { offset, connection, bytes, opens }
+    }
+
+    /// No connection has more than its share.
+    fn check_shares(&self) {
+        let mut held: BTreeMap<ConnectionId, (usize, usize)> = BTreeMap::new();
+        for open in self.flow.open.values().filter(|open| open.given) {
+            let (events, bytes) = held.entry(open.connection).or_default();
+            (*events, *bytes) = (*events + 1, *bytes + open.bytes);
+        }
+        for (connection, (events, bytes)) in held {
+            assert!(events <= CONNECTION_EVENTS_MAX.min(self.credit / 2 + 1), "{connection} has {events}");
+            assert!(bytes <= CONNECTION_BYTES_MAX, "{connection} has {bytes} bytes");
+        }
     }
 
     fn send(&mut self, proposal: Proposal) {
@@ -397,13 +558,13 @@ impl World {
         self.in_flight.clear();
         let events = &self.events;
         let holes = self.group.holes.iter().map(|(offset, (attempt, not_before))| StartHole {
-            offset: *offset,
-            connection: events[offset],
+            event: self.arrival(*offset, events[offset]),
             attempt: *attempt,
             delay: not_before.saturating_duration_since(self.now),
         });
         let settings = Settings { holes_max: self.holes_max, max_attempts: self.max_attempts, ..Settings::default() };
         self.flow = Flow::new(settings, self.now, self.group.through, holes.collect());
+        self.offered.clear();
     }
 
     fn step(&mut self, step: Step) {
@@ -437,7 +598,9 @@ impl World {
             }
             Step::Extend => self.flow.extend(self.now, self.in_flight.iter().copied()),
             Step::Lose => self.lose(),
+            Step::LookPast(looks_past) => self.looks_past = looks_past,
         }
+        self.check_shares();
         assert!(self.flow.open() <= self.holes_max);
         assert_eq!(self.flow.pending(), self.wire.len());
     }
@@ -471,6 +634,7 @@ proptest! {
         log in prop::collection::vec(prop::option::weighted(0.8, 0..6u8), 1..150),
         holes_max in prop_oneof![Just(4usize), Just(16), Just(1000)],
         max_attempts in prop_oneof![Just(0u32), Just(2)],
+        credit in prop_oneof![Just(1usize), Just(5), Just(40), Just(1000)],
         steps in steps(),
     ) {
         let mut events = BTreeMap::new();
@@ -479,7 +643,7 @@ proptest! {
                 events.insert(at(n as u64 + 1), connection(*owner));
             }
         }
-        let mut world = World::new(events, at(log.len() as u64 + 1), holes_max, max_attempts);
+        let mut world = World::new(events, at(log.len() as u64 + 1), holes_max, max_attempts, credit);
         for step in steps {
             world.step(step);
         }
@@ -511,7 +675,7 @@ fn no_sequence_of_steps_gives_an_event_behind_an_unanswered_later_one() {
             *place = rest % alphabet.len();
             rest /= alphabet.len();
         }
-        let mut world = World::new(events.clone(), at(6), 1000, 0);
+        let mut world = World::new(events.clone(), at(6), 1000, 0, 1000);
         world.deliver(2);
         for place in sequence {
             world.step(alphabet[place].clone());

@@ -3,12 +3,15 @@
 use trunkline_proto::{ConnectionId, Offset, PartitionId, RecordKind, v1};
 
 use super::broker::{Broker, PATIENCE, ack, connection, join};
-use crate::handlers::cursor::{read_connections, read_record};
+use crate::handlers::{
+    cursor::{read_arrivals, read_record},
+    flow::Arrival,
+};
 
 const P0: PartitionId = PartitionId(0);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn connections_of_open_events_are_found_in_ranges_as_one_by_one() {
+async fn open_events_are_found_in_ranges_as_one_by_one() {
     let broker = Broker::start(1).await;
     let mut offsets = Vec::new();
     for n in 1..=9 {
@@ -25,14 +28,17 @@ async fn connections_of_open_events_are_found_in_ranges_as_one_by_one() {
     let mut one_by_one = Vec::new();
     for offset in &offsets {
         let scanned = read_record(&broker.node, partition, *offset).await.unwrap();
-        one_by_one.push(scanned.map(|scanned| scanned.connection()).unwrap_or_default());
+        one_by_one.push(scanned.map(|scanned| scanned.arrival()));
     }
-    assert_eq!(one_by_one.iter().filter(|connection| **connection == ConnectionId::NONE).count(), 2);
+    assert_eq!(one_by_one.iter().filter(|arrival| arrival.is_none()).count(), 2);
     for stride in [1, 2, 63, 64, 65, 200] {
         let some = |all: &[_]| (0..all.len()).step_by(stride).collect::<Vec<_>>();
         let wanted: Vec<_> = some(&offsets).into_iter().map(|n| offsets[n]).collect();
         let expected: Vec<_> = some(&offsets).into_iter().map(|n| one_by_one[n]).collect();
-        let found = read_connections(&broker.node, partition, &wanted).await.unwrap();
+        let found = read_arrivals(&broker.node, partition, &wanted).await.unwrap();
+        assert_eq!(found.iter().map(|arrival| arrival.offset).collect::<Vec<_>>(), wanted);
+        let there = |arrival: &Arrival| arrival.connection != ConnectionId::NONE;
+        let found: Vec<_> = found.into_iter().map(|arrival| Some(arrival).filter(there)).collect();
         assert_eq!(found, expected, "every {stride}th");
     }
     broker.stop().await;

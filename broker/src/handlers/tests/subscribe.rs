@@ -151,10 +151,8 @@ async fn event_past_its_deadline_comes_again_unless_extended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn credit_bounds_what_is_in_flight() {
     let broker = Broker::start(1).await;
-    let id = connection(0, 1);
-    broker.opened(id, "chat", "").await;
-    for n in 0..20 {
-        broker.message(id, "chat", &n.to_string()).await;
+    for n in 1..=21 {
+        broker.opened(connection(0, n), "chat", "").await;
     }
     let mut member = broker.join(v1::Join { credit: 4, ..join("chat", "a") });
     let first = member.events(4).await;
@@ -175,10 +173,12 @@ async fn credit_bounds_what_is_in_flight() {
 async fn pipelined_commits_all_apply() {
     let broker = Broker::start(1).await;
     let id = connection(0, 1);
-    broker.opened(id, "chat", "").await;
     let mut member = broker.join(v1::Join { credit: 1000, ..join("chat", "a") });
-    for n in 0..300 {
-        broker.message(id, "chat", &n.to_string()).await;
+    for n in 1..=3 {
+        broker.opened(connection(0, n), "chat", "").await;
+    }
+    for n in 0..298u16 {
+        broker.message(connection(0, (n % 3) as u8 + 1), "chat", "x").await;
     }
     let mut events = member.events(301).await;
     events.reverse(); // the order of commits is the member's own
@@ -325,6 +325,62 @@ async fn moved_group_starts_anew_from_there() {
     let again = member.event().await;
     assert_eq!((again.offset, member.epochs[&0]), (second.0, 2));
     assert_eq!(code(&member.commit(0, vec![ack(again.offset)], vec![]).await), v1::Code::Applied);
+    member.quiet(100).await;
+    broker.stop().await;
+}
+
+/// A client sends faster than its events are handled: who comes after it does not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn one_connections_unanswered_messages_keep_nobody_else_waiting() {
+    let broker = Broker::start(1).await;
+    let (busy, new) = (connection(0, 1), connection(0, 2));
+    broker.opened(busy, "chat", "").await;
+    let mut sent = Vec::new();
+    for n in 0..300 {
+        sent.push(broker.message(busy, "chat", &n.to_string()).await.0);
+    }
+    let opened = broker.opened(new, "chat", "").await.0;
+    let mut member = broker.join(v1::Join { credit: 64, ..join("chat", "a") });
+    // 8 are for new connections, and of the others half
+    let (share, mut events) = (28, member.events(29).await);
+    events.retain(|event| event.offset != opened);
+    let mut events: Vec<_> = events.iter().map(|event| event.offset).collect();
+    assert_eq!(events.len(), share, "the new connection is among them");
+    member.quiet(100).await;
+    // and of its own everything comes, once, in order
+    while events.len() < 301 {
+        let outcomes = events[events.len() - share..].iter().map(|offset| ack(*offset)).collect();
+        assert_eq!(code(&member.commit(0, outcomes, vec![]).await), v1::Code::Applied);
+        let left = 301 - events.len();
+        events.extend(member.events(share.min(left)).await.iter().map(|event| event.offset));
+    }
+    assert_eq!(events[1..], sent);
+    broker.stop().await;
+}
+
+/// Every credit is with connections that are waited for: a new connection, whose client waits for an answer, has one left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn new_connections_come_past_messages_that_wait_for_credit() {
+    let broker = Broker::start(1).await;
+    let mut member = broker.join(v1::Join { credit: 16, ..join("chat", "a") });
+    for n in 1..=20 {
+        let opened = broker.opened(connection(0, n), "chat", "").await;
+        assert_eq!(member.event().await.offset, opened.0);
+        member.commit(0, vec![ack(opened.0)], vec![]).await;
+    }
+    let mut messages = Vec::new();
+    for n in 1..=20 {
+        messages.push(broker.message(connection(0, n), "chat", "x").await.0);
+    }
+    let given: Vec<_> = member.events(14).await.iter().map(|event| event.offset).collect();
+    assert_eq!(given, messages[..14]);
+    let opened = broker.opened(connection(0, 21), "chat", "").await.0;
+    assert_eq!(member.event().await.offset, opened);
+    // then those that were passed, and nothing twice
+    let settled = given.iter().chain([&opened]).map(|offset| ack(*offset)).collect();
+    assert_eq!(code(&member.commit(0, settled, vec![]).await), v1::Code::Applied);
+    let rest: Vec<_> = member.events(6).await.iter().map(|event| event.offset).collect();
+    assert_eq!(rest, messages[14..]);
     member.quiet(100).await;
     broker.stop().await;
 }

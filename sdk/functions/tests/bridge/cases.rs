@@ -366,6 +366,58 @@ async fn who_was_turned_away_is_not_cleaned_up_and_everybody_else_is() {
     running.stop().await;
 }
 
+/// What a function thinks that was called and not heard: that the connection is there.
+#[tokio::test]
+async fn who_was_turned_away_without_an_answer_is_cleaned_up() {
+    let functions = Functions::start(|request, n| match &*request.json()["websocket"]["action"].to_string() {
+        "\"closing\"" if n == 7 => answer(500, ""), // comes again
+        "\"closing\"" => answer(200, ""),
+        _ => match n {
+            0 => Reaction::Silence,
+            1 => Reaction::Cut,
+            2 => answer(504, ""),
+            3 => answer(200, "what"),
+            4 => answer(500, ""),
+            5 => answer(403, ""),
+            _ => answer(200, r#"{"errNo":1,"errMsg":"no"}"#),
+        },
+    })
+    .await;
+    let brief = ApiSettings { timeout: Duration::from_millis(300), retries: 0, ..settings(&functions) };
+    let mut running = Running::start(brief).await;
+    for connection in 1..=7 {
+        running.opened(connection);
+        running.settled().await;
+    }
+    for connection in 1..=7 {
+        running.closed(connection, v1::CloseCause::Rejected);
+        running.settled().await;
+    }
+    let statuses: Vec<_> = running.commands().iter().map(|command| rejected(command).0).collect();
+    assert_eq!(statuses, [504, 502, 502, 502, 502, 502, 403]);
+    let seen = functions.seen();
+    let ids: Vec<_> = seen.iter().map(|request| request.json()["websocket"]["secConnectionID"].clone()).collect();
+    assert_eq!(ids[7..], [&ids[0], &ids[0], &ids[1], &ids[2], &ids[3]].map(Clone::clone), "the first one twice");
+    running.stop().await;
+}
+
+/// It was asked and took too long, and was asked again and said no: it is not there.
+#[tokio::test]
+async fn a_refusal_after_an_attempt_without_an_answer_counts() {
+    let functions = Functions::start(|_, n| match n {
+        0 => Reaction::Silence,
+        _ => answer(200, r#"{"errNo":1,"errMsg":"no"}"#),
+    })
+    .await;
+    let brief = ApiSettings { timeout: Duration::from_millis(300), ..settings(&functions) };
+    let mut running = Running::start(brief).await;
+    running.opened(1);
+    running.closed(1, v1::CloseCause::Rejected);
+    running.settled().await;
+    assert_eq!((rejected(&running.commands()[0]).0, functions.seen().len()), (403, 2));
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn an_answer_is_pushed_with_the_acknowledgement_where_the_api_says_so() {
     let functions = Functions::start(|_, _| answer(200, "you said something")).await;

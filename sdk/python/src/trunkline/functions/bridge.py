@@ -15,6 +15,7 @@ from trunkline._backoff import exponential
 from trunkline._context import Context
 from trunkline._event import Closed, Message, Opened
 from trunkline._handler import Handler, HandlerError, Registration
+from trunkline._ids import ConnectionId
 from trunkline.functions import scf
 from trunkline.functions.instances import Instances, TimedOut, own_frames
 
@@ -27,6 +28,10 @@ BACKOFF_MAX = 30.0
 LATE = 30.0
 """A registration that is so much older than its timeout is not asked for any more: its client has had its answer. Generous, as clocks
 differ."""
+
+
+UNANSWERED_MAX = 10_000
+"""Most connections remembered that were turned away without an answer; with more the oldest are not cleaned up."""
 
 
 class OnFailure(enum.Enum):
@@ -64,9 +69,11 @@ class CallSettings:
 class CallFailed(Exception):
     """A function gave no answer that counts, however often it was asked."""
 
-    def __init__(self, why: str, *, status: int) -> None:
+    def __init__(self, why: str, *, status: int, may_have_run: bool) -> None:
         super().__init__(why)
         self.status = status
+        self.may_have_run = may_have_run
+        """It was called and did not come back: it may run on, to its end."""
 
 
 class Functions(Handler):
@@ -84,6 +91,7 @@ class Functions(Handler):
         self._registration = registration
         self._transmission = transmission
         self._cleanup = cleanup
+        self._unanswered: dict[ConnectionId, None] = {}
 
     async def opened(self, cx: Context, opened: Opened) -> Registration:
         if self._registration is None:
@@ -101,6 +109,8 @@ class Functions(Handler):
                 self._failed(cx, error, is_open=True)
                 return Registration.accept()
             status = error.status if isinstance(error, CallFailed) else 504 if isinstance(error, TimeoutError) else 502
+            if not isinstance(error, CallFailed) or error.may_have_run:
+                self._remember(cx.connection)
             log.error("registration of %s is refused with %s: %s", cx.connection, status, error or "it takes too long")
             return scf.refusal(status, "the registration function failed")
 
@@ -115,12 +125,21 @@ class Functions(Handler):
             cx.push(pushed)
 
     async def closed(self, cx: Context, closed: Closed) -> None:
-        if self._cleanup is None or not scf.wants_cleanup(closed):
+        # who was turned away was never there, unless its function may think otherwise
+        if self._cleanup is None or not (scf.wants_cleanup(closed) or cx.connection in self._unanswered):
             return
         try:
             await self._call(cx, self._cleanup, scf.cleanup_event(cx, closed))
         except CallFailed as error:
             self._failed(cx, error, is_open=False)
+        else:
+            self._unanswered.pop(cx.connection, None)
+
+    def _remember(self, connection: ConnectionId) -> None:
+        """A registration that was called and not heard: the function may have stored the connection."""
+        self._unanswered[connection] = None
+        if len(self._unanswered) > UNANSWERED_MAX:
+            del self._unanswered[next(iter(self._unanswered))]
 
     def _failed(self, cx: Context, error: Exception, *, is_open: bool) -> None:
         """The end of an event whose call failed for good; raises unless that is to close the connection."""
@@ -133,16 +152,17 @@ class Functions(Handler):
         cx.close(1011, "a function failed")
 
     async def _call(self, cx: Context, instances: Instances, event: dict[str, Any]) -> object:
-        settings, slot = self._settings, instances.file.slot
+        settings, slot, may_have_run = self._settings, instances.file.slot, False
         for attempt in range(1, settings.retries + 2):
             try:
                 # each attempt has its own: functions may change what they are given
                 return await instances.call(copy.deepcopy(event), scf.function_context(cx, slot, settings.timeout), settings.timeout)
             except TimedOut as error:
-                failed = CallFailed(f"{slot}: {error}", status=504)
+                may_have_run = True
+                failed = CallFailed(f"{slot}: {error}", status=504, may_have_run=True)
                 log.error("%s of connection %s, attempt %s.%s: %s", slot, cx.connection, cx.attempt, attempt, error)
             except Exception as error:
-                failed = CallFailed(f"{slot}: {type(error).__name__}: {error}", status=502)
+                failed = CallFailed(f"{slot}: {type(error).__name__}: {error}", status=502, may_have_run=may_have_run)
                 log.error(
                     "%s of connection %s failed, attempt %s.%s",
                     slot,
