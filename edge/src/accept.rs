@@ -24,7 +24,7 @@ use crate::{
     config::ApiConfig,
     core::{
         Answer, Millis, Registration,
-        auth::Identity,
+        auth::{Denied, Identity},
         connection::Connection,
         handshake::{Head, HeadReader, Upgrade, is_origin_allowed},
     },
@@ -265,10 +265,15 @@ fn admit<'a, S: RecordSink>(
     if !is_origin_allowed(upgrade.origin.as_deref(), origins, *origin_required, on_loopback) {
         return Err((Answer::new(403, "this origin may not connect"), HandshakeOutcome::Refused, Some(api)));
     }
-    let identity = api
-        .auth
-        .authenticate(upgrade, unix_seconds())
-        .map_err(|denied| (api.auth.answer(denied), HandshakeOutcome::Refused, Some(&**api)))?;
+    let auth = api.auth();
+    let identity = auth.authenticate(upgrade, unix_seconds()).map_err(|denied| {
+        if let (Denied::UnknownKey, Some(source)) = (denied, api.source()) {
+            source.handle_unknown_key();
+        }
+        let is_ours = denied == Denied::NoKeys;
+        let outcome = if is_ours { HandshakeOutcome::Unavailable } else { HandshakeOutcome::Refused };
+        (auth.answer(denied, retry_after()), outcome, Some(&**api))
+    })?;
     upgrade.check_subprotocols().map_err(|answer| (answer, HandshakeOutcome::Refused, Some(&**api)))?;
     if !shard.is_accepting.get() || !shard.sink.has_room() || !api.take_place() {
         return Err((busy(), HandshakeOutcome::Unavailable, Some(api)));
@@ -311,6 +316,7 @@ fn open<S: RecordSink>(
     Admitted { api, parameters, identity, place }: Admitted<'_>,
 ) {
     let connection = draw_id(&shard.options);
+    let now = shard.now();
     let subprotocol = api.subprotocol(&upgrade.subprotocols);
     let handler_group = api.config.deciding_group();
     let registration = Registration {
@@ -319,7 +325,8 @@ fn open<S: RecordSink>(
         subprotocol: subprotocol.clone(),
         channels: api.config.channels.clone(),
         needs_decision: !handler_group.is_empty(),
-        expires: identity.expires.map(|at| shard.now() + Millis::from_secs(at.saturating_sub(unix_seconds()))),
+        expires: identity.expires.map(|at| now + Millis::from_secs(at.saturating_sub(unix_seconds()))),
+        sender: api.sender(now, peer.ip()),
     };
     let opened = v1::ConnectionOpened {
         edge: shard.options.edge.to_string(),
@@ -339,8 +346,8 @@ fn open<S: RecordSink>(
     let receiver = shard.sink.append_tracked(connection, |out| {
         encode_record(out, RecordKind::ConnectionOpened, connection, api.name(), &opened);
     });
-    let core = Connection::new(shard.now(), &api.limits, registration);
-    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver).holding(place));
+    let core = Connection::new(now, &api.limits, registration);
+    shard.insert(Socket::new(core, stream, connection, Arc::clone(api), receiver).holding(place, identity.proof));
 }
 
 /// An id of this shard, unguessable: from the operating system's generator by way of a cryptographic one.

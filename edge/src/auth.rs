@@ -1,14 +1,19 @@
-//! Makes an API's [`Auth`] of its configuration: reads the files that it names, once, at start.
+//! Makes an API's [`Auth`] of its configuration and of the files that it names: whole and checked, or not at all.
 
-use std::{fs, io, path::Path};
+mod source;
+
+use std::path::Path;
+
+pub use self::source::Source;
 
 use crate::{
-    config::{ApiConfig, AuthConfig, ConfigProblem, HmacConfig, JwtConfig, Secret, TokenConfig},
-    core::auth::{Auth, Hmac, HmacKey, Jwt, JwtRules, Key, KeyError, Places, Token, Tokens, check_secret},
+    config::{
+        ApiConfig, AuthConfig, ConfigProblem, HmacConfig, JwtConfig, Secret, TokenConfig, TokenEntry, TokensFile,
+        check_tokens,
+    },
+    core::auth::{Auth, Fetched, Hmac, HmacKey, Jwt, JwtRules, Key, KeyError, Places, Token, Tokens, check_secret},
+    files,
 };
-
-/// Largest file of keys.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What went wrong, for people.
 type Problem = String;
@@ -19,7 +24,7 @@ pub fn load(api: &ApiConfig) -> Result<Auth, ConfigProblem> {
         AuthConfig::None {} => Ok(Auth::None),
         AuthConfig::Jwt(config) => jwt(config).map(|jwt| Auth::Jwt(Box::new(jwt))),
         AuthConfig::Hmac(config) => hmac(config).map(|hmac| Auth::Hmac(Box::new(hmac))),
-        AuthConfig::Token(config) => Ok(Auth::Token(Box::new(tokens(config)))),
+        AuthConfig::Token(config) => tokens(config).map(|tokens| Auth::Token(Box::new(tokens))),
     };
     auth.map_err(|problem| ConfigProblem { key: format!("api {:?}: auth", api.name), problem })
 }
@@ -48,7 +53,12 @@ fn jwt(config: &JwtConfig) -> Result<Jwt, Problem> {
         attributes: config.attributes.clone(),
     };
     let places = Places { query: config.query.clone(), subprotocol: config.subprotocol.clone() };
-    Ok(Jwt::new(places, rules, keys))
+    let jwt = Jwt::new(places, rules, keys);
+    if let Some(path) = &config.jwks_ca_file {
+        let checked = trunkline_https::roots_of_pem(&read(path)?);
+        checked.map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(if config.jwks_url.is_some() { jwt.with_fetched(Fetched::default()) } else { jwt })
 }
 
 fn hmac(config: &HmacConfig) -> Result<Hmac, Problem> {
@@ -62,14 +72,33 @@ fn hmac(config: &HmacConfig) -> Result<Hmac, Problem> {
     Ok(Hmac { keys, max_age, principal: config.principal.clone(), attributes: config.attributes.clone() })
 }
 
-fn tokens(config: &TokenConfig) -> Tokens {
+fn tokens(config: &TokenConfig) -> Result<Tokens, Problem> {
     let places = Places { query: config.query.clone(), subprotocol: config.subprotocol.clone() };
-    let token = |entry: &crate::config::TokenEntry| Token {
+    let token = |entry: &TokenEntry| Token {
         digest: entry.sha256,
         principal: entry.principal.clone(),
         attributes: entry.attributes.clone(),
     };
-    Tokens::new(places, config.tokens.iter().map(token).collect())
+    let mut tokens: Vec<Token> = config.tokens.iter().map(token).collect();
+    if let Some(path) = &config.tokens_file {
+        let entries = listed(path).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        tokens.extend(entries.iter().map(token));
+    }
+    Ok(Tokens::new(places, tokens))
+}
+
+/// The entries of a list. What is wrong with one is told without a word of what stands there: it may be the token itself.
+fn listed(path: &Path) -> Result<Vec<TokenEntry>, Problem> {
+    let bytes = files::read(path).map_err(|error| error.to_string())?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| "is no UTF-8".to_owned())?;
+    let file: TokensFile = toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        format!("line {line} is wrong in a list of [[tokens]], each with sha256, principal and perhaps attributes")
+    })?;
+    let mut problems = Vec::new();
+    check_tokens(&file.tokens, &mut |problem| problems.push(problem));
+    if problems.is_empty() { Ok(file.tokens) } else { Err(problems.join("; ")) }
 }
 
 fn secret(inline: Option<&Secret>, file: Option<&Path>) -> Result<Vec<u8>, Problem> {
@@ -84,11 +113,5 @@ fn secret(inline: Option<&Secret>, file: Option<&Path>) -> Result<Vec<u8>, Probl
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Problem> {
-    let bytes = || -> io::Result<Vec<u8>> {
-        if fs::metadata(path)?.len() > FILE_BYTES_MAX {
-            return Err(io::Error::other("larger than 1 MiB"));
-        }
-        fs::read(path)
-    };
-    bytes().map_err(|error| format!("{}: {error}", path.display()))
+    files::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -28,7 +28,7 @@ pub use self::{
     path::{PathError, PathPattern, SEGMENTS_MAX},
 };
 
-pub(crate) use self::auth::PRINCIPAL_BYTES_MAX;
+pub(crate) use self::auth::{PRINCIPAL_BYTES_MAX, TokensFile, check_tokens};
 
 /// Longest time a drain may take, the closing of sockets and the flush of their records together (SURFACE, promise P14).
 pub const DRAIN_SECONDS_MAX: u64 = 30;
@@ -107,7 +107,7 @@ mod defaults {
     }
 }
 
-/// Table `[edge.tls]`. Read once, at start.
+/// Table `[edge.tls]`. Read again when the files change.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {

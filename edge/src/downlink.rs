@@ -13,7 +13,10 @@ use trunkline_proto::{
     v1::CloseCause,
 };
 
-use crate::inbox::{ShardHandle, ShardInput, shard_of};
+use crate::{
+    api::Api,
+    inbox::{ShardHandle, ShardInput, shard_of},
+};
 
 /// The way to every shard. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,6 +42,11 @@ impl Downlink {
         self.tell_all(ShardInput::CloseAll { cause, spread, record, decided: Some(decided) }).await;
         // nothing is ever sent: this ends with the last shard's sender
         let _ = undecided.recv().await;
+    }
+
+    /// Tells every shard that the API's keys or tokens are others now.
+    pub async fn auth_changed(&self, api: &Arc<Api>) {
+        self.tell_all(ShardInput::AuthChanged(Arc::clone(api))).await;
     }
 
     /// Lets go of the shards: each ends with its last connection. What is delivered later goes nowhere.

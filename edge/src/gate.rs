@@ -52,6 +52,11 @@ impl Gate {
         }
     }
 
+    /// Where the time of all shards begins: what they share is told it.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Whether this peer speaks for others.
     pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(peer))

@@ -5,6 +5,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use trunkline_proto::{ConnectionId, PartitionId, Record, link::Deliveries, v1::CloseCause};
 
+use crate::api::Api;
+
 /// Most inputs that wait for one shard. When full, [`ShardHandle::send`] waits: the downlink then leaves frames on the link.
 pub const SHARD_INBOX_MAX: usize = 64;
 
@@ -29,6 +31,8 @@ pub enum ShardInput {
         /// then on, even if it lives on for its close handshake.
         decided: Option<mpsc::Sender<Infallible>>,
     },
+    /// An API's keys or tokens are others now: close what came in by one that is no more.
+    AuthChanged(Arc<Api>),
     /// Take no new sockets.
     StopAccepting,
 }

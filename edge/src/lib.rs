@@ -4,6 +4,7 @@
 //! where the group says so.
 
 pub mod config;
+pub mod files;
 pub mod metrics;
 
 pub mod core;

@@ -32,6 +32,10 @@ pub const LINK_PARTITIONS: &str = "trunkline_edge_link_partitions";
 /// Incarnations lost: each closed every socket of this edge.
 pub const INCARNATIONS_LOST: &str = "trunkline_edge_incarnations_lost_total";
 
+/// Keys, tokens or certificates that were read again or fetched, labels `what` ([`Reloaded`]) and `outcome` (`ok`, or `failed`: the old ones
+/// stay).
+pub const RELOADS: &str = "trunkline_edge_reloads_total";
+
 /// Tells the recorder what each metric means. Call once, after the recorder is installed.
 pub fn describe() {
     metrics::describe_gauge!(CONNECTIONS, Unit::Count, "Open WebSocket connections");
@@ -49,6 +53,7 @@ pub fn describe() {
     metrics::describe_counter!(PAUSED_SECONDS, Unit::Seconds, "Time in which sockets were not read, by reason");
     metrics::describe_counter!(LINK_CONNECTS, Unit::Count, "Connections made to brokers");
     metrics::describe_gauge!(LINK_PARTITIONS, Unit::Count, "Partitions whose stream is attached");
+    metrics::describe_counter!(RELOADS, Unit::Count, "Keys, tokens or certificates read again or fetched, by outcome");
     metrics::describe_counter!(INCARNATIONS_LOST, Unit::Count, "Times the brokers gave this edge up for lost");
 }
 
@@ -251,6 +256,27 @@ impl std::fmt::Debug for InflightBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("InflightBytes").finish_non_exhaustive()
     }
+}
+
+/// What is read again while the edge runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reloaded {
+    /// The files of an API's `auth`.
+    Auth,
+    /// A set of keys, by its URL.
+    Jwks,
+    /// The listeners' certificate and key.
+    Certificate,
+}
+
+/// Counts into [`RELOADS`].
+pub(crate) fn reloaded(what: Reloaded, is_ok: bool) {
+    let what = match what {
+        Reloaded::Auth => "auth",
+        Reloaded::Jwks => "jwks",
+        Reloaded::Certificate => "certificate",
+    };
+    metrics::counter!(RELOADS, "what" => what, "outcome" => if is_ok { "ok" } else { "failed" }).increment(1);
 }
 
 /// Metrics of the link.

@@ -1,6 +1,7 @@
 //! An edge put together: listeners, shards, link, health; and its drain.
 
 mod drain;
+mod keep;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -16,10 +17,11 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use trunkline_quic::{TlsError, listener};
+use trunkline_quic::TlsError;
 
 use self::{
     drain::{DRAIN_TIMEOUT, Drain},
+    keep::{Keeper, WatchedCertificate},
     shards::{Event, Threads},
 };
 use crate::{
@@ -27,6 +29,7 @@ use crate::{
     api::Api,
     config::{ApiConfig, ConfigError, DRAIN_SECONDS_MAX, EdgeConfig},
     downlink::Downlink,
+    files::Watched,
     http::{self, Health},
     inbox,
     link::{LinkError, OpenError, Settings, Status},
@@ -144,10 +147,13 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     config.validate(&apis)?;
-    let tls = config.tls.as_ref().map(|tls| listener::server_config(&tls.cert, &tls.key, &[b"http/1.1"]));
-    let tls = tls.transpose()?.map(Arc::new);
+    let certificate = config.tls.as_ref().map(WatchedCertificate::load).transpose()?;
+    let tls = certificate.as_ref().map(WatchedCertificate::server_config).transpose()?.map(Arc::new);
     metrics::describe();
-    let loaded = apis.into_iter().map(|api| Api::load(api).map(Arc::new)).collect::<Result<_, _>>();
+    let watched = apis.iter().map(|api| Watched::new(api.auth.files())).collect();
+    let mut sources = Vec::new();
+    let loaded =
+        apis.into_iter().map(|api| Api::load_beside(api, &mut sources).map(Arc::new)).collect::<Result<_, _>>();
     let apis: Arc<[Arc<Api>]> = loaded.map_err(|problem| ConfigError { problems: vec![problem] })?;
     let (handles, inboxes): (Vec<_>, Vec<_>) = (0..listeners.ws.len()).map(|_| inbox::inbox()).unzip();
     let downlink = Downlink::new(handles);
@@ -165,7 +171,9 @@ pub async fn run(
     let status = Arc::new(Status::new());
     let health = Arc::new(Health::new(Arc::clone(&status)));
     let http = http::serve(listeners.http, tls, Arc::clone(&health), prometheus);
+    let keeper = Keeper::new(&apis, sources, watched, certificate, downlink.clone());
     let mut http = AbortOnDropHandle::new(tokio::spawn(http));
+    let _keeper = AbortOnDropHandle::new(tokio::spawn(keeper.run()));
     let link = threads.start_first(settings, status, config.uplink_bytes.as_usize(), downlink.clone(), stop.clone())?;
     let uplink = tokio::select! {
         linked = link => linked.map_err(|_| ServeError::ShardDied { shard: 0 })??,

@@ -35,6 +35,11 @@ use crate::{
 /// Most sockets written to before others have their turn: at 7 µs a write, about 2 ms.
 const FLUSHES_MAX: usize = 256;
 
+/// Connections whose key or token is no more are closed over so long for each, so that they do not all come back at once,
+const REVOCATION_STEP: Duration = Duration::from_millis(1);
+/// and over so long at most.
+const REVOCATION_SPREAD_MAX: Duration = Duration::from_secs(30);
+
 /// A fit value of [`ShardOptions::handshakes_max`]: an idle stranger costs about 1 KiB and a file descriptor for ten seconds.
 pub const HANDSHAKES_MAX: usize = 8192;
 
@@ -80,11 +85,11 @@ pub(crate) struct Shard<S> {
 impl<S: RecordSink> Shard<S> {
     pub(crate) fn new(options: ShardOptions, sink: S) -> Self {
         Self {
+            started: options.gate.started(),
             options,
             sink,
             unmatched: ApiMetrics::new(""),
             metrics: SocketMetrics::new(),
-            started: Instant::now(),
             state: RefCell::default(),
             is_accepting: Cell::new(true),
             stops_accepting: Notify::new(),
@@ -93,7 +98,7 @@ impl<S: RecordSink> Shard<S> {
         }
     }
 
-    /// Milliseconds since the shard started.
+    /// Milliseconds since the edge started, the same on every shard.
     pub(crate) fn now(&self) -> Millis {
         Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
@@ -182,6 +187,7 @@ impl<S: RecordSink> Shard<S> {
                     state.settle(slot, &around);
                 }
             }
+            ShardInput::AuthChanged(api) => state.revoke(api, &around),
             ShardInput::StopAccepting => self.stop_accepting(),
         }
     }
@@ -253,6 +259,26 @@ impl<S: RecordSink> Shard<S> {
 }
 
 impl State {
+    /// Closes what came to the API by a key or a token that it holds no more: one at once, many one after the other.
+    fn revoke<S: RecordSink>(&mut self, api: &Arc<Api>, around: &Surroundings<'_, S>) {
+        let proofs = api.auth().proofs();
+        let revoked = self.sockets.revoked(api, |proof| proofs.contains(&proof));
+        if !revoked.is_empty() {
+            tracing::info!(
+                api = api.name(),
+                connections = revoked.len(),
+                "their key or token is no more: they are closed"
+            );
+        }
+        let spread = REVOCATION_SPREAD_MAX
+            .min(REVOCATION_STEP * u32::try_from(revoked.len() - revoked.len().min(1)).unwrap_or(u32::MAX));
+        for slot in revoked {
+            let Some(socket) = self.sockets.get(slot) else { continue };
+            socket.core.handle_revoked(around.now + rand::random_range(Duration::ZERO..=spread).into());
+            self.settle(slot, around);
+        }
+    }
+
     /// A publish, to whoever of this shard it is for.
     fn publish<S: RecordSink>(&mut self, record: &Record, around: &Surroundings<'_, S>) -> Result<(), RecordError> {
         let published: v1::Published = record.decode()?;

@@ -21,6 +21,7 @@ use crate::{
     channels::Memberships,
     core::{
         Limits, Millis,
+        auth::Proof,
         connection::{Connection, Output},
         outbound::SLICES_MAX,
     },
@@ -56,6 +57,8 @@ pub(crate) struct Socket {
     waker: Option<Waker>,
     /// As last counted by the shard.
     pub(crate) kept_bytes: usize,
+    /// What its client has proved who it is with.
+    pub(crate) proof: Option<Proof>,
     /// Given back with the socket.
     _place: Option<Box<Place>>,
 }
@@ -97,13 +100,14 @@ impl Socket {
             opened: Some(Box::new(opened)),
             waker: None,
             kept_bytes: 0,
+            proof: None,
             _place: None,
         }
     }
 
-    /// With its address's place.
-    pub(crate) fn holding(self, place: Option<Box<Place>>) -> Self {
-        Self { _place: place, ..self }
+    /// With its address's place, and what let it in.
+    pub(crate) fn holding(self, place: Option<Box<Place>>, proof: Option<Proof>) -> Self {
+        Self { _place: place, proof, ..self }
     }
 
     /// Calls the core, and carries out what comes out of it.

@@ -73,6 +73,10 @@ pub struct ApiConfig {
     /// Messages of one connection per second, twice as many at once; more close it (1008). 0: no bound. Default 0.
     #[serde(default)]
     pub max_messages: u32,
+    /// Messages of one client address to this API on this edge per second, over all its connections, twice as many at once; who sends more
+    /// is closed (1008). An IPv6 network of 64 bits is one address. 0: no bound. Default 0.
+    #[serde(default)]
+    pub max_messages_per_address: u32,
     /// With registration `accept`: the first the client offered that is listed is chosen. Default none.
     #[serde(default)]
     pub subprotocols: Vec<String>,
@@ -170,6 +174,7 @@ impl ApiConfig {
             max_connections: defaults::max_connections(),
             max_handshakes: 0,
             max_messages: 0,
+            max_messages_per_address: 0,
             subprotocols: Vec::new(),
             max_handler_lag: 0,
             origins: Vec::new(),

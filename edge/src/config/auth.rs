@@ -11,6 +11,10 @@ pub(crate) const PRINCIPAL_BYTES_MAX: usize = 1024;
 const ENTRIES_MAX: usize = 1000;
 /// Longest `leeway`: a connection whose token has expired is closed within a minute.
 const LEEWAY_MAX: HumanDuration = HumanDuration::from_secs(50);
+/// Shortest `jwks_refresh`.
+const JWKS_REFRESH_MIN: HumanDuration = HumanDuration::from_secs(1);
+/// Longest `jwks_max_age`.
+const JWKS_MAX_AGE_MAX: HumanDuration = HumanDuration::from_secs(7 * 86_400);
 /// Longest `max_age` of a signed request, which can be repeated for so long.
 const MAX_AGE_MAX: HumanDuration = HumanDuration::from_secs(3600);
 
@@ -21,7 +25,7 @@ pub enum AuthConfig {
     /// Anybody may connect; the handler may still refuse. What a request holds is kept as it came.
     None {},
     /// A signed token of an identity provider (RFC 7519).
-    Jwt(JwtConfig),
+    Jwt(Box<JwtConfig>),
     /// A signature over the request, with a shared secret.
     Hmac(HmacConfig),
     /// One of these tokens.
@@ -43,9 +47,22 @@ pub struct JwtConfig {
     /// Keys that tokens may be signed with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyConfig>,
-    /// A JSON Web Key Set (RFC 7517) with more of them. Read at start.
+    /// A JSON Web Key Set (RFC 7517) with more of them. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks_file: Option<PathBuf>,
+    /// An https URL (or http to an address of this machine's own) of such a set, which the edge fetches. Keys for HS256 in it are left out:
+    /// everybody could know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_url: Option<String>,
+    /// So often it is fetched again, give or take a tenth. 1 s to `jwks_max_age`. Default 10 m.
+    #[serde(default = "defaults::jwks_refresh")]
+    pub jwks_refresh: HumanDuration,
+    /// For so long the keys that were fetched last count while it cannot be; then tokens are answered with 503. At most 7 d. Default 24 h.
+    #[serde(default = "defaults::jwks_max_age")]
+    pub jwks_max_age: HumanDuration,
+    /// PEM file of the authority of the URL's certificate. Default: those that the system trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_ca_file: Option<PathBuf>,
     /// `iss` must be this. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
@@ -84,10 +101,10 @@ pub struct KeyConfig {
     /// HS256: the secret, at least 32 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
-    /// HS256: a file with the secret; line ends at its end do not count.
+    /// HS256: a file with the secret; line ends at its end do not count. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
-    /// RS256, ES256, EdDSA: a file with the public key, PEM (`BEGIN PUBLIC KEY`).
+    /// RS256, ES256, EdDSA: a file with the public key, PEM (`BEGIN PUBLIC KEY`). Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key_file: Option<PathBuf>,
 }
@@ -158,23 +175,35 @@ pub struct HmacKeyConfig {
     /// The secret, at least 32 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
-    /// A file with the secret; line ends at its end do not count.
+    /// A file with the secret; line ends at its end do not count. Read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
 }
 
-/// `auth = { kind = "token", … }`.
+/// `auth = { kind = "token", … }`: `tokens`, `tokens_file` or both.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenConfig {
     /// Those that are good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<TokenEntry>,
+    /// A file with more of them, a TOML list `[[tokens]]` of the same entries. Read again when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_file: Option<PathBuf>,
     /// The query parameter that may hold the token; empty: none may. Default access_token.
     #[serde(default = "defaults::query")]
     pub query: String,
     /// The offered subprotocol that the token follows as the next one; empty: none. Default bearer.
     #[serde(default = "defaults::subprotocol")]
     pub subprotocol: String,
+}
+
+/// What a `tokens_file` holds. An empty file is not one: half of a file that is being written might be.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokensFile {
+    /// Those that are good; `tokens = []`: none.
+    pub(crate) tokens: Vec<TokenEntry>,
 }
 
 /// One of `tokens`: `trunkline token new` prints it.
@@ -216,6 +245,12 @@ mod defaults {
     pub(super) fn leeway() -> HumanDuration {
         HumanDuration::from_secs(10)
     }
+    pub(super) fn jwks_refresh() -> HumanDuration {
+        HumanDuration::from_secs(600)
+    }
+    pub(super) fn jwks_max_age() -> HumanDuration {
+        HumanDuration::from_secs(86_400)
+    }
     pub(super) fn max_age() -> HumanDuration {
         HumanDuration::from_secs(60)
     }
@@ -231,6 +266,20 @@ mod defaults {
 }
 
 impl AuthConfig {
+    /// The files that it names.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let named: Vec<&Option<PathBuf>> = match self {
+            Self::None {} => Vec::new(),
+            Self::Jwt(jwt) => {
+                let keys = jwt.keys.iter().flat_map(|key| [&key.secret_file, &key.public_key_file]);
+                keys.chain([&jwt.jwks_file]).collect()
+            }
+            Self::Hmac(hmac) => hmac.keys.iter().map(|key| &key.secret_file).collect(),
+            Self::Token(token) => vec![&token.tokens_file],
+        };
+        named.into_iter().flatten().cloned().collect()
+    }
+
     /// Says what is wrong with it. Files are read later.
     pub(super) fn check(&self, problem: &mut impl FnMut(String)) {
         match self {
@@ -247,9 +296,10 @@ impl JwtConfig {
         if self.algorithms.is_empty() {
             problem("algorithms is empty: no token would be good".to_owned());
         }
-        if self.keys.is_empty() && self.jwks_file.is_none() {
-            problem("neither keys nor jwks_file: no token would be good".to_owned());
+        if self.keys.is_empty() && self.jwks_file.is_none() && self.jwks_url.is_none() {
+            problem("neither keys nor jwks_file nor jwks_url: no token would be good".to_owned());
         }
+        self.check_url(problem);
         if self.keys.len() > ENTRIES_MAX {
             problem(format!("more than {ENTRIES_MAX} keys"));
         }
@@ -279,6 +329,36 @@ impl JwtConfig {
     }
 }
 
+impl JwtConfig {
+    fn check_url(&self, problem: &mut impl FnMut(String)) {
+        let Some(url) = &self.jwks_url else {
+            if self.jwks_ca_file.is_some() {
+                problem("jwks_ca_file is for jwks_url".to_owned());
+            }
+            return;
+        };
+        match trunkline_https::parse(url) {
+            Err(error) => problem(format!("jwks_url: {error}")),
+            Ok(url) if url.scheme_str() != Some("https") && !trunkline_https::is_loopback(&url) => {
+                problem(
+                    "jwks_url: https is expected: whoever can change what comes over http makes the keys".to_owned(),
+                );
+            }
+            Ok(_) => {}
+        }
+        if self.algorithms.iter().all(|algorithm| *algorithm == Algorithm::Hs256) {
+            problem("jwks_url: HS256 alone: what everybody can fetch is no secret".to_owned());
+        }
+        let (refresh, age) = (self.jwks_refresh, self.jwks_max_age);
+        if refresh < JWKS_REFRESH_MIN || refresh > age {
+            problem(format!("jwks_refresh {refresh} is not from {JWKS_REFRESH_MIN} to jwks_max_age, {age}"));
+        }
+        if age > JWKS_MAX_AGE_MAX {
+            problem(format!("jwks_max_age {age} is more than {JWKS_MAX_AGE_MAX}"));
+        }
+    }
+}
+
 impl HmacConfig {
     fn check(&self, problem: &mut impl FnMut(String)) {
         if self.keys.is_empty() || self.keys.len() > ENTRIES_MAX {
@@ -303,20 +383,28 @@ impl HmacConfig {
 
 impl TokenConfig {
     fn check(&self, problem: &mut impl FnMut(String)) {
+        if self.tokens.is_empty() && self.tokens_file.is_none() {
+            problem("neither tokens nor tokens_file: no token would be good".to_owned());
+        }
         if self.tokens.len() > ENTRIES_MAX {
             problem(format!("more than {ENTRIES_MAX} tokens"));
         }
-        for (position, token) in self.tokens.iter().enumerate() {
-            let bytes: usize = token.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-            if token.principal.is_empty() || token.principal.len() > PRINCIPAL_BYTES_MAX {
-                problem(format!("tokens[{position}]: principal is not 1 to {PRINCIPAL_BYTES_MAX} bytes"));
-            }
-            if bytes > limits::ATTRIBUTES_BYTES_MAX || token.attributes.contains_key("") {
-                let most = limits::ATTRIBUTES_BYTES_MAX;
-                problem(format!("tokens[{position}]: attributes exceed {most} bytes, or one has no name"));
-            }
-        }
+        check_tokens(&self.tokens, problem);
         check_places(&self.query, &self.subprotocol, problem);
+    }
+}
+
+/// Says what is wrong with these.
+pub(crate) fn check_tokens(tokens: &[TokenEntry], problem: &mut impl FnMut(String)) {
+    for (position, token) in tokens.iter().enumerate() {
+        let bytes: usize = token.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if token.principal.is_empty() || token.principal.len() > PRINCIPAL_BYTES_MAX {
+            problem(format!("tokens[{position}]: principal is not 1 to {PRINCIPAL_BYTES_MAX} bytes"));
+        }
+        if bytes > limits::ATTRIBUTES_BYTES_MAX || token.attributes.contains_key("") {
+            let most = limits::ATTRIBUTES_BYTES_MAX;
+            problem(format!("tokens[{position}]: attributes exceed {most} bytes, or one has no name"));
+        }
     }
 }
 

@@ -3,20 +3,27 @@
 
 mod credentials;
 mod hmac;
+mod jwks;
 mod jwt;
 mod keys;
+mod proof;
 #[cfg(test)]
 mod tests;
 mod token;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 pub(crate) use self::keys::check_secret;
 pub use self::{
     credentials::Places,
     hmac::{Hmac, HmacKey},
+    jwks::{EARLY_PERIOD, Fetched, Refresh},
     jwt::{Jwt, JwtRules},
     keys::{Key, KeyError},
+    proof::Proof,
     token::{Token, Tokens},
 };
 use super::{Answer, handshake::Upgrade};
@@ -47,6 +54,8 @@ pub struct Identity {
     pub attributes: BTreeMap<String, String>,
     /// It is nobody any more from then on, in seconds since 1970.
     pub expires: Option<u64>,
+    /// What it has proved that with; none: nothing was asked for.
+    pub proof: Option<Proof>,
 }
 
 /// Why a client is refused. What it says is for strangers: it names no key and repeats nothing of the token.
@@ -67,6 +76,12 @@ pub enum Denied {
     /// By none of our keys.
     #[error("the signature does not verify")]
     Signature,
+    /// The same, and it names a key that a set which is fetched does not hold: it may hold it by now.
+    #[error("the signature does not verify")]
+    UnknownKey,
+    /// Nobody can tell: the keys have not been fetched, or too long ago.
+    #[error("the keys that tokens are signed with are out of reach; try again later")]
+    NoKeys,
     /// Not one of the configured.
     #[error("the token is not known")]
     Unknown,
@@ -99,6 +114,32 @@ impl Auth {
         }
     }
 
+    /// With these keys beside its own, if it has any that are fetched.
+    pub fn with_fetched(&self, fetched: Fetched) -> Option<Self> {
+        match self {
+            Self::Jwt(jwt) => Some(Self::Jwt(Box::new(jwt.with_fetched(fetched)))),
+            Self::None | Self::Hmac(_) | Self::Token(_) => None,
+        }
+    }
+
+    /// The keys it has that were fetched.
+    pub fn fetched(&self) -> Option<&Fetched> {
+        match self {
+            Self::Jwt(jwt) => jwt.fetched(),
+            Self::None | Self::Hmac(_) | Self::Token(_) => None,
+        }
+    }
+
+    /// All that clients may prove who they are with.
+    pub fn proofs(&self) -> BTreeSet<Proof> {
+        match self {
+            Self::None => BTreeSet::new(),
+            Self::Jwt(jwt) => jwt.proofs().collect(),
+            Self::Hmac(hmac) => hmac.proofs().collect(),
+            Self::Token(tokens) => tokens.proofs().collect(),
+        }
+    }
+
     /// The subprotocol that says that a token follows, if the client offered it: a browser must be answered with one of those it offered.
     pub fn marker<'a>(&self, offered: &'a [String]) -> Option<&'a String> {
         let places = match self {
@@ -109,8 +150,11 @@ impl Auth {
         offered.iter().find(|name| places.is_marker(name))
     }
 
-    /// What a client is told: 401 (RFC 6750 §3).
-    pub fn answer(&self, denied: Denied) -> Answer {
+    /// What a client is told: 401 (RFC 6750 §3); where it is not its fault 503, to come again after so many seconds.
+    pub fn answer(&self, denied: Denied, retry_after: u32) -> Answer {
+        if denied == Denied::NoKeys {
+            return Answer::unavailable(&denied.to_string(), retry_after);
+        }
         let scheme = if matches!(self, Self::Hmac(_)) { hmac::SCHEME } else { "Bearer" };
         let challenge = match denied {
             Denied::Missing => scheme.to_owned(),

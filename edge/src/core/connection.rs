@@ -7,6 +7,8 @@
 mod deadlines;
 mod ending;
 
+use std::sync::Arc;
+
 use trunkline_proto::{
     CloseCode,
     close::code_of,
@@ -21,6 +23,7 @@ use super::{
     outbound::Outbound,
     pending::{Pending, Registration},
     rate::Bucket,
+    senders::SharedBucket,
     server_frame::Frame,
 };
 use crate::metrics::HandshakeOutcome;
@@ -94,20 +97,25 @@ pub struct Connection {
     pinged: Option<Millis>,
     /// The unfinished message began.
     assembling: Option<Millis>,
-    /// Its token expires then.
+    /// What proved who the client is holds until then.
     expires: Millis,
+    /// Because it was withdrawn.
+    is_revoked: bool,
     /// The edge drains: close then.
     drain: Option<(Millis, CloseCause)>,
     /// The close handshake ends then, one way or the other.
     ends: Millis,
     messages: Bucket,
+    /// Those of all connections of its address, where they are bounded.
+    sender: Option<Arc<SharedBucket>>,
     controls: Bucket,
 }
 
 impl Connection {
     /// A connection whose request is complete and whose ConnectionOpened is on its way.
-    pub fn new(now: Millis, limits: &Limits, registration: Registration) -> Self {
+    pub fn new(now: Millis, limits: &Limits, mut registration: Registration) -> Self {
         let expires = registration.expires.unwrap_or(Millis::NEVER);
+        let sender = registration.sender.take();
         let pending = Pending::new(registration, now + limits.registration_timeout);
         Self {
             phase: Phase::Pending,
@@ -124,9 +132,11 @@ impl Connection {
             pinged: None,
             assembling: None,
             expires,
+            is_revoked: false,
             drain: None,
             ends: now,
             messages: Bucket::default(),
+            sender,
             controls: Bucket::default(),
         }
     }
@@ -198,6 +208,9 @@ impl Connection {
                 Ok(Some(Received::Message(kind, payload))) => {
                     if !self.messages.take(now, limits.messages) {
                         break Some(Stop::Flood("too many messages"));
+                    }
+                    if self.sender.as_ref().is_some_and(|sender| !sender.take(now)) {
+                        break Some(Stop::Flood("too many messages from this address"));
                     }
                     messages += 1;
                     out(Output::Message(kind, payload));

@@ -339,6 +339,31 @@ fn a_token_ends_its_connection_paused_or_not() {
 }
 
 #[test]
+fn a30_what_is_revoked_ends_its_connection_if_it_has_not_expired_before() {
+    for (expires, revoked, at, reason) in [
+        (None, 3000, 3000, "token revoked"),
+        (Some(Millis(5000)), 3000, 3000, "token revoked"),
+        (Some(Millis(5000)), 6000, 5000, "token expired"),
+    ] {
+        let mut rig = Rig::pending(Registration { expires, ..Registration::default() });
+        call!(rig, handle_opened, Millis(1), true);
+        rig.take();
+        rig.connection.handle_revoked(Millis(revoked));
+        rig.connection.handle_revoked(Millis(revoked + 1000));
+        rig.timer(at - 1);
+        assert_eq!(rig.take(), [""; 0]);
+        rig.timer(at);
+        assert_eq!(rig.take(), [format!("Closed 1008 \"{reason}\" TokenExpired")]);
+    }
+    // one without an answer gets it first: then it is over at once
+    let mut rig = Rig::pending(Registration::default());
+    rig.connection.handle_revoked(Millis(1));
+    call!(rig, handle_opened, Millis(2), true);
+    rig.take();
+    assert_eq!(rig.deadline(), Some(1));
+}
+
+#[test]
 fn deadlines_stop_while_reading_is_paused() {
     let mut rig = Rig::open();
     rig.timer(25_000);

@@ -12,6 +12,7 @@ pub mod outbound;
 mod pending;
 mod rate;
 pub mod resend;
+pub mod senders;
 pub mod server_frame;
 mod time;
 pub mod timers;

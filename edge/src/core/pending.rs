@@ -1,10 +1,12 @@
 //! A connection between its request and its 101: what it still waits for (DESIGN 6: whoever sees 101 is in the log and in its
 //! channels).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use trunkline_proto::{limits::CHANNELS_PER_CONNECTION_MAX, v1};
 
-use super::{Millis, answer::switching_protocols, outbound::Outbound};
+use super::{Millis, answer::switching_protocols, outbound::Outbound, senders::SharedBucket};
 
 /// What a connection starts with.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +23,8 @@ pub struct Registration {
     pub needs_decision: bool,
     /// What proves who the client is holds until then; none: for good.
     pub expires: Option<Millis>,
+    /// Messages of its address, where they are bounded.
+    pub sender: Option<Arc<SharedBucket>>,
 }
 
 /// A registration under way.

@@ -10,6 +10,16 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
+    /// As [`Bucket::full_at`] told of another.
+    pub(crate) fn of(full_at: u64) -> Self {
+        Self { full_at }
+    }
+
+    /// All there is to it.
+    pub(crate) fn full_at(self) -> u64 {
+        self.full_at
+    }
+
     /// Takes one; `false` if the client is too fast.
     pub(crate) fn take(&mut self, now: Millis, rate: Rate) -> bool {
         let Some(interval) = 1_000_000u64.checked_div(u64::from(rate.per_second)) else { return true };

@@ -2,12 +2,12 @@
 
 use std::{ops, time::Duration};
 
-/// Milliseconds, as a duration or since the shard started.
+/// Milliseconds, as a duration or since the edge started.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Millis(pub u64);
 
 impl Millis {
-    /// No time, or the shard's start.
+    /// No time, or the edge's start.
     pub const ZERO: Self = Self(0);
     /// Later than anything.
     pub const NEVER: Self = Self(u64::MAX);

@@ -9,7 +9,7 @@ use trunkline_proto::ConnectionId;
 use crate::{
     api::Api,
     channels::{ChannelIndex, Members, Memberships},
-    core::timers::TimerWheel,
+    core::{auth::Proof, timers::TimerWheel},
     sink::RecordSink,
     socket::{Socket, Surroundings},
 };
@@ -51,6 +51,15 @@ impl Sockets {
     /// The slots of an API's sockets.
     pub(super) fn of_api<'a>(&'a self, api: &'a str) -> impl Iterator<Item = u32> + 'a {
         self.0.iter().filter(move |(_, socket)| socket.api.name() == api).map(|(slot, _)| slot as u32)
+    }
+
+    /// The slots of an API's sockets that came by something which it `holds` no more.
+    pub(super) fn revoked(&self, api: &Arc<Api>, holds: impl Fn(Proof) -> bool) -> Vec<u32> {
+        let of_api = self.0.iter().filter(|(_, socket)| Arc::ptr_eq(&socket.api, api));
+        of_api
+            .filter(|(_, socket)| socket.proof.is_some_and(|proof| !holds(proof)))
+            .map(|(slot, _)| slot as u32)
+            .collect()
     }
 
     pub(super) fn get(&mut self, slot: u32) -> Option<&mut Socket> {

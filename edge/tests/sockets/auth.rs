@@ -1,13 +1,19 @@
 //! Who may come in, over real sockets: tokens in every place, none of them in a record, and their end.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::hmac::{HMAC_SHA256, Key, sign};
-use trunkline_edge::config::{AuthConfig, Registration};
-use trunkline_proto::v1::CloseCause;
+use trunkline_edge::{
+    config::{AuthConfig, Registration},
+    inbox::ShardInput,
+};
+use trunkline_proto::{token::TokenDigest, v1::CloseCause};
 
-use crate::support::{Edge, RawClient, api, request};
+use crate::support::{Edge, RawClient, api, frame, request};
 
 const SECRET: &str = "a secret of at least thirty-two bytes";
 
@@ -102,6 +108,110 @@ async fn a_connection_ends_with_its_token() {
     let (opcode, payload) = client.frame().await.unwrap();
     assert_eq!((opcode, &payload[..2], &payload[2..]), (0x88, &1008u16.to_be_bytes()[..], &b"token expired"[..]));
     assert_eq!(edge.log.closed().await, (1008, "token expired".to_owned(), CloseCause::TokenExpired));
+    drop(client);
+    edge.stop().await;
+}
+
+/// A list of tokens and what each is good for.
+fn list(entries: &[(&str, &str)]) -> String {
+    let entry = |(token, principal): &(&str, &str)| {
+        format!("[[tokens]]\nsha256 = \"{}\"\nprincipal = \"{principal}\"\n", TokenDigest::of(token))
+    };
+    entries.iter().map(entry).collect()
+}
+
+/// As the edge does when it finds files changed.
+async fn reload(edge: &Edge) -> Result<bool, String> {
+    let reloaded = edge.apis[0].reload_auth().map_err(|problem| problem.to_string());
+    edge.send(ShardInput::AuthChanged(Arc::clone(&edge.apis[0]))).await;
+    reloaded
+}
+
+async fn come(edge: &Edge, token: &str) -> RawClient {
+    let mut client = RawClient::dial(edge.address).await;
+    client.send(request(&format!("/echo?access_token={token}")).as_bytes()).await;
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    edge.log.opened().await;
+    client
+}
+
+const REVOKED: &str = "token revoked";
+
+async fn expect_revoked(edge: &Edge, client: &mut RawClient) {
+    let (opcode, payload) = client.frame().await.unwrap();
+    assert_eq!((opcode, &payload[..2], &payload[2..]), (0x88, &1008u16.to_be_bytes()[..], REVOKED.as_bytes()));
+    assert_eq!(edge.log.closed().await, (1008, REVOKED.to_owned(), CloseCause::TokenExpired));
+}
+
+/// That the client is served: its text becomes a record.
+async fn expect_served(edge: &Edge, client: &mut RawClient) {
+    client.send(&frame(0x81, b"still here")).await;
+    assert_eq!(edge.log.message().await, "still here");
+}
+
+#[tokio::test]
+async fn a30_a_token_that_is_taken_off_the_list_ends_its_connections_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokens.toml");
+    std::fs::write(&path, list(&[("one", "ada"), ("two", "bob"), ("three", "eve")])).unwrap();
+    let config = format!("kind = \"token\"\ntokens_file = {path:?}");
+    let edge = Edge::start(vec![api("echo", |api| api.auth = auth(&config))]);
+    let (mut one, mut two, mut three) =
+        (come(&edge, "one").await, come(&edge, "two").await, come(&edge, "three").await);
+
+    // what is no list changes nothing, and nothing of it is repeated
+    for broken in ["", "tokens", "[[tokens]]\nsha256 = \"tl_HUSH\"\nprincipal = \"ada\"", "HUSH = 1\ntokens = []"] {
+        std::fs::write(&path, broken).unwrap();
+        let problem = reload(&edge).await.unwrap_err();
+        assert!(problem.contains("tokens.toml: line ") && !problem.contains("HUSH"), "{problem}");
+    }
+    let long = format!("[[tokens]]\nsha256 = \"{}\"\nprincipal = \"\"", TokenDigest::of("one"));
+    std::fs::write(&path, long).unwrap();
+    assert!(reload(&edge).await.unwrap_err().contains("tokens[0]: principal is not 1 to"));
+    std::fs::remove_file(&path).unwrap();
+    assert!(reload(&edge).await.is_err());
+    for client in [&mut one, &mut two, &mut three] {
+        expect_served(&edge, client).await;
+    }
+
+    // one is gone, the third means somebody else
+    std::fs::write(&path, list(&[("two", "bob"), ("three", "mallory"), ("four", "eve")])).unwrap();
+    assert_eq!(reload(&edge).await, Ok(true), "some are no more");
+    expect_revoked(&edge, &mut one).await;
+    expect_revoked(&edge, &mut three).await;
+    expect_served(&edge, &mut two).await;
+    assert!(answer(&edge, "/echo?access_token=one", "").await.starts_with("HTTP/1.1 401 "));
+    std::fs::write(&path, list(&[("two", "bob"), ("three", "mallory"), ("four", "eve"), ("five", "joe")])).unwrap();
+    assert_eq!(reload(&edge).await, Ok(false), "nobody need be looked at");
+    drop((come(&edge, "four").await, come(&edge, "five").await, two));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a30_a_key_that_is_no_more_ends_the_connections_of_its_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("secret"), folder.path().join("other"));
+    std::fs::write(&path, format!("{SECRET}\n")).unwrap();
+    std::fs::write(&other, "another secret of at least thirty-two bytes").unwrap();
+    let config = format!(
+        "kind = \"jwt\"\nalgorithms = [\"HS256\"]\nkeys = [\n\
+         {{ algorithm = \"HS256\", secret_file = {path:?} }}, {{ algorithm = \"HS256\", secret_file = {other:?} }}]"
+    );
+    let edge = Edge::start(vec![api("echo", |api| api.auth = auth(&config))]);
+    let token = token(now() + 600);
+    let mut client = come(&edge, &token).await;
+    // the other key is replaced: nobody came by it
+    std::fs::write(&other, "a third secret, of at least thirty-two bytes").unwrap();
+    reload(&edge).await.unwrap();
+    expect_served(&edge, &mut client).await;
+    std::fs::write(&path, "short").unwrap();
+    assert!(reload(&edge).await.unwrap_err().contains("fewer than 32 bytes"));
+    expect_served(&edge, &mut client).await;
+    std::fs::write(&path, "one more secret of at least thirty-two bytes").unwrap();
+    reload(&edge).await.unwrap();
+    expect_revoked(&edge, &mut client).await;
+    assert!(answer(&edge, &format!("/echo?access_token={token}"), "").await.starts_with("HTTP/1.1 401 "));
     drop(client);
     edge.stop().await;
 }

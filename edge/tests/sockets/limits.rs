@@ -1,6 +1,11 @@
 //! How many may come, how often, from where (attack rows A8 to A12). After each refusal the same shard serves others.
 
-use trunkline_proto::v1::CloseCause;
+use std::time::Instant;
+
+use trunkline_proto::{
+    RecordKind,
+    v1::{self, CloseCause},
+};
 
 use crate::support::{Edge, RawClient, api, code, frame, request};
 
@@ -92,6 +97,39 @@ async fn an_api_takes_so_many_handshakes_and_a_connection_sends_so_many_messages
     }
     assert_eq!(edge.log.closed().await, (1008, "too many messages".to_owned(), CloseCause::RateLimited));
     drop(client);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_sends_so_many_messages_over_all_its_connections() {
+    let edge = Edge::start(vec![api("chat", |api| api.max_messages_per_address = 5), api("echo", |_| ())]);
+    let (mut quiet, _) = edge.connect_raw("/chat").await;
+    let (mut elsewhere, _) = edge.connect_raw("/echo").await;
+    let (begun, mut messages) = (Instant::now(), 0);
+    for _ in 0..6 {
+        let (mut client, _) = edge.connect_raw("/chat").await;
+        let burst: Vec<u8> = (0..20).flat_map(|_| frame(0x81, b"x")).collect();
+        client.send(&burst).await;
+        let (opcode, payload) = client.frame().await.unwrap();
+        assert_eq!((opcode, code(&payload)), (0x88, 1008));
+        let closed = loop {
+            let record = edge.log.next().await;
+            match record.kind {
+                RecordKind::MessageReceived => messages += 1,
+                _ => break record.decode::<v1::ConnectionClosed>().unwrap(),
+            }
+        };
+        assert_eq!((closed.code, closed.reason.as_str()), (1008, "too many messages from this address"));
+    }
+    // a new connection has no burst of its own
+    let most = 10.0 + 5.0 * begun.elapsed().as_secs_f64() + 1.0;
+    assert!(messages >= 10 && f64::from(messages) <= most, "{messages} of at most {most}");
+    // who was quiet is as fast as his address may be, and another API is none of its business
+    elsewhere.send(&frame(0x81, b"x")).await;
+    edge.log.message().await;
+    quiet.send(&(0..20).flat_map(|_| frame(0x81, b"x")).collect::<Vec<u8>>()).await;
+    assert_eq!(code(&quiet.frame().await.unwrap().1), 1008);
+    drop((quiet, elsewhere));
     edge.stop().await;
 }
 

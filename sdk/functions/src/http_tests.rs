@@ -359,7 +359,7 @@ async fn a_name_that_leads_to_this_machine_after_it_was_looked_at_is_not_followe
     for address in ["127.0.0.1", "::ffff:127.0.0.1", "10.0.0.1", "169.254.169.254", "fe80::1"] {
         match call(&caller, &guarded).await {
             Err(Failure::Unreached(why)) => {
-                assert_eq!(why, format!("rebound.example.com leads to {address}, where no function may be"));
+                assert_eq!(why, format!("rebound.example.com leads to {address}, which may not be called"));
             }
             other => panic!("{other:?}"),
         }

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, fmt};
 use ring::hmac::{self, HMAC_SHA256};
 
 use super::{
-    Denied, Hidden, Identity, attributes_fit,
+    Denied, Hidden, Identity, Proof, attributes_fit,
     credentials::{parameters, redact},
     is_principal,
 };
@@ -34,12 +34,14 @@ const DOMAIN: &str = "trunkline-hmac-sha256";
 pub struct HmacKey {
     id: String,
     key: hmac::Key,
+    proof: Proof,
 }
 
 impl HmacKey {
     /// A key pair: id and secret.
     pub fn new(id: String, secret: &[u8]) -> Self {
-        Self { id, key: hmac::Key::new(HMAC_SHA256, secret) }
+        let proof = Proof::of([id.as_bytes(), secret]);
+        Self { id, key: hmac::Key::new(HMAC_SHA256, secret), proof }
     }
 }
 
@@ -70,6 +72,10 @@ struct Claim {
 }
 
 impl Hmac {
+    pub(super) fn proofs(&self) -> impl Iterator<Item = Proof> {
+        self.keys.iter().map(|key| key.proof)
+    }
+
     pub(super) fn verify(&self, request: &mut Upgrade, now: u64) -> Result<Identity, Denied> {
         let judged = self.judge(request, now);
         redact(request, "");
@@ -121,7 +127,7 @@ impl Hmac {
         if !is_principal(&principal) || !attributes_fit(&attributes) {
             return Err(Denied::Malformed);
         }
-        Ok(Identity { principal, attributes, expires: None })
+        Ok(Identity { principal, attributes, expires: None, proof: Some(key.proof) })
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::{Denied, Identity, Key, Places, attributes_fit, is_principal};
+use super::{Denied, Fetched, Identity, Key, Places, Proof, attributes_fit, is_principal};
 use crate::config::Algorithm;
 
 /// The end of the year 9999: a later time is no time.
@@ -36,11 +36,13 @@ pub struct JwtRules {
 }
 
 /// Verifies tokens.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Jwt {
     places: Places,
     rules: JwtRules,
     keys: Vec<Key>,
+    /// None: all keys there are stand in `keys`.
+    fetched: Option<Fetched>,
 }
 
 /// What of the header counts. The same name twice is refused.
@@ -52,13 +54,27 @@ struct Header {
 }
 
 impl Jwt {
-    /// By these keys and rules.
+    /// By these rules and keys.
     pub fn new(places: Places, rules: JwtRules, keys: Vec<Key>) -> Self {
-        Self { places, rules, keys }
+        Self { places, rules, keys, fetched: None }
+    }
+
+    /// The same, with keys that are fetched beside its own.
+    pub fn with_fetched(&self, fetched: Fetched) -> Self {
+        Self { fetched: Some(fetched), ..self.clone() }
+    }
+
+    pub(super) fn fetched(&self) -> Option<&Fetched> {
+        self.fetched.as_ref()
     }
 
     pub(super) fn places(&self) -> &Places {
         &self.places
+    }
+
+    pub(super) fn proofs(&self) -> impl Iterator<Item = Proof> {
+        let fetched = self.fetched.iter().flat_map(Fetched::all);
+        self.keys.iter().chain(fetched).map(Key::proof)
     }
 
     pub(super) fn verify(&self, token: &str, now: u64) -> Result<Identity, Denied> {
@@ -75,11 +91,17 @@ impl Jwt {
         let algorithm = Algorithm::of_name(&header.alg).filter(|algorithm| self.rules.algorithms.contains(algorithm));
         let algorithm = algorithm.ok_or(Denied::Algorithm)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| Denied::Malformed)?;
-        let mut keys = self.keys.iter().filter(|key| key.is_for(algorithm, header.kid.as_deref()));
-        if !keys.any(|key| key.verifies(signed.as_bytes(), &signature)) {
-            return Err(Denied::Signature);
-        }
-        self.judge(&json::<Claims>(claims)?.0, now)
+        let fetched = self.fetched.as_ref().map(|fetched| fetched.at(now));
+        let keys = || self.keys.iter().chain(fetched.flatten().unwrap_or_default());
+        let kid = header.kid.as_deref();
+        let is_signer = |key: &&Key| key.is_for(algorithm, kid) && key.verifies(signed.as_bytes(), &signature);
+        let key = keys().find(is_signer).ok_or_else(|| match (fetched, kid) {
+            (Some(None), _) => Denied::NoKeys,
+            (Some(Some(_)), Some(kid)) if !keys().any(|key| key.has_id(kid)) => Denied::UnknownKey,
+            _ => Denied::Signature,
+        })?;
+        let identity = self.judge(&json::<Claims>(claims)?.0, now)?;
+        Ok(Identity { proof: Some(key.proof()), ..identity })
     }
 
     /// The signature holds: what the claims say is what the issuer said.
@@ -107,7 +129,7 @@ impl Jwt {
         if !is_principal(&principal) || !attributes_fit(&attributes) {
             return Err(Denied::Malformed);
         }
-        Ok(Identity { principal, attributes, expires })
+        Ok(Identity { principal, attributes, expires, proof: None })
     }
 
     /// RFC 7519 §4.1.3: a token for somebody else is refused, also where nobody was configured.

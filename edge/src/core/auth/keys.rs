@@ -12,6 +12,7 @@ use ring::{
 use rustls_pki_types::{SubjectPublicKeyInfoDer, pem::PemObject as _};
 use serde::Deserialize;
 
+use super::Proof;
 use crate::config::Algorithm;
 
 /// Shortest secret (RFC 7518 §3.2).
@@ -54,6 +55,13 @@ pub enum KeyError {
     TooMany,
 }
 
+impl KeyError {
+    /// Where it is wrong, and no word of what stands there: it may be a key.
+    fn no_set(error: serde_json::Error) -> Self {
+        Self::NoSet(format!("{:?} error at line {}, column {}", error.classify(), error.line(), error.column()))
+    }
+}
+
 /// Most keys of a set.
 const KEYS_MAX: usize = 100;
 
@@ -75,11 +83,27 @@ enum Material {
     Ed25519(Vec<u8>),
 }
 
+impl Material {
+    fn of_secret(secret: &[u8]) -> Self {
+        Self::Secret(hmac::Key::new(HMAC_SHA256, secret))
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Secret(_) => Algorithm::Hs256,
+            Self::Rsa { .. } => Algorithm::Rs256,
+            Self::P256(_) => Algorithm::Es256,
+            Self::Ed25519(_) => Algorithm::EdDsa,
+        }
+    }
+}
+
 /// A key for one algorithm.
 #[derive(Clone)]
 pub struct Key {
     kid: Option<String>,
     material: Material,
+    proof: Proof,
 }
 
 impl fmt::Debug for Key {
@@ -92,19 +116,19 @@ impl Key {
     /// Of a shared secret.
     pub fn secret(kid: Option<String>, secret: &[u8]) -> Result<Self, KeyError> {
         check_secret(secret)?;
-        Ok(Self { kid, material: Material::Secret(hmac::Key::new(HMAC_SHA256, secret)) })
+        Ok(Self::new(kid, Material::of_secret(secret), secret))
     }
 
     /// Of a public key in PEM.
     pub fn public(kid: Option<String>, algorithm: Algorithm, pem: &[u8]) -> Result<Self, KeyError> {
         let info = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| KeyError::NoPem)?;
         let material = of_info(algorithm, &info).ok_or(KeyError::Unfit(algorithm))?;
-        Ok(Self { kid, material })
+        Ok(Self::new(kid, material, &[]))
     }
 
     /// The keys of a JWKS that fit one of these algorithms. Providers publish others beside them.
     pub fn set(algorithms: &[Algorithm], json: &[u8]) -> Result<Vec<Self>, KeyError> {
-        let set: JwkSet = serde_json::from_slice(json).map_err(|error| KeyError::NoSet(error.to_string()))?;
+        let set: JwkSet = serde_json::from_slice(json).map_err(KeyError::no_set)?;
         if set.keys.len() > KEYS_MAX {
             return Err(KeyError::TooMany);
         }
@@ -113,19 +137,35 @@ impl Key {
         if keys.is_empty() { Err(KeyError::Empty) } else { Ok(keys) }
     }
 
+    /// `secret` where the material does not tell it.
+    fn new(kid: Option<String>, material: Material, secret: &[u8]) -> Self {
+        let (has_kid, id) = (kid.is_some(), kid.as_deref().unwrap_or_default().as_bytes());
+        let (one, other): (&[u8], &[u8]) = match &material {
+            Material::Secret(_) => (secret, &[]),
+            Material::Rsa { n, e } => (n, e),
+            Material::P256(bytes) | Material::Ed25519(bytes) => (bytes, &[]),
+        };
+        let proof = Proof::of([&[u8::from(has_kid)], id, material.algorithm().name().as_bytes(), one, other]);
+        Self { kid, material, proof }
+    }
+
     fn algorithm(&self) -> Algorithm {
-        match &self.material {
-            Material::Secret(_) => Algorithm::Hs256,
-            Material::Rsa { .. } => Algorithm::Rs256,
-            Material::P256(_) => Algorithm::Es256,
-            Material::Ed25519(_) => Algorithm::EdDsa,
-        }
+        self.material.algorithm()
+    }
+
+    pub(super) fn proof(&self) -> Proof {
+        self.proof
     }
 
     /// Whether a token of this algorithm and `kid` may be signed with it.
     pub(super) fn is_for(&self, algorithm: Algorithm, kid: Option<&str>) -> bool {
         let named = self.kid.as_deref().zip(kid);
         self.algorithm() == algorithm && named.is_none_or(|(own, asked)| own == asked)
+    }
+
+    /// Whether it was published under this `kid`.
+    pub(super) fn has_id(&self, kid: &str) -> bool {
+        self.kid.as_deref() == Some(kid)
     }
 
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
@@ -228,18 +268,18 @@ impl Jwk {
         if self.purpose.as_ref().is_some_and(|purpose| purpose != "sig") {
             return None;
         }
+        let secret = bytes(&self.k).unwrap_or_default();
         let material = match (self.kty.as_str(), self.crv.as_deref()) {
             ("oct", _) => {
-                let secret = bytes(&self.k)?;
                 check_secret(&secret).ok()?;
-                Material::Secret(hmac::Key::new(HMAC_SHA256, &secret))
+                Material::of_secret(&secret)
             }
             ("RSA", _) => rsa(&bytes(&self.n)?, &bytes(&self.e)?)?,
             ("EC", Some("P-256")) => p256([vec![4], bytes(&self.x)?, bytes(&self.y)?].concat())?,
             ("OKP", Some("Ed25519")) => ed25519(bytes(&self.x)?)?,
             _ => return None,
         };
-        let key = Key { kid: self.kid, material };
+        let key = Key::new(self.kid, material, &secret);
         self.alg.as_deref().is_none_or(|name| name == key.algorithm().name()).then_some(key)
     }
 }

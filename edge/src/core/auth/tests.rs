@@ -1,6 +1,9 @@
 //! Hostile tokens, and good ones (attack rows A25 to A28): each with its answer.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{
     Engine as _,
@@ -286,7 +289,12 @@ fn claims_become_principal_attributes_and_an_end() {
     let identity = jwt.verify(&token, NOW).unwrap();
     let expected = [("age", "7"), ("role", "admin"), ("tags", r#"["x"]"#)];
     let expected = expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    assert_eq!(identity, Identity { principal: "a@b".to_owned(), attributes: expected, expires: Some(1_800_000_010) });
+    let proof = identity.proof;
+    assert!(proof.is_some());
+    assert_eq!(
+        identity,
+        Identity { principal: "a@b".to_owned(), attributes: expected, expires: Some(1_800_000_010), proof }
+    );
 }
 
 fn request(query: &str, authorization: Option<&str>, subprotocols: &[&str]) -> Upgrade {
@@ -337,7 +345,7 @@ fn a29_nothing_of_the_token_stays_in_the_request() {
             assert_eq!(request.query, "a=1&b=2");
         }
         if let Some(denied) = expected {
-            let answer = auth.answer(*denied).to_bytes();
+            let answer = auth.answer(*denied, 1).to_bytes();
             let answer = std::str::from_utf8(&answer).unwrap();
             assert!(answer.starts_with("HTTP/1.1 401 Unauthorized\r\n"), "{answer}");
             assert!(answer.contains("WWW-Authenticate: Bearer") && !answer.contains("SECRET"), "{answer}");
@@ -379,6 +387,8 @@ fn signed_requests_say_who_and_when() {
     let good = full(&query("user=ada&room=42", NOW), NOW);
     let identity = judge(&good, None).unwrap();
     assert_eq!((identity.principal.as_str(), identity.attributes["room"].as_str()), ("ada", "42"));
+    assert_eq!(auth.proofs().len(), 2);
+    assert!(auth.proofs().contains(&identity.proof.unwrap()));
     for (changed, expected) in [
         (good.replace("ada", "bob"), Denied::Signature),
         (good.replace("k1", "k2"), Denied::Signature),
@@ -407,4 +417,76 @@ fn signed_requests_say_who_and_when() {
     assert_eq!(judge("user=ada", Some(&format!("{}, key=k2", header(&signature)))), Err(Denied::Malformed));
     assert_eq!(judge(&good, Some(&header(&signature))), Err(Denied::Twice));
     assert_eq!(judge("user=ada", Some("Bearer x")), Err(Denied::Malformed));
+}
+
+#[test]
+fn what_lets_somebody_in_is_told_apart_from_everything_else() {
+    let entry = |token: &str, principal: &str, role: &str| Token {
+        digest: TokenDigest::of(token),
+        principal: principal.to_owned(),
+        attributes: [("role".to_owned(), role.to_owned())].into(),
+    };
+    let entries = [("a", "ada", "x"), ("b", "ada", "x"), ("a", "adaa", "x"), ("a", "ada", "y")];
+    let tokens = Tokens::new(places(), entries.map(|(token, principal, role)| entry(token, principal, role)).to_vec());
+    assert_eq!(Auth::Token(Box::new(tokens)).proofs().len(), entries.len());
+
+    let set = |text: &str| Key::set(&[Algorithm::Hs256, Algorithm::EdDsa], text.as_bytes()).unwrap();
+    let k = URL_SAFE_NO_PAD.encode([7; 32]);
+    let keys = set(&format!(
+        r#"{{"keys":[{{"kty":"oct","k":"{k}"}},{{"kty":"oct","k":"{k}","kid":""}},{{"kty":"oct","k":"{k}","kid":"a"}},
+           {{"kty":"OKP","crv":"Ed25519","x":"{k}","kid":"a"}},{{"kty":"oct","k":"{k}","kid":"a","use":"sig"}}]}}"#
+    ));
+    let jwt = |keys: Vec<Key>| Auth::Jwt(Box::new(Jwt::new(places(), rules(), keys)));
+    assert_eq!(jwt(keys).proofs().len(), 4, "the last is the third again");
+    let same = Key::secret(Some("a".to_owned()), &[7; 32]).unwrap();
+    let auth = jwt(vec![same, Key::secret(Some("b".to_owned()), &[8; 32]).unwrap()]);
+    let token = signed(r#"{"alg":"HS256","kid":"b"}"#, r#"{"sub":"ada","exp":1800000000}"#, &[8; 32]);
+    let identity = auth.authenticate(&mut request(&format!("access_token={token}"), None, &[]), NOW).unwrap();
+    let proof = identity.proof.unwrap();
+    assert!(auth.proofs().contains(&proof) && !jwt(vec![]).proofs().contains(&proof));
+    assert_eq!(format!("{proof:?}"), "(hidden)");
+}
+
+#[test]
+fn a_broken_set_is_told_without_its_keys() {
+    for broken in [r#"{"keys":"HUSH"}"#, r#"{"keys":[{"kty":"oct","k":["HUSH"]}]}"#, "HUSH", r#"{"keys":[{"HUSH":1}]}"#]
+    {
+        let problem = Key::set(&[Algorithm::Hs256], broken.as_bytes()).unwrap_err().to_string();
+        assert!(problem.contains("at line 1, column") && !problem.contains("HUSH"), "{problem}");
+    }
+}
+
+#[test]
+fn fetched_keys_count_for_their_time_and_their_want_is_not_the_clients_fault() {
+    let rules = JwtRules { algorithms: vec![Algorithm::Hs256], ..rules() };
+    let own = Key::secret(Some("own".to_owned()), SECRET).unwrap();
+    let jwt = |fetched| Auth::Jwt(Box::new(Jwt::new(places(), rules.clone(), vec![own.clone()]).with_fetched(fetched)));
+    let judge = |auth: &Auth, token: &str, now| {
+        auth.authenticate(&mut request(&format!("access_token={token}"), None, &[]), now).map(|_| ())
+    };
+    let of =
+        |kid: &str, secret| signed(&format!(r#"{{"alg":"HS256"{kid}}}"#), r#"{"sub":"ada","exp":1800000000}"#, secret);
+    let (ours, theirs) = (of(r#","kid":"own""#, SECRET), of(r#","kid":"k""#, &[7; 32]));
+    let (unnamed, unknown) = (of("", &[9; 32]), of(r#","kid":"l""#, &[9; 32]));
+
+    let waiting = jwt(Fetched::default());
+    assert_eq!(judge(&waiting, &ours, NOW), Ok(()));
+    assert_eq!(judge(&waiting, "x.y.z", NOW), Err(Denied::Malformed));
+    for token in [&theirs, &unnamed, &unknown] {
+        assert_eq!(judge(&waiting, token, NOW), Err(Denied::NoKeys));
+    }
+    let answer = waiting.answer(Denied::NoKeys, 3).to_bytes();
+    let answer = std::str::from_utf8(&answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 3\r\n"), "{answer}");
+
+    let keys: Arc<[Key]> = [Key::secret(Some("k".to_owned()), &[7; 32]).unwrap()].into();
+    let auth = jwt(Fetched::new(keys, NOW + 10));
+    assert_eq!([judge(&auth, &ours, NOW), judge(&auth, &theirs, NOW + 9)], [Ok(()), Ok(())]);
+    assert_eq!(judge(&auth, &unnamed, NOW), Err(Denied::Signature), "no reason to fetch anything");
+    assert_eq!(judge(&auth, &unknown, NOW), Err(Denied::UnknownKey));
+    assert_eq!(judge(&auth, &of(r#","kid":"k""#, &[9; 32]), NOW), Err(Denied::Signature));
+    assert_eq!(Denied::UnknownKey.to_string(), Denied::Signature.to_string(), "nobody is told which keys there are");
+    // too old to let anybody in; and yet no reason to close what they have let in
+    assert_eq!([judge(&auth, &ours, NOW + 10), judge(&auth, &theirs, NOW + 10)], [Ok(()), Err(Denied::NoKeys)]);
+    assert_eq!(auth.proofs().len(), 2);
 }

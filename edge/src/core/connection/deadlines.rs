@@ -67,7 +67,8 @@ impl Connection {
             return self.close(now, (CloseCode::AWAY, "end of its lifetime", CloseCause::MaxLifetime), out);
         }
         if self.expires <= now {
-            return self.close(now, (CloseCode::POLICY, "token expired", CloseCause::TokenExpired), out);
+            let reason = if self.is_revoked { "token revoked" } else { "token expired" };
+            return self.close(now, (CloseCode::POLICY, reason, CloseCause::TokenExpired), out);
         }
         if self.paused.is_some() {
             return;

@@ -56,6 +56,13 @@ impl Connection {
         }
     }
 
+    /// What proved who the client is has been withdrawn: close then.
+    pub fn handle_revoked(&mut self, at: Millis) {
+        if at < self.expires {
+            (self.expires, self.is_revoked) = (at, true);
+        }
+    }
+
     /// Overload on our side: close and say "try later".
     pub fn handle_overload(&mut self, now: Millis, reason: &'static str, out: &mut impl FnMut(Output<'_>)) {
         if self.phase == Phase::Open {
