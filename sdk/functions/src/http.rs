@@ -48,9 +48,8 @@ impl Caller {
         let needs_tls = apis.iter().flat_map(ApiSettings::urls).any(FunctionUrl::is_https);
         let roots = if needs_tls { system_roots()? } else { no_roots() };
         let pool = Pool { idle_timeout: IDLE_TIMEOUT, idle_max: IDLE_MAX };
-        let client = |private_too| {
-            Client::with_resolver(roots.clone(), pool, Resolver { lookup: lookup.clone(), private_too })
-        };
+        let client =
+            |private_too| Client::with_resolver(roots.clone(), pool, Resolver { lookup: lookup.clone(), private_too });
         Ok(Self { anywhere: client(true)?, in_public: client(false)?, consents: Arc::default() })
     }
 
