@@ -156,7 +156,7 @@ def test_a_name_that_leads_to_this_machine_is_not_called_where_only_public_addre
         connect(calls.dev)
     assert refused.value.response.status_code == 502
     assert events(calls.journal) == []
-    assert "where no function may be" in calls.dev.process.log_text()
+    assert "which may not be called" in calls.dev.process.log_text()
     assert calls.dev.process.stop() == 0
 
 

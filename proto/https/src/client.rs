@@ -1,15 +1,6 @@
 //! The only file that knows sockets.
 
-use std::{
-    error::Error,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response};
@@ -17,23 +8,19 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
-    client::legacy::{
-        self,
-        connect::{
-            HttpConnector,
-            dns::{GaiAddrs, GaiResolver, Name},
-        },
-    },
+    client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use tower::Service;
 
-use crate::url::may_be_called;
+use crate::resolver::Resolver;
 
 /// Connecting takes at most this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of an answer's head, and most headers in it.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 100;
 
 /// Why requests cannot be made at all.
 #[derive(Debug, thiserror::Error)]
@@ -49,16 +36,20 @@ pub enum ClientError {
     Tls(#[from] rustls::Error),
 }
 
-/// Nobody was reached, or the connection broke: the first cause, "Connection refused" rather than "client error (Connect)".
+/// The first cause, "Connection refused" rather than "client error (Connect)".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct RequestError(pub String);
+pub enum RequestError {
+    /// Nobody was reached: nothing was asked.
+    #[error("{0}")]
+    Unreached(String),
+    /// The connection broke.
+    #[error("{0}")]
+    Broken(String),
+}
 
-impl RequestError {
-    fn of(error: &dyn Error) -> Self {
-        let causes = std::iter::successors(Some(error), |error| (*error).source());
-        Self(causes.last().map(ToString::to_string).unwrap_or_default())
-    }
+fn first_cause(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Connections that are kept while nothing is asked.
@@ -75,13 +66,18 @@ pub struct Pool {
 pub struct Client(legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>);
 
 impl Client {
-    /// Call it within a tokio runtime. By https it talks to whom these authorities have signed.
+    /// Call it within a tokio runtime. By https it talks to whom these authorities have signed; private addresses are called too.
     pub fn new(roots: RootCertStore, pool: Pool) -> Result<Self, ClientError> {
+        Self::with_resolver(roots, pool, Resolver::default())
+    }
+
+    /// A request that went over a connection which the other side was just closing is sent again only if none of it was: hyper's rule.
+    pub fn with_resolver(roots: RootCertStore, pool: Pool, resolver: Resolver) -> Result<Self, ClientError> {
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
+        let mut connector = HttpConnector::new_with_resolver(resolver);
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -94,6 +90,8 @@ impl Client {
             .pool_idle_timeout(pool.idle_timeout)
             .pool_max_idle_per_host(pool.idle_max)
             .pool_timer(TokioTimer::new())
+            .http1_max_buf_size(HEAD_BYTES_MAX)
+            .http1_max_headers(HEADERS_MAX)
             .build(connector);
         Ok(Self(client))
     }
@@ -103,7 +101,10 @@ impl Client {
 
     /// Sends a request whose URL [`crate::parse`] has let pass, and waits for the head of its answer.
     pub async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, RequestError> {
-        self.0.request(request).await.map_err(|error| RequestError::of(&error))
+        self.0.request(request).await.map_err(|error| match error.is_connect() {
+            true => RequestError::Unreached(first_cause(&error)),
+            false => RequestError::Broken(first_cause(&error)),
+        })
     }
 }
 
@@ -114,7 +115,7 @@ pub async fn read(mut body: Incoming, most: usize) -> Result<Option<Bytes>, Requ
     }
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| RequestError::of(&error))?;
+        let frame = frame.map_err(|error| RequestError::Broken(first_cause(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         if read.len() + data.len() > most {
             return Ok(None);
@@ -148,52 +149,4 @@ pub fn roots_of_pem(pem: &[u8]) -> Result<RootCertStore, ClientError> {
         roots.add(certificate.map_err(|_| ClientError::NoAuthority)?)?;
     }
     if roots.is_empty() { Err(ClientError::NoAuthority) } else { Ok(roots) }
-}
-
-/// The system's resolver, without addresses that nothing may be asked of.
-#[derive(Clone, Debug)]
-struct Resolver(GaiResolver);
-
-/// Addresses that may be called.
-#[derive(Debug)]
-struct Addresses(GaiAddrs);
-
-impl Iterator for Addresses {
-    type Item = SocketAddr;
-
-    fn next(&mut self) -> Option<SocketAddr> {
-        self.0.find(|address| may_be_called(address.ip()))
-    }
-}
-
-impl Service<Name> for Resolver {
-    type Response = Addresses;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Addresses>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let resolving = self.0.call(name);
-        Box::pin(async move { resolving.await.map(Addresses) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A name may resolve to anything, and to something else when it is asked again: what is connected to is what was looked at.
-    #[tokio::test]
-    async fn a_name_that_leads_to_a_metadata_service_leads_nowhere() {
-        let mut resolver = Resolver(GaiResolver::new());
-        for (name, leads) in
-            [("127.0.0.1", true), ("::1", true), ("169.254.169.254", false), ("::ffff:169.254.169.254", false)]
-        {
-            let addresses = resolver.call(name.parse().unwrap()).await.unwrap();
-            assert_eq!(addresses.count() > 0, leads, "{name}");
-        }
-    }
 }

@@ -2,9 +2,11 @@
 //! still redirects are not followed, no link-local address is connected to, whatever a name resolves to, and answers are read within bounds.
 
 mod client;
+mod resolver;
 mod url;
 
 pub use self::{
     client::{Client, ClientError, Pool, RequestError, no_roots, read, roots_of_pem, system_roots},
-    url::{UrlError, is_loopback, may_be_called, parse},
+    resolver::{Lookup, Resolver},
+    url::{UrlError, address, is_loopback, parse},
 };

@@ -1,8 +1,9 @@
 //! Where requests may go.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use http::Uri;
+use trunkline_proto::address::{Reach, reach, written};
 
 /// Why a text is no URL that requests are sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -22,8 +23,11 @@ pub enum UrlError {
     /// `#…`
     #[error("a fragment is never sent")]
     Fragment,
+    /// It ends like an address.
+    #[error("its host is neither a name nor an address")]
+    Host,
     /// Where clouds keep credentials.
-    #[error("link-local addresses are refused")]
+    #[error("link-local addresses and those of metadata services are refused")]
     LinkLocal,
 }
 
@@ -40,28 +44,19 @@ pub fn parse(text: &str) -> Result<Uri, UrlError> {
     if text.contains('#') {
         return Err(UrlError::Fragment);
     }
-    match address(&uri) {
-        _ if authority.host().is_empty() => Err(UrlError::NoHost),
-        Some(address) if !may_be_called(address) => Err(UrlError::LinkLocal),
-        _ => Ok(uri),
+    if authority.host().trim_matches(['[', ']']).is_empty() {
+        return Err(UrlError::NoHost);
+    }
+    match written(authority.host()) {
+        Err(_) => Err(UrlError::Host),
+        Ok(Some(address)) if reach(address) == Reach::Nobody => Err(UrlError::LinkLocal),
+        Ok(_) => Ok(uri),
     }
 }
 
-/// The host, if it is an address.
-pub(crate) fn address(uri: &Uri) -> Option<IpAddr> {
-    uri.host()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
-
-/// Whether requests may go to this address: not link-local, where clouds keep credentials (169.254.169.254, fd00:ec2::254), nor
-/// unspecified, nor a multicast group.
-pub fn may_be_called(address: IpAddr) -> bool {
-    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    match address.to_canonical() {
-        IpAddr::V4(v4) => !(v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
-        IpAddr::V6(v6) => {
-            !(v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() || v6 == METADATA_V6)
-        }
-    }
+/// The host, if it is an address, however it is written.
+pub fn address(uri: &Uri) -> Option<IpAddr> {
+    written(uri.host()?).ok().flatten()
 }
 
 /// Whether the URL's host is an address of this machine's own.

@@ -40,8 +40,8 @@ pub struct Bridge {
     caller: Caller,
     known: Arc<Known>,
     places: Arc<Places>,
-    welcomes: Arc<Welcomes>,
     unanswered: Arc<Unanswered>,
+    welcomes: Arc<Welcomes>,
 }
 
 /// What an answer comes to, with what it leaves with the connection.
@@ -71,8 +71,8 @@ impl Bridge {
             caller,
             known,
             places: Arc::new(places),
-            welcomes: Arc::default(),
             unanswered: Arc::default(),
+            welcomes: Arc::default(),
         }
     }
 
@@ -293,8 +293,8 @@ impl Handler for Bridge {
             self.attempts(&self.places.others, (&place, &call), None, |reply| dialect::done(&self.settings, reply));
         match called.await {
             Ok(()) => {
-                self.known.forget(cx.connection());
                 self.unanswered.forget(&place.connection);
+                self.known.forget(cx.connection());
                 Ok(())
             }
             Err(failure) => self.failed(cx, failure, false),

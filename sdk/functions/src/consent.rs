@@ -89,7 +89,7 @@ fn question<B: Default>(settings: &ApiSettings, url: &FunctionUrl) -> Request<B>
     *request.method_mut() = Method::OPTIONS;
     *request.uri_mut() = url.uri().clone();
     let headers = request.headers_mut();
-    headers.insert(header::USER_AGENT, crate::http::USER_AGENT);
+    headers.insert(header::USER_AGENT, trunkline_https::Client::USER_AGENT);
     settings.headers.iter().for_each(|(name, value)| drop(headers.insert(name, value.clone())));
     // checked with the settings
     if let Ok(origin) = settings.origin().parse() {

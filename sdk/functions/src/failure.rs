@@ -74,7 +74,7 @@ impl Failure {
         match self {
             Self::Status { status, .. } => matches!(status.as_u16(), 408 | 502 | 504),
             Self::Broken(_) | Self::Timeout(_) | Self::TooLarge(_) | Self::Nonsense(_) => true,
-            Self::Unreached(_) | Self::Raised(_) | Self::NoConsent(_) => false,
+            Self::Unreached(_) | Self::NoConsent(_) | Self::Raised(_) => false,
         }
     }
 

@@ -44,6 +44,11 @@ impl Kept {
         kept
     }
 
+    /// Of a connection whose state nobody knows any more.
+    pub(crate) fn stateless(self) -> Self {
+        Self { state: String::new(), ..self }
+    }
+
     /// What it takes to remember it.
     pub(crate) fn bytes(&self) -> usize {
         self.user.len() + self.state.len()

@@ -16,11 +16,10 @@ use crate::kept::Kept;
 
 /// Most connections remembered. With more the oldest are asked for again.
 const REMEMBERED_MAX: usize = 100_000;
-/// Bytes of them, about: what clients say of themselves has many lengths.
+/// Bytes of them, about: what clients say of themselves has many lengths, and functions may keep 4 KiB with each.
 const REMEMBERED_BYTES_MAX: usize = 64 << 20;
 /// Of one whose texts are empty.
 const IDENTITY_BYTES: usize = 256;
-
 /// Waits between looks whether a connection is open: its decision is on the way through the log. A quarter of a minute in all.
 const OPEN_ASKED_MS: [u64; 12] = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000];
 
@@ -68,8 +67,12 @@ impl Identity {
 
     fn bytes(&self) -> usize {
         let claims: usize = self.claims.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
-        let texts = [&self.address, &self.user_agent, &self.host, &self.principal, &self.subprotocol];
-        IDENTITY_BYTES + claims + self.kept.bytes() + texts.iter().map(|text| text.len()).sum::<usize>()
+        let texts = [&self.address, &self.user_agent, &self.host, &self.principal];
+        IDENTITY_BYTES
+            + claims
+            + self.subprotocol.len()
+            + self.kept.bytes()
+            + texts.iter().map(|text| text.len()).sum::<usize>()
     }
 }
 
@@ -128,8 +131,7 @@ impl Known {
     }
 
     /// Of a connection, open or closed, by one of its events. Nothing is known of one whose end retention has taken, nor without the right to
-    /// ask: the function is called all the same. With an assignment, what was kept under another one is asked for again; the state kept
-    /// with a connection that is gone meanwhile is nobody's to tell.
+    /// ask: the function is called all the same. With an assignment, what was kept under another one is asked for again.
     pub(crate) async fn identity(
         &self,
         id: ConnectionId,
@@ -137,35 +139,44 @@ impl Known {
         assignment: Option<Assignment>,
     ) -> Result<Arc<Identity>, ClientError> {
         let remembered = self.remembered.lock().identities.get(&id).cloned();
-        if let Some(identity) = &remembered
-            && (assignment.is_none() || identity.assignment == assignment)
-        {
-            return Ok(identity.clone());
-        }
-        let Some(mut identity) = (match remembered {
-            Some(identity) => Some(Identity::clone(&identity)),
-            None => self.opening(id, event).await?,
-        }) else {
-            return Ok(Arc::default());
+        let known = match remembered {
+            Some(identity) if assignment.is_none() || identity.assignment == assignment => return Ok(identity),
+            Some(identity) => identity,
+            None => match Self::asked(id, self.client.opening(id, event).await)? {
+                Some(opening) => Arc::new(Identity::new(&opening.opened.unwrap_or_default(), opening.time)),
+                None if assignment.is_none() => return Ok(Arc::default()),
+                None => Arc::default(),
+            },
         };
-        if assignment.is_some() {
-            match self.client.connection(id).await {
-                Ok(connection) => {
-                    identity.kept = Kept::of(&connection.attributes);
-                    identity.subprotocol = connection.subprotocol;
-                }
-                Err(error) if error.is_gone() => identity.kept.state.clear(),
-                Err(error) => return Err(error),
-            }
-        }
-        let identity = Arc::new(Identity { assignment, ..identity });
+        let identity = match assignment {
+            None => known,
+            Some(_) => Arc::new(self.with_kept(id, &known, assignment).await?),
+        };
         self.remember(id, identity.clone());
         Ok(identity)
     }
 
-    async fn opening(&self, id: ConnectionId, event: Offset) -> Result<Option<Identity>, ClientError> {
-        match self.client.opening(id, event).await {
-            Ok(opening) => Ok(Some(Identity::new(&opening.opened.unwrap_or_default(), opening.time))),
+    /// With what is kept now. A connection that is closed has a user still, and no state any more.
+    async fn with_kept(
+        &self,
+        id: ConnectionId,
+        known: &Identity,
+        assignment: Option<Assignment>,
+    ) -> Result<Identity, ClientError> {
+        let known = known.clone();
+        Ok(match Self::asked(id, self.client.connection(id).await)? {
+            Some(connection) => {
+                let kept = Kept::of(&connection.attributes);
+                Identity { subprotocol: connection.subprotocol, kept, assignment, ..known }
+            }
+            None => Identity { kept: known.kept.clone().stateless(), assignment, ..known },
+        })
+    }
+
+    /// What brokers tell, if they know and may tell it.
+    fn asked<T>(id: ConnectionId, answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+        match answer {
+            Ok(told) => Ok(Some(told)),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) if error.retry() == Retry::No => {
                 tracing::warn!(connection = %id, %error, "who a connection is cannot be asked");
@@ -208,7 +219,8 @@ mod tests {
         assert_eq!((remembered.identities.len(), remembered.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
         assert!(!remembered.identities.contains_key(&id(9)) && remembered.identities.contains_key(&id(10)));
         assert_eq!(remembered.bytes, REMEMBERED_MAX * IDENTITY_BYTES);
-        let long = Identity { user_agent: "x".repeat(REMEMBERED_BYTES_MAX / 2), ..Identity::default() };
+        let long = [("connectionState".to_owned(), "x".repeat(REMEMBERED_BYTES_MAX / 2))];
+        let long = Identity { kept: Kept::of(&long.into()), ..Identity::default() };
         remembered.insert(id(1), Arc::new(long));
         assert!(remembered.bytes <= REMEMBERED_BYTES_MAX && remembered.identities.contains_key(&id(1)));
         assert!(!remembered.identities.contains_key(&id(10)));

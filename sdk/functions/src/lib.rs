@@ -13,7 +13,6 @@ mod http;
 mod kept;
 mod known;
 mod measure;
-mod resolver;
 mod route;
 mod run;
 mod settings;

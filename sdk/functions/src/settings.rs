@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use http::{HeaderName, HeaderValue, Uri};
-use trunkline_proto::address::{self, Reach, may_be_dialled};
+use trunkline_https::UrlError;
+use trunkline_proto::address::may_be_dialled;
 
 use crate::{route::RouteSelection, signature::Secret};
 
@@ -288,28 +289,11 @@ impl FromStr for FunctionUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         // what stands before an @ may be a password
         let shown = if text.contains('@') { "(not shown)" } else { text };
-        let wrong = |why: &str| Err(format!("{shown:?} is no function's URL: {why}"));
-        let Ok(uri) = text.parse::<Uri>() else { return wrong("http://host/path or https://host/path is expected") };
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return wrong("it must begin with http:// or https://");
-        }
-        let Some(authority) = uri.authority() else { return wrong("it names no host") };
-        if authority.as_str().contains('@') {
-            return wrong("it holds a user's name or password; use `headers`");
-        }
-        if text.contains('#') {
-            return wrong("a fragment is never sent");
-        }
-        if authority.host().trim_matches(['[', ']']).is_empty() {
-            return wrong("it names no host");
-        }
-        match address::written(authority.host()) {
-            Err(_) => wrong("its host is neither a name nor an address"),
-            Ok(Some(address)) if address::reach(address) == Reach::Nobody => {
-                wrong("link-local addresses and those of metadata services are refused")
-            }
-            Ok(address) => Ok(Self { uri, address }),
-        }
+        let parsed = trunkline_https::parse(text);
+        parsed.map(|uri| Self { address: trunkline_https::address(&uri), uri }).map_err(|error| {
+            let hint = if error == UrlError::UserInfo { "; use `headers`" } else { "" };
+            format!("{shown:?} is no function's URL: {error}{hint}")
+        })
     }
 }
 

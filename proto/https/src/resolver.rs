@@ -20,15 +20,16 @@ type Addresses = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send
 
 /// Asks for a name's addresses.
 #[derive(Clone)]
-pub(crate) struct Lookup(Arc<dyn Fn(String) -> Addresses + Send + Sync>);
+pub struct Lookup(Arc<dyn Fn(String) -> Addresses + Send + Sync>);
 
 impl Lookup {
     /// The system's.
-    pub(crate) fn system() -> Self {
+    pub fn system() -> Self {
         Self::new(|name| async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) })
     }
 
-    pub(crate) fn new<F>(ask: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    /// Another one, such as a test's.
+    pub fn new<F>(ask: impl Fn(String) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
     {
@@ -42,12 +43,20 @@ impl fmt::Debug for Lookup {
     }
 }
 
-/// Resolves names, and leaves out addresses that no function may be at.
+/// Resolves names, and leaves out addresses that may not be called.
 #[derive(Clone, Debug)]
-pub(crate) struct Resolver {
-    pub(crate) lookup: Lookup,
-    /// Whether functions may be on this machine or in a private network.
-    pub(crate) private_too: bool,
+pub struct Resolver {
+    /// Who is asked.
+    pub lookup: Lookup,
+    /// Whether this machine and private networks may be called.
+    pub private_too: bool,
+}
+
+impl Default for Resolver {
+    /// The system's, and private addresses too.
+    fn default() -> Self {
+        Self { lookup: Lookup::system(), private_too: true }
+    }
 }
 
 impl Service<Name> for Resolver {
@@ -66,7 +75,7 @@ impl Service<Name> for Resolver {
             let may_be = |address: &SocketAddr| may_be_dialled(address.ip(), private_too);
             match found.first().map(SocketAddr::ip) {
                 Some(refused) if !found.iter().any(may_be) => {
-                    let problem = format!("{name} leads to {refused}, where no function may be");
+                    let problem = format!("{name} leads to {refused}, which may not be called");
                     Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
                 }
                 _ => Ok(found.into_iter().filter(may_be).collect::<Vec<_>>().into_iter()),
@@ -102,7 +111,7 @@ mod tests {
             assert_eq!(addresses(name, false).await.is_ok(), public, "{name}");
         }
         let error = addresses("127.0.0.1", false).await.unwrap_err().to_string();
-        assert_eq!(error, "127.0.0.1 leads to 127.0.0.1, where no function may be");
+        assert_eq!(error, "127.0.0.1 leads to 127.0.0.1, which may not be called");
     }
 
     #[tokio::test]
