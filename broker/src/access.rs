@@ -219,16 +219,6 @@ impl Caller {
         }
         Ok(())
     }
-
-    /// Whether events of this API are its business.
-    pub fn may_handle(&self, api: &str) -> Result<(), Denied> {
-        match &self.token {
-            Some(token) if !token.apis.is_empty() && !token.apis.iter().any(|own| own == api) => {
-                Err(Denied::Forbidden("the token is for other APIs".to_owned()))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Says what is wrong with a list of tokens.
@@ -356,7 +346,7 @@ mod tests {
         }
         for (name, api, allowed) in [("handler", "news", true), ("handler", "bank", false), ("operator", "bank", true)]
         {
-            assert_eq!(caller(name).may_handle(api).is_ok(), allowed, "{name} {api}");
+            assert_eq!(caller(name).sees(api), allowed, "{name} {api}");
         }
         assert!(Caller::default().may_join(&join("any", &[])).is_ok());
     }

@@ -4,6 +4,8 @@ mod source;
 
 use std::path::Path;
 
+use trunkline_quic::files;
+
 pub use self::source::Source;
 
 use crate::{
@@ -12,7 +14,6 @@ use crate::{
         check_tokens,
     },
     core::auth::{Auth, Fetched, Hmac, HmacKey, Jwt, JwtRules, Key, KeyError, Places, Token, Tokens, check_secret},
-    files,
 };
 
 /// What went wrong, for people.

@@ -4,7 +4,6 @@
 //! where the group says so.
 
 pub mod config;
-pub mod files;
 pub mod metrics;
 
 pub mod core;

@@ -17,7 +17,7 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use trunkline_quic::TlsError;
+use trunkline_quic::{TlsError, files::Watched};
 
 use self::{
     drain::{DRAIN_TIMEOUT, Drain},
@@ -29,7 +29,6 @@ use crate::{
     api::Api,
     config::{ApiConfig, ConfigError, DRAIN_SECONDS_MAX, EdgeConfig},
     downlink::Downlink,
-    files::Watched,
     http::{self, Health},
     inbox,
     link::{LinkError, OpenError, Settings, Status},

@@ -255,7 +255,7 @@ fn methods() -> Vec<String> {
 }
 
 /// Who may call each method: operators all of them, and these. `None`: everybody, for what it tells is no secret.
-const ROLES: [(&str, Option<&[Role]>); 18] = {
+const ROLES: [(&str, Option<&[Role]>); 19] = {
     const LOOK: Option<&[Role]> = Some(&[Role::Handler, Role::Publisher, Role::ReadOnly]);
     const READ: Option<&[Role]> = Some(&[Role::ReadOnly]);
     const OPERATE: Option<&[Role]> = Some(&[]);
@@ -273,6 +273,7 @@ const ROLES: [(&str, Option<&[Role]>); 18] = {
         ("/trunkline.v1.Cluster/ResetGroup", OPERATE),
         ("/trunkline.v1.Cluster/TransferLeader", OPERATE),
         ("/trunkline.v1.Connections/Get", LOOK),
+        ("/trunkline.v1.Connections/GetOpening", Some(&[Role::Handler])),
         ("/trunkline.v1.Connections/List", LOOK),
         ("/trunkline.v1.Connections/StateAt", READ),
         ("/trunkline.v1.Handlers/Submit", Some(&[Role::Handler, Role::Publisher])),

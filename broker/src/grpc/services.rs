@@ -194,9 +194,7 @@ impl v1::connections_server::Connections for Services {
         self.current([id.partition(self.node.partition_count())]).await?;
         let opening = self.node.opening(id, Offset(request.offset)).await.map_err(|error| status::of_read(&error))?;
         let gone = || status::of_code(v1::Code::Gone, "no such connection, or retention has taken its end");
-        let opening = opening.ok_or_else(gone)?;
-        caller.may_handle(&opening.api).map_err(|denied| status::of_denied(&denied))?;
-        Ok(Response::new(opening))
+        opening.filter(|opening| caller.sees(&opening.api)).map(Response::new).ok_or_else(gone)
     }
 
     async fn list(

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use trunkline_https::{Client, ClientError, Pool};
 use trunkline_proto::units::HumanDuration;
+use trunkline_quic::files;
 
 use crate::{
     config::{Algorithm, JwtConfig},
@@ -24,7 +25,6 @@ use crate::{
         Millis,
         auth::{Fetched, Key, Refresh},
     },
-    files,
     metrics::{self, Reloaded},
 };
 

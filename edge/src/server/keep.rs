@@ -5,14 +5,13 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_rustls::rustls::ServerConfig;
-use trunkline_quic::{TlsError, listener::Certificate};
+use trunkline_quic::{TlsError, files::Watched, listener::Certificate};
 
 use crate::{
     api::Api,
     auth::Source,
     config::TlsConfig,
     downlink::Downlink,
-    files::Watched,
     metrics::{self, Reloaded},
 };
 

@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// A file that is found changed at so many looks in a row is read all the same: somebody writes it all the time.
+const RESTLESS_MAX: u32 = 5;
+
 /// Largest of them.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -40,13 +43,15 @@ pub struct Watched {
     seen: Vec<Stamp>,
     /// When last read.
     read: Vec<Stamp>,
+    /// Looks in a row that found a change.
+    restless: u32,
 }
 
 impl Watched {
     /// To be made before the files are read for the first time: a change in between is noticed.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         let seen: Vec<Stamp> = paths.iter().map(|path| stamp(path)).collect();
-        Self { paths, read: seen.clone(), seen }
+        Self { paths, read: seen.clone(), seen, restless: 0 }
     }
 
     /// Whether there is any file.
@@ -62,11 +67,12 @@ impl Watched {
     }
 
     fn observe(&mut self, stamps: Vec<Stamp>) -> bool {
-        let is_at_rest = stamps == self.seen;
+        self.restless = if stamps == self.seen { 0 } else { self.restless + 1 };
         self.seen = stamps;
-        if !is_at_rest || self.seen == self.read {
+        if self.seen == self.read || (1..RESTLESS_MAX).contains(&self.restless) {
             return false;
         }
+        self.restless = 0;
         self.read.clone_from(&self.seen);
         true
     }
@@ -78,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_change_is_read_once_when_it_is_at_rest() {
-        let mut watched = Watched { paths: Vec::new(), seen: vec![Some([0; 5])], read: vec![Some([0; 5])] };
+        let mut watched =
+            Watched { paths: Vec::new(), seen: vec![Some([0; 5])], read: vec![Some([0; 5])], restless: 0 };
         let mut observe = |stamp: Option<i128>| watched.observe(vec![stamp.map(|at| [at; 5])]);
         assert!(!observe(Some(0)));
         assert!(!observe(Some(1)), "it may be half written");
@@ -93,6 +100,8 @@ mod tests {
         assert!(!observe(Some(3)));
         assert!(!observe(Some(2)), "as it was read: nothing to do");
         assert!(!observe(Some(2)));
+        let read = (10..30).filter(|at| observe(Some(*at))).count();
+        assert_eq!(read, 4, "one that is never at rest is read at every fifth look");
     }
 
     #[test]
