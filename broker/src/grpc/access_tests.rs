@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{Code, Request};
+use tonic::{Code, Request, Streaming, transport::Channel};
 use trunkline_proto::{
-    ConnectionId, PartitionId, RecordKind,
+    ConnectionId, Offset, PartitionId, RecordKind,
     token::TokenDigest,
     v1::{
-        self, connections_client::ConnectionsClient, handlers_client::HandlersClient,
+        self, cluster_client::ClusterClient, connections_client::ConnectionsClient, handlers_client::HandlersClient,
         subscribe_request::Request as Asked, subscribe_response::Response as Told,
     },
 };
@@ -203,6 +203,79 @@ async fn streams_of_a_token_that_is_good_no_more_end() {
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("its partitions go to others");
+    served.stop().await;
+}
+
+/// A `Subscribe` stream that has joined; it lives as long as the sender.
+async fn subscribed(
+    channel: Channel,
+    token: &str,
+    join: v1::Join,
+) -> (tokio::sync::mpsc::Sender<v1::SubscribeRequest>, Streaming<v1::SubscribeResponse>) {
+    let (requests, inbound) = tokio::sync::mpsc::channel(4);
+    let responses = HandlersClient::new(channel).subscribe(with(token, ReceiverStream::new(inbound))).await;
+    requests.send(v1::SubscribeRequest { request: Some(Asked::Join(join)) }).await.unwrap();
+    (requests, responses.unwrap().into_inner())
+}
+
+/// The next events that come.
+async fn events(responses: &mut Streaming<v1::SubscribeResponse>) -> Vec<v1::Event> {
+    let next = async {
+        loop {
+            if let Told::Events(events) = responses.next().await.unwrap().unwrap().response.unwrap() {
+                return events.events;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, next).await.unwrap()
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let waited = async {
+        while !is_so().await {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waited).await.expect(what);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_reads_no_answers_loses_its_partitions_with_its_token() {
+    let access = Access::new(vec![token("handler", Role::Handler)]);
+    let served = Served::start_with(1, access.clone()).await;
+    // not a byte of an answer may be sent there
+    let deaf = Channel::from_shared(format!("http://{}", served.address)).unwrap().initial_stream_window_size(0);
+    let stream = subscribed(deaf.connect().await.unwrap(), "handler", join("chat", "a")).await;
+    until("it is a member", async || !served.broker.registry.members("chat").is_empty()).await;
+    access.replace(vec![token("other", Role::Handler)]);
+    until("its partitions go to others", async || served.broker.registry.members("chat").is_empty()).await;
+    drop(stream);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_another_member_has_left_open_is_not_read_by_a_token_of_another_api() {
+    let tokens = vec![bound("handler", Role::Handler), token("all", Role::Handler), token("operator", Role::Operator)];
+    let served = Served::start_with(1, Access::new(tokens)).await;
+    let foreign = served.broker.opened(connection(0, 2), "bank", "").await;
+    let mut first = subscribed(served.channel.clone(), "all", join("g", "a")).await;
+    assert_eq!(events(&mut first.1).await[0].api, "bank");
+    drop(first);
+    until("it has gone", async || served.broker.registry.members("g").is_empty()).await;
+    let own = served.broker.opened(connection(0, 1), "chat", "").await;
+    let joins = v1::Join { apis: names(&["chat"]), ..join("g", "b") };
+    let (_requests, mut responses) = subscribed(served.channel.clone(), "handler", joins).await;
+    let given: Vec<_> =
+        events(&mut responses).await.into_iter().map(|event| (event.api, Offset(event.offset))).collect();
+    assert_eq!(given, [("chat".to_owned(), own)]);
+    // it is not lost
+    let mut cluster = ClusterClient::new(served.channel.clone());
+    let mut parked = async || {
+        let request = v1::ParkedRequest { group: "g".into(), ..Default::default() };
+        let page = cluster.parked(with("operator", request)).await.unwrap().into_inner();
+        page.events.iter().flat_map(|event| &event.record).map(|record| Offset(record.offset)).collect::<Vec<_>>()
+    };
+    until("it is a dead letter", async || parked().await == [foreign]).await;
     served.stop().await;
 }
 

@@ -123,7 +123,10 @@ impl v1::handlers_server::Handlers for Services {
         let permit = Arc::clone(&self.handler_streams).try_acquire_owned().map_err(full)?;
         let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
         let revoked = self.access.revoked(&caller);
-        let session = session::serve(self.registry.clone(), self.about.broker, request.into_inner(), outgoing, caller);
+        // whoever reads no answers is not asked for any, and would never be told
+        let unread = self.access.revoked(&caller);
+        let (registry, requests) = (self.registry.clone(), request.into_inner());
+        let session = session::serve(registry, self.about.broker, requests, outgoing, caller, unread);
         // not awaited: a client may send its join only after it has seen the response's head
         tokio::spawn(async move {
             session.await;

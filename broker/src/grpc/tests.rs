@@ -463,7 +463,7 @@ async fn tokens_open_what_their_role_allows() {
         ("guess", 1, Some(tonic::Code::Unauthenticated)),
         ("reader", 1, Some(tonic::Code::PermissionDenied)),
         ("handler", 1, None),
-        ("handler", 2, Some(tonic::Code::PermissionDenied)),
+        ("handler", 2, Some(tonic::Code::NotFound)),
         ("handler", 3, Some(tonic::Code::NotFound)),
     ] {
         let id = Bytes::copy_from_slice(&connection(0, n).0);

@@ -1,6 +1,6 @@
 //! One `Subscribe` stream from its `Join` to its end: reads what the member asks and hands it to its partitions' streams.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt};
@@ -17,13 +17,14 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often is looked whether brokers have come, gone or moved.
 const BROKERS_EVERY: Duration = Duration::from_secs(1);
 
-/// Serves one stream. Ends when the member leaves, breaks the protocol, or is replaced.
+/// Serves one stream. Ends when the member leaves, breaks the protocol, is replaced, or is `revoked`: whether or not it reads that.
 pub async fn serve<S, E>(
     registry: Arc<Registry>,
     broker: u64,
     requests: S,
     outgoing: mpsc::Sender<Outgoing>,
     caller: Caller,
+    revoked: impl Future<Output = ()> + Send,
 ) where
     S: Stream<Item = Result<v1::SubscribeRequest, E>> + Send,
 {
@@ -68,6 +69,7 @@ pub async fn serve<S, E>(
     let end = tokio::select! {
         end = read(&registry, &member, requests) => end,
         () = tell => None,
+        () = revoked => None,
     };
     match end {
         Some(end) => {

@@ -352,7 +352,11 @@ impl Stream {
                 return Ok(next);
             };
             match self.cursor.again(offset).await {
-                Ok(Some(scanned)) => return Ok(Some((scanned, attempt))),
+                Ok(Some(scanned)) if self.member.caller.sees(scanned.record.api()) => {
+                    return Ok(Some((scanned, attempt)));
+                }
+                // an earlier member of the group had it
+                Ok(Some(_)) => self.give_up(offset, "the member's token is not for the event's API").await?,
                 Ok(None) => self.give_up(offset, "the event is not in the log").await?,
                 Err(ReadError::Trimmed { .. }) => self.give_up(offset, "retention has taken the event").await?,
                 Err(error) => return Err(self.unreadable(&error)),

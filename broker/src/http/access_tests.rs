@@ -210,3 +210,37 @@ async fn a_body_is_not_read_before_its_headers_are_judged() {
     }
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn who_has_signed_nothing_yet_takes_nobody_s_place() {
+    let (broker, _edge, _stream) = with_a_connection().await;
+    let mut config = BrokerConfig::default();
+    config.push.secrets = vec![SecretText::new("0123456789abcdef")];
+    let router = |concurrency| {
+        let submitter = Submitter::new(broker.node.clone(), broker.link.clone());
+        app_of(&broker, Arc::new(submitter), concurrency, Compat::new(&config), Access::default())
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let push = |tag: String, body: Body| {
+        let request = Request::post("/push/chat").header("webhook-id", "a").header("webhook-timestamp", now);
+        request.header("webhook-signature", tag).body(body).unwrap()
+    };
+    let tag = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=".to_owned();
+    let never = Body::from_stream(tokio_stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let one = router(1);
+    let slow = send(&one, push(tag, never));
+    tokio::pin!(slow);
+    assert!(tokio::time::timeout(std::time::Duration::ZERO, &mut slow).await.is_err(), "it waits for the body");
+    assert_eq!(ask(&one, "", "GET", "/v1/cluster", String::new()).await.status, 200);
+    // who has takes one like everybody
+    let keys = super::Keys::signing(&config.push.secrets);
+    let body =
+        json!({ "websocket": { "action": "closing", "secConnectionID": connection(1).to_string() } }).to_string();
+    let tag = ring::hmac::sign(&keys[0], format!("a.{now}.{body}").as_bytes());
+    let tag = format!("v1,{}", base64::Engine::encode(&base64::engine::general_purpose::STANDARD, tag));
+    for (concurrency, status) in [(0, 503), (1, 200)] {
+        let answer = send(&router(concurrency), push(tag.clone(), Body::from(body.clone()))).await;
+        assert_eq!(answer.status, status, "{concurrency}");
+    }
+    broker.stop().await;
+}

@@ -101,9 +101,13 @@ pub(super) async fn connections(
         None => None,
     };
     let (parts, body) = request::whole(request, limit, &app.0.bodies).await?;
-    if let Some(claim) = claim {
-        claim.verify(&Signed { method: &method, uri: &parts.uri, headers: &parts.headers, body: &body })?;
-    }
+    let _place = match claim {
+        Some(claim) => {
+            claim.verify(&Signed { method: &method, uri: &parts.uri, headers: &parts.headers, body: &body })?;
+            Some(guard::place(&app).map_err(|_| Fault::limit_exceeded())?)
+        }
+        None => None,
+    };
     let named = path.iter().find(|(name, _)| name == "id").map_or("", |(_, id)| id);
     let id = request::liberal_connection_id(named).ok_or_else(Problem::gone)?;
     match method {

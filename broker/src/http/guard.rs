@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, Method, header};
+use tokio::sync::SemaphorePermit;
 
 use super::{App, aws, problem::Problem, push, request};
 use crate::access::{Caller, Denied, Need};
@@ -32,7 +33,8 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     if !reads && request::is_cross_site(request.headers()) {
         return Problem::cross_site().into_response();
     }
-    let caller = match need(&app, request.method(), request.uri().path()) {
+    let need = need(&app, request.method(), request.uri().path());
+    let caller = match need {
         None => Caller::default(),
         Some(need) => {
             let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
@@ -42,15 +44,24 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
             }
         }
     };
+    let path = request.uri().path();
     // who watches the broker must see it when it is overloaded
-    let watches = matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics");
-    let permit = app.0.permits.try_acquire();
-    if permit.is_err() && !watches {
-        return overloaded(request.uri().path());
-    }
+    let watches = matches!(path, "/healthz" | "/readyz" | "/metrics");
+    // a signature is over the body: until it has come anybody may have sent it, and takes no place of those who have proved who they are
+    let is_unproved = need.is_none() && (is_push(path) || is_aws(path));
+    let _place = match (!is_unproved).then(|| place(&app)) {
+        Some(Ok(place)) => Some(place),
+        Some(Err(_)) if !watches => return overloaded(path),
+        Some(Err(_)) | None => None,
+    };
     let mut response = CALLER.scope(caller, next.run(request)).await;
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// A place among the requests under way, until it is dropped.
+pub(super) fn place(app: &App) -> Result<SemaphorePermit<'_>, Problem> {
+    app.0.permits.try_acquire().map_err(|_| Problem::overloaded())
 }
 
 /// Too much at once, as the path's callers know it.

@@ -86,7 +86,9 @@ pub(super) async fn push(
     let limit = app.0.settings.body_limit.saturating_mul(ENVELOPE_FACTOR).saturating_add(ENVELOPE_BYTES);
     let proof = Proof::of(&app, request.headers())?;
     let (_, body) = request::whole(request, limit, &app.0.bodies).await?;
+    let is_signed = matches!(proof, Proof::Signed(_));
     let key = proof.key(&app, &body)?;
+    let _place = if is_signed { Some(guard::place(&app)?) } else { None };
     let document: Document = serde_json::from_slice(&body)
         .map_err(|error| Answer::wrong(format!("the body is not as it must be: {error}")))?;
     let id = request::liberal_connection_id(&document.websocket.connection).ok_or_else(Problem::gone)?;

@@ -163,7 +163,7 @@ impl ApiSettings {
         self.check_functions()?;
         let wrong = |key: &str, problem: String| Err(SettingsError::new(key, problem));
         if let Some((key, url)) = self.named_urls().find(|(_, url)| !self.may_call(url)) {
-            return wrong(key, format!("{url} is a private address, and private_addresses = false"));
+            return wrong(key, format!("{} is a private address, and private_addresses = false", url.place()));
         }
         if HeaderValue::from_str(self.origin()).is_err() || self.origin().is_empty() {
             return wrong("domain", format!("{:?} is no domain", self.origin()));
@@ -287,8 +287,9 @@ impl FromStr for FunctionUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // what stands before an @ may be a password
-        let shown = if text.contains('@') { "(not shown)" } else { text };
+        // what stands before an @ may be a password, and the query may hold a key
+        let place = text.split('?').next().unwrap_or_default();
+        let shown = if text.contains('@') { "(not shown)" } else { place };
         let parsed = trunkline_https::parse(text);
         parsed.map(|uri| Self { address: trunkline_https::address(&uri), uri }).map_err(|error| {
             let hint = if error == UrlError::UserInfo { "; use `headers`" } else { "" };
@@ -398,6 +399,15 @@ mod tests {
     fn what_is_told_of_a_url_leaves_out_its_query() {
         let url: FunctionUrl = "https://h:8443/api/x?code=secret".parse().unwrap();
         assert_eq!(url.place(), "https://h:8443/api/x");
+        let wrong = "https://h/api?code=secret#x".parse::<FunctionUrl>().unwrap_err();
+        assert!(wrong.contains("https://h/api") && !wrong.contains("secret"), "{wrong}");
+        let private = ApiSettings {
+            transmission: Some("http://10.0.0.1/api?code=secret".parse().unwrap()),
+            private_addresses: false,
+            ..ApiSettings::new("chat", Dialect::Scf)
+        };
+        let problem = private.check().unwrap_err().problem;
+        assert!(problem.contains("http://10.0.0.1/api") && !problem.contains("secret"), "{problem}");
     }
 
     #[test]

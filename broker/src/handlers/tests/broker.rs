@@ -140,7 +140,8 @@ impl Broker {
         let (requests, inbound) = mpsc::channel(16);
         let (outgoing, responses) = mpsc::channel(OUTGOING_MAX);
         let inbound = tokio_stream::StreamExt::map(ReceiverStream::new(inbound), Ok::<_, std::convert::Infallible>);
-        tokio::spawn(session::serve(self.registry.clone(), 1, inbound, outgoing, Default::default()));
+        let never = std::future::pending();
+        tokio::spawn(session::serve(self.registry.clone(), 1, inbound, outgoing, Default::default(), never));
         requests.try_send(v1::SubscribeRequest { request: Some(Asked::Join(join)) }).unwrap();
         Member {
             requests,
