@@ -34,5 +34,5 @@ pub use group::{Hole, PARKED_BYTES_MAX, PARKED_MAX, ParkedEvent, Skipped};
 pub use outbox::{OUTBOX_MAX, OutboxEntry, OutboxItem};
 pub use partition::{APPLY_VERSION, Partition};
 pub use retained::Milestone;
-pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
+pub use snapshot::{SNAPSHOT_VERSION, SnapshotError, is_of_earlier_version};
 pub use views::{ConnectionView, EdgeView, GroupView};

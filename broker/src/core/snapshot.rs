@@ -38,6 +38,12 @@ pub enum SnapshotError {
     Invalid(&'static str),
 }
 
+/// Whether a snapshot's bytes are of an earlier version: what they decode to lacks what that did not keep, and a replay comes to.
+pub fn is_of_earlier_version(bytes: &[u8]) -> bool {
+    let version = bytes.get(MAGIC.len()..).and_then(|rest| rest.first_chunk());
+    version.is_some_and(|version| u16::from_le_bytes(*version) < SNAPSHOT_VERSION)
+}
+
 impl Partition {
     /// The whole state as bytes; equal states give equal bytes.
     pub fn encode(&self) -> Vec<u8> {

@@ -25,7 +25,7 @@ use std::{
 use lanes::Lanes;
 pub use proposal::{Hole, Leftover, NotOpen, Outcome, Proposal};
 use share::Rank;
-pub use share::{CONNECTION_BYTES_MAX, CONNECTION_EVENTS_MAX, Free};
+pub use share::{CONNECTION_BYTES_MAX, CONNECTION_EVENTS_MAX, Free, Wanted};
 use trunkline_proto::{ConnectionId, Offset, limits};
 
 /// What bounds a flow.
@@ -76,11 +76,8 @@ pub enum Turn {
     Now,
     /// It waits for earlier events of its connection ([`Flow::hold`]) and needs no credit until [`Flow::next_due`] names it.
     Behind,
-    /// It could be given if more credits than these were free. The reader waits for that, or holds it to see what comes after it.
-    Credit {
-        /// So many must be left.
-        beyond: usize,
-    },
+    /// It could be given if such a credit were free. The reader waits for that, or holds it to see what comes after it.
+    Credit(Wanted),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,7 +201,7 @@ impl Flow {
     pub fn turn(&self, event: &Arrival, free: Free) -> Turn {
         match self.lanes.rank(event) {
             Some(rank) if free.allows(rank) => Turn::Now,
-            Some(rank) if rank.is_first() || free.is_short() => Turn::Credit { beyond: free.beyond(rank) },
+            Some(rank) if rank.is_first() || free.is_short() => Turn::Credit(rank.wanted()),
             _ => Turn::Behind,
         }
     }
@@ -240,11 +237,11 @@ impl Flow {
         self.lanes.due(now).is_some_and(|(rank, _)| free.allows(rank))
     }
 
-    /// With more free credits than these it had something.
-    pub fn wanted(&mut self, now: Instant, free: Free) -> Option<usize> {
+    /// With such a free credit it had something.
+    pub fn wanted(&mut self, now: Instant) -> Option<Wanted> {
         let (rank, _) = self.lanes.due(now)?;
         // others may go on when an earlier event of their connection is settled, and this flow sees that
-        rank.is_first().then(|| free.beyond(rank))
+        rank.is_first().then(|| rank.wanted())
     }
 
     /// The event whose wait is over and whose turn it is, with its attempt. It is in flight from here on: call only with a credit, which

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use trunkline_proto::{PartitionId, limits, v1};
 
-use super::flow::Free;
+use super::flow::{Free, Wanted};
 use crate::access::Caller;
 
 /// Responses that wait for the network, for each member. When full its streams stop sending, nobody else's.
@@ -149,13 +149,13 @@ impl Credit {
         self.freed.notify_waiters();
     }
 
-    /// Waits until more credits than these are free. Cancel safe.
-    pub async fn freed(&self, beyond: usize) {
+    /// Waits until such a credit is free. Cancel safe.
+    pub async fn freed(&self, wanted: Wanted) {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if self.free().is_beyond(beyond) {
+            if self.free().has(wanted) {
                 return;
             }
             freed.await;
@@ -242,5 +242,29 @@ impl Member {
         let partition = PartitionId(u16::try_from(partition).ok()?);
         let routes = self.routes.lock();
         routes.get(&partition).filter(|route| route.epoch == epoch).map(|route| route.requests.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_a_credit_gets_one_of_a_limit_that_is_lowered_meanwhile() {
+        let credit = Credit::new(1024);
+        while credit.take().is_some() {}
+        let common = credit.freed(Wanted::Common);
+        tokio::pin!(common);
+        assert!(timeout(Duration::ZERO, common.as_mut()).await.is_err());
+        credit.adjust(-960);
+        credit.release(1024 - 64 + 8);
+        assert!(timeout(Duration::ZERO, common.as_mut()).await.is_err(), "the reserve of 64");
+        assert!(timeout(Duration::ZERO, credit.freed(Wanted::Any)).await.is_ok());
+        credit.release(1);
+        timeout(Duration::from_secs(10), common).await.expect("one that is nobody's");
     }
 }

@@ -17,7 +17,7 @@ use trunkline_proto::{Offset, Timestamp, v1, v1::subscribe_response::Response};
 use super::{
     commit::Lease,
     cursor::{Ahead, Cursor, Scanned, Step},
-    flow::{Flow, Free, Leftover, Turn},
+    flow::{Flow, Free, Leftover, Turn, Wanted},
     member::{Member, Request, SessionEnd},
 };
 use crate::{
@@ -60,8 +60,8 @@ pub(super) enum End {
 enum Next {
     /// Something can be sent.
     Deliver,
-    /// The event that the reader has come to could, with more free credits than these.
-    Credit(usize),
+    /// The event that the reader has come to could, with such a free credit.
+    Credit(Wanted),
     /// As much is open as may be: a commit or time must come first.
     Full,
     /// The log must grow first.
@@ -184,7 +184,7 @@ impl Stream {
                     }
                     Err(_) => return Err(End::Gone),
                 },
-                () = member.credit.freed(wanted.unwrap_or_default()), if wanted.is_some() => {}
+                () = member.credit.freed(wanted.unwrap_or(Wanted::Any)), if wanted.is_some() => {}
                 () = tail.wait_past(index), if next == Next::Tail => {}
                 // a registry outlives its streams
                 Ok(()) = self.trimming.wanted.changed() => {}
@@ -273,11 +273,11 @@ impl Stream {
         }
     }
 
-    /// With more free credits than these there would be something to send.
-    fn wanted_credit(&mut self, next: Next) -> Option<usize> {
-        match (next, self.flow.wanted(now(), self.member.credit.free())) {
+    /// With such a free credit there would be something to send.
+    fn wanted_credit(&mut self, next: Next) -> Option<Wanted> {
+        match (next, self.flow.wanted(now())) {
             (Next::Deliver, _) => None,
-            (Next::Credit(beyond), due) => Some(due.map_or(beyond, |due| due.min(beyond))),
+            (Next::Credit(wanted), due) => Some(due.map_or(wanted, |due| due.min(wanted))),
             (Next::Full | Next::Tail | Next::Reset, due) => due,
         }
     }
@@ -293,10 +293,10 @@ impl Stream {
                     let arrival = event.arrival();
                     match self.flow.turn(&arrival, free) {
                         Turn::Now => return Some(Next::Deliver),
-                        Turn::Credit { beyond } if arrival.opens || !is_old(event.time) => {
-                            return Some(Next::Credit(beyond));
+                        Turn::Credit(wanted) if arrival.opens || !is_old(event.time) => {
+                            return Some(Next::Credit(wanted));
                         }
-                        Turn::Behind | Turn::Credit { .. } => self.flow.hold(now, &arrival),
+                        Turn::Behind | Turn::Credit(_) => self.flow.hold(now, &arrival),
                     }
                 }
             }

@@ -223,9 +223,14 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         let Some(manifest) = snapshots.pop() else { return Ok(()) };
-        let snapshot = decode_state(self.reader, &manifest)?;
+        let bytes = snapshot::load(self.reader, &manifest)?;
+        let snapshot = decode(self.reader, &manifest, &bytes)?;
         let digests = [snapshot.state_digest(), self.state.state_digest()];
-        if snapshot.digest() != self.state.digest() || digests.iter().any(|digest| *digest != manifest.state_digest) {
+        let is_same = snapshot.digest() == self.state.digest();
+        if is_same && core::is_of_earlier_version(&bytes) {
+            // the broker goes on from it too: later snapshots lack what this one does
+            self.state = snapshot;
+        } else if !is_same || digests.iter().any(|digest| *digest != manifest.state_digest) {
             return Err(StoreError::at(
                 self.reader.partition(),
                 index,
@@ -239,9 +244,12 @@ impl<'a> Walk<'a> {
 
 /// Decodes a snapshot's state and checks it against its manifest; not its state digest, which costs encoding it again.
 pub fn decode_state(reader: &Reader, manifest: &Manifest) -> Result<core::Partition, StoreError> {
-    let bytes = snapshot::load(reader, manifest)?;
+    decode(reader, manifest, &snapshot::load(reader, manifest)?)
+}
+
+fn decode(reader: &Reader, manifest: &Manifest, bytes: &[u8]) -> Result<core::Partition, StoreError> {
     let place = || format!("partition {} snapshot {}", reader.partition(), manifest.last.index);
-    let state = core::Partition::decode(&bytes)
+    let state = core::Partition::decode(bytes)
         .map_err(|error| StoreError::Damaged { place: place(), reason: error.to_string() })?;
     if state.digest() != manifest.digest {
         return Err(StoreError::Damaged { place: place(), reason: "its digest is not the one in its manifest".into() });

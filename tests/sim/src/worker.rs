@@ -236,8 +236,8 @@ impl Active {
                             self.flow.give(now, &event);
                             events.push((*offset, 1, record.clone()));
                         }
-                        Turn::Credit { .. } if event.opens || self.steps.len() < LOOK_PAST => break,
-                        Turn::Behind | Turn::Credit { .. } => self.flow.hold(now, &event),
+                        Turn::Credit(_) if event.opens || self.steps.len() < LOOK_PAST => break,
+                        Turn::Behind | Turn::Credit(_) => self.flow.hold(now, &event),
                     }
                 }
             }

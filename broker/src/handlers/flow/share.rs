@@ -35,9 +35,12 @@ impl Free {
         self.credits <= self.reserved
     }
 
-    /// Whether there are more than these.
-    pub fn is_beyond(self, credits: usize) -> bool {
-        self.credits > credits
+    /// Whether there is such a one.
+    pub fn has(self, wanted: Wanted) -> bool {
+        match wanted {
+            Wanted::Any => self.credits > 0,
+            Wanted::Common => !self.is_short(),
+        }
     }
 
     pub(super) fn allows(self, rank: Rank) -> bool {
@@ -47,11 +50,15 @@ impl Free {
             Rank::Holds(held) => others > 0 && (others > held || held < self.few),
         }
     }
+}
 
-    /// How many must be left for an event of a connection that holds none.
-    pub(super) fn beyond(self, rank: Rank) -> usize {
-        if rank == Rank::Opens { 0 } else { self.reserved }
-    }
+/// A credit that is waited for. Not a number of them: the reserve changes with the limit, also while somebody waits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Wanted {
+    /// Whichever it is: for a new connection.
+    Any,
+    /// One that is not of the reserve.
+    Common,
 }
 
 /// Who comes first to a free credit.
@@ -67,6 +74,11 @@ impl Rank {
     /// Of a connection that has nothing in flight.
     pub(super) fn is_first(self) -> bool {
         matches!(self, Self::Opens | Self::Holds(0))
+    }
+
+    /// What an event of a connection that holds none waits for.
+    pub(super) fn wanted(self) -> Wanted {
+        if self == Self::Opens { Wanted::Any } else { Wanted::Common }
     }
 }
 

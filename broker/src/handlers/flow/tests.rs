@@ -46,7 +46,7 @@ impl Flow {
                 self.hold(now, &event);
                 return Offer::Held;
             }
-            Turn::Credit { .. } => panic!("there is plenty"),
+            Turn::Credit(_) => panic!("there is plenty"),
         }
         Offer::Deliver { attempt: 1 }
     }
@@ -275,7 +275,7 @@ fn one_connection_has_its_share_and_others_pass_by() {
     flow.give(later(0), &opened);
     // what was held follows in order, as room comes
     assert_eq!(flow.next_due(later(0), free(&flow)), None);
-    assert_eq!(flow.wanted(later(0), free(&flow)), None, "not more credit, but its own events must go on");
+    assert_eq!(flow.wanted(later(0)), None, "not more credit, but its own events must go on");
     let first = flow.commit(vec![ack(2), ack(3)]).unwrap();
     assert_eq!((first.through, first.holes.len()), (Offset(at(4).0 - 1), 1));
     flow.applied(later(0));
@@ -302,17 +302,17 @@ fn a_connections_bytes_in_flight_have_a_bound_that_one_event_may_pass() {
 fn last_credits_go_to_new_connections_and_then_to_who_has_waited_longest() {
     let (mut flow, short) = (flow(0), Free::new(16, 2));
     let opened = |n| Arrival { opens: true, ..event(at(n), connection(n as u8)) };
-    assert_eq!(flow.turn(&event(at(1), connection(1)), short), Turn::Credit { beyond: 2 });
+    assert_eq!(flow.turn(&event(at(1), connection(1)), short), Turn::Credit(Wanted::Common));
     flow.hold(later(0), &event(at(1), connection(1)));
     flow.hold(later(0), &event(at(2), connection(2)));
     assert_eq!(flow.turn(&opened(3), short), Turn::Now);
-    assert_eq!(flow.turn(&opened(3), Free::new(16, 0)), Turn::Credit { beyond: 0 });
+    assert_eq!(flow.turn(&opened(3), Free::new(16, 0)), Turn::Credit(Wanted::Any));
     flow.hold(later(0), &opened(3));
     assert!(flow.has_due(later(0), short));
-    assert_eq!(flow.wanted(later(0), Free::new(16, 0)), Some(0));
+    assert_eq!(flow.wanted(later(0)), Some(Wanted::Any));
     assert_eq!(flow.next_due(later(0), short), Some((at(3), 1)), "ahead of those before it");
     assert!(!flow.has_due(later(0), short));
-    assert_eq!(flow.wanted(later(0), short), Some(2));
+    assert_eq!(flow.wanted(later(0)), Some(Wanted::Common));
     let enough = Free::new(16, 3);
     assert_eq!(flow.next_due(later(0), enough), Some((at(1), 1)));
     assert_eq!(flow.next_due(later(0), enough), Some((at(2), 1)));
@@ -497,12 +497,12 @@ impl World {
                     self.flow.give(self.now, &event);
                     return Some(offset);
                 }
-                Turn::Credit { beyond } if event.opens || !self.looks_past => {
-                    assert!(!free.is_beyond(beyond), "it is there");
+                Turn::Credit(wanted) if event.opens || !self.looks_past => {
+                    assert!(!free.has(wanted), "it is there");
                     self.offered.remove(&offset);
                     return None;
                 }
-                Turn::Behind | Turn::Credit { .. } => self.flow.hold(self.now, &event),
+                Turn::Behind | Turn::Credit(_) => self.flow.hold(self.now, &event),
             }
         }
         None

@@ -2,8 +2,13 @@
 
 use std::fs;
 
+use trunkline_proto::ConnectionId;
+
 use super::*;
-use crate::store::{OpenError, StoredVote, snapshot};
+use crate::{
+    core::Partition,
+    store::{OpenError, StoredVote, snapshot},
+};
 
 #[test]
 fn a_log_survives_being_reopened() {
@@ -202,4 +207,55 @@ fn a_folder_of_before_closed_connections_were_kept_opens_and_verifies() {
     let store = open(dir.path(), 1).unwrap();
     assert_eq!(store.reader(0).last().unwrap().unwrap().index, LogIndex(4));
     assert_eq!(store.reader(0).closed(testing::connection(0, 1), LogIndex(0), LogIndex(4)).unwrap(), None);
+}
+
+/// A state as version 1 wrote it: without when its one connection was last active.
+fn as_version_1(state: &Partition, connection: ConnectionId) -> Vec<u8> {
+    let mut bytes = state.encode();
+    bytes.truncate(bytes.len() - 8);
+    bytes[4] = 1;
+    let at = bytes.windows(16).position(|window| window == connection.0).unwrap() + 16;
+    let active = at + 8 + 8 + 8 + 4 + 2 + 2 + 1;
+    bytes.drain(active..active + 4);
+    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn a_folder_with_a_snapshot_of_version_1_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 1).unwrap();
+    let writer = store.writer.handle();
+    let (one, other) = (testing::connection(0, 1), testing::connection(0, 2));
+    let batches = [
+        testing::attach(0),
+        testing::edge(1, &[testing::opened(one)]),
+        testing::edge(2, &[testing::message(one, b"hi")]),
+        testing::edge(3, &[testing::opened(other)]),
+    ];
+    let mut state = Partition::new(PartitionId(0), testing::count(1));
+    for (index, batch) in (0_u64..).zip(batches) {
+        let mut builder = EntryBuilder::new(Timestamp(10_000_000 * (1 + index)), 256);
+        builder.push(&batch);
+        let id = StoredLogId { term: 1, index: LogIndex(index) };
+        let entry = StoredEntry { id, payload: Payload::Entry(builder.finish()) };
+        assert!(state.apply(id.index, &parse(&entry)).refused.is_empty());
+        writer.write_blocking(PartitionId(0), Write::Entries(vec![entry])).unwrap();
+        let bytes = match index {
+            2 => as_version_1(&state, one),
+            3 => state.encode(),
+            _ => continue,
+        };
+        let state_digest = xxhash_rust::xxh3::xxh3_64(&bytes);
+        let (size, crc) = (bytes.len() as u64, crc32fast::hash(&bytes));
+        let (membership, digest) = ((None, vec![1]), state.digest());
+        let manifest = snapshot::Manifest { last: id, membership, digest, state_digest, bytes: size, crc };
+        snapshot::write(&writer, PartitionId(0), &manifest, &bytes).unwrap();
+        // it goes on from there
+        state = Partition::decode(&bytes).unwrap();
+    }
+    drop(store);
+    let report = crate::store::verify(dir.path(), |_| {}).unwrap();
+    assert_eq!((report.is_sound(), report.partitions[0].snapshots), (true, 2), "{report:?}");
 }
