@@ -141,6 +141,15 @@ pub async fn bind(config: &BrokerConfig) -> Result<Listeners, ServeError> {
     })
 }
 
+/// Reads the files that a config names beside those of `pki`, as [`run`] will: certificate, tokens, secrets, keys.
+///
+/// # Errors
+/// One is not there, or not what it has to be.
+pub fn check_files(config: &BrokerConfig) -> Result<(), ServeError> {
+    let tls = config.tls.as_ref().map(tls::load).transpose()?;
+    Live::load(config, tls.as_ref()).map(drop)
+}
+
 /// Serves until `shutdown`, then drains: edges and handlers are told, what is under way is finished and answered, the log is
 /// flushed and the database closed, all within 10 s.
 ///

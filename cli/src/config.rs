@@ -201,7 +201,7 @@ impl Document {
     /// The error with the file's line if the file alone has it, else with the table's name.
     fn explain(&self, part: &'static str, error: &toml::de::Error) -> Failure {
         if let Some((name, text)) = &self.file
-            && let Err(in_file) = toml::from_str::<File>(text)
+            && let Some(in_file) = part_error(part, text)
             && in_file.message() == error.message()
         {
             return Failure::usage(format!("{name}: {}", files::toml_problem(text, &in_file)));
@@ -239,16 +239,36 @@ pub(crate) fn check_broker(text: &str) -> Result<(), Failure> {
     document.broker().map(drop)
 }
 
-/// Only for error messages with lines.
+/// What is wrong with one part of a file, with its place. The other parts may be wrong too: they are told in their turn.
+fn part_error(part: &str, text: &str) -> Option<toml::de::Error> {
+    match part {
+        "broker" => toml::from_str::<BrokerPart>(text).err(),
+        "edge" => toml::from_str::<EdgePart>(text).err(),
+        "functions" => toml::from_str::<FunctionsPart>(text).err(),
+        _ => toml::from_str::<ApiPart>(text).err(),
+    }
+}
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
+struct BrokerPart {
     #[serde(rename = "broker")]
     _broker: Option<BrokerConfig>,
+}
+
+#[derive(Deserialize)]
+struct EdgePart {
     #[serde(rename = "edge")]
     _edge: Option<EdgeConfig>,
+}
+
+#[derive(Deserialize)]
+struct FunctionsPart {
     #[serde(rename = "functions")]
     _functions: Option<BridgeConfig>,
+}
+
+#[derive(Deserialize)]
+struct ApiPart {
     #[serde(default, rename = "api")]
     _apis: Vec<ApiConfig>,
 }
@@ -403,6 +423,9 @@ mod tests {
             ("[broker]\nbogus = 1\n", vec!["line 2", "unknown key `broker.bogus`"]),
             ("[brokr]\n", vec!["line 1", "unknown key `brokr`; did you mean `broker`?"]),
             ("[broker]\nedge_grace = 3\n", vec!["line 2", "no known unit"]),
+            // each part is told with its line, whatever is wrong before it
+            ("[edge]\nws = 1\n[[api]]\nname = \"x\"\npath = \"x\"\n", vec!["line 2", "ws: "]),
+            ("[broker]\nedge_grace = 3\n[functions]\nmember = 1\n", vec!["line 4", "member: "]),
             ("[broker]\nedge_grace = \"1ms\"\n", vec!["edge_grace"]),
             ("[[api]]\nname = \"echo\"\npath = \"/e\"\n", vec!["another API has it too"]),
             ("[[api]]\nname = \"x\"\npath = \"/x\"\nping = 1\n", vec!["line 4", "unknown key `api.ping`"]),
@@ -513,7 +536,8 @@ mod tests {
     fn what_is_dumped_loads_again() {
         let role = dev("trunkline dev", &[]).unwrap();
         let text = toml::to_string(&role).unwrap();
-        let again: File = toml::from_str(&text).unwrap();
-        assert_eq!((again._broker, again._edge, again._apis), (Some(role.broker), Some(role.edge), role.apis));
+        let (broker, edge): (BrokerPart, EdgePart) = (toml::from_str(&text).unwrap(), toml::from_str(&text).unwrap());
+        let apis: ApiPart = toml::from_str(&text).unwrap();
+        assert_eq!((broker._broker, edge._edge, apis._apis), (Some(role.broker), Some(role.edge), role.apis));
     }
 }

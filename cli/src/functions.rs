@@ -26,7 +26,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Runs until told to stop. Ready is when it begins to look for brokers: that they are away is no reason not to be.
 pub(crate) fn run(args: &FunctionsArgs) -> Result<(), Failure> {
     let role = FunctionsRole::load(args, &config::environment())?;
-    if roles::answered(&args.file, &role)? {
+    if roles::answered(&args.file, &role, || brokers(&role.functions).map(drop))? {
         return Ok(());
     }
     let apis = config::function_settings(&role.apis)?;

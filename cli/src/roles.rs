@@ -29,7 +29,7 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
 /// `trunkline broker`.
 pub(crate) fn broker(args: &BrokerArgs) -> Result<(), Failure> {
     let role = BrokerRole::load(args, &config::environment())?;
-    if answered(&args.file, &role)? {
+    if answered(&args.file, &role, || broker_server::check_files(&role.broker).map_err(Failure::usage))? {
         return Ok(());
     }
     let runtime = runtime()?;
@@ -45,7 +45,7 @@ pub(crate) fn broker(args: &BrokerArgs) -> Result<(), Failure> {
 /// `trunkline edge`.
 pub(crate) fn edge(args: &EdgeArgs) -> Result<(), Failure> {
     let role = EdgeRole::load(args, &config::environment())?;
-    if answered(&args.file, &role)? {
+    if answered(&args.file, &role, || edge_server::check_files(&role.edge, &role.apis).map_err(Failure::usage))? {
         return Ok(());
     }
     let runtime = runtime()?;
@@ -62,8 +62,12 @@ pub(crate) fn edge(args: &EdgeArgs) -> Result<(), Failure> {
     })
 }
 
-/// Answers `--check-config` and `--dump-config`: then nothing is started.
-pub(crate) fn answered(args: &FileArgs, role: &impl Serialize) -> Result<bool, Failure> {
+/// Answers `--check-config` and `--dump-config`: then nothing is started. `check` reads the files that the configuration names.
+pub(crate) fn answered(
+    args: &FileArgs,
+    role: &impl Serialize,
+    check: impl FnOnce() -> Result<(), Failure>,
+) -> Result<bool, Failure> {
     if args.dump_config {
         let mut shown = toml::Value::try_from(role).context("configuration as TOML")?;
         hide_queries(&mut shown);
@@ -72,6 +76,7 @@ pub(crate) fn answered(args: &FileArgs, role: &impl Serialize) -> Result<bool, F
         out.line(text.trim_end())?;
         out.flush()?;
     } else if args.check_config {
+        check()?;
         let mut out = Out::new();
         out.line("the configuration is valid")?;
         out.flush()?;

@@ -80,12 +80,19 @@ fn tokens(config: &TokenConfig) -> Result<Tokens, Problem> {
         principal: entry.principal.clone(),
         attributes: entry.attributes.clone(),
     };
-    let mut tokens: Vec<Token> = config.tokens.iter().map(token).collect();
+    Ok(Tokens::new(places, entries(config)?.iter().map(token).collect()))
+}
+
+/// The entries of the configuration, then those of its file.
+///
+/// # Errors
+/// What is wrong with the file, for people.
+pub fn entries(config: &TokenConfig) -> Result<Vec<TokenEntry>, String> {
+    let mut entries = config.tokens.clone();
     if let Some(path) = &config.tokens_file {
-        let entries = listed(path).map_err(|problem| format!("{}: {problem}", path.display()))?;
-        tokens.extend(entries.iter().map(token));
+        entries.extend(listed(path).map_err(|problem| format!("{}: {problem}", path.display()))?);
     }
-    Ok(Tokens::new(places, tokens))
+    Ok(entries)
 }
 
 /// The entries of a list. What is wrong with one is told without a word of what stands there: it may be the token itself.

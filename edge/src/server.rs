@@ -27,6 +27,7 @@ use self::{
 use crate::{
     accept,
     api::Api,
+    auth,
     config::{ApiConfig, ConfigError, DRAIN_SECONDS_MAX, EdgeConfig},
     downlink::Downlink,
     http::{self, Health},
@@ -132,6 +133,16 @@ impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} connections and {} bytes of unacknowledged records were", self.connections, self.bytes)
     }
+}
+
+/// Reads the files that a configuration names beside those of `pki`, as [`run`] will: certificate, keys, tokens.
+///
+/// # Errors
+/// All that is not there, or not what it has to be. A secret in the configuration itself is judged too.
+pub fn check_files(config: &EdgeConfig, apis: &[ApiConfig]) -> Result<(), ServeError> {
+    config.tls.as_ref().map(WatchedCertificate::load).transpose()?;
+    let problems: Vec<_> = apis.iter().filter_map(|api| auth::load(api).err()).collect();
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }.into()) }
 }
 
 /// Runs an edge until `shutdown`, then drains it. Health and metrics answer from the start. Brokers are asked for an incarnation

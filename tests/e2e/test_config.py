@@ -50,6 +50,23 @@ def test_a_good_config_passes_the_check_and_starts_nothing(folder):
     assert not (folder / "data").exists()
 
 
+def test_the_check_reads_the_files_that_are_named(folder):
+    path = folder / "files.toml"
+    for auth, named in [
+        ('{ kind = "jwt", algorithms = ["RS256"], jwks_file = "no-keys.json" }', "no-keys.json"),
+        ('{ kind = "jwt", algorithms = ["HS256"], keys = [{ algorithm = "HS256", secret = "hush" }] }', "fewer than 32 bytes"),
+    ]:
+        path.write_text(API + f"auth = {auth}\n")
+        argv = [binary(), "dev", "--config", path, "--data", folder / "data", "--check-config"]
+        done = subprocess.run([str(part) for part in argv], capture_output=True, timeout=20)
+        said = done.stderr.decode()
+        assert done.returncode == USAGE and named in said and "hush" not in said, said
+    for key in ["tokens_file", "push.secrets_file", "aws.keys_file"]:
+        argv = [str(binary()), "broker", "--check-config", "--set", f"broker.{key}=/nonexistent"]
+        done = subprocess.run(argv, capture_output=True, timeout=20)
+        assert done.returncode == USAGE and "/nonexistent" in done.stderr.decode(), done.stderr.decode()
+
+
 def test_a_config_that_is_not_there_is_64(folder):
     done = subprocess.run([str(binary()), "dev", "--config", str(folder / "none.toml")], capture_output=True, timeout=20)
     assert done.returncode == USAGE and "none.toml" in done.stderr.decode()

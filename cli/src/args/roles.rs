@@ -28,13 +28,13 @@ pub(crate) struct BrokerListen {
     #[arg(long, value_name = "DIR", env = "TRUNKLINE_DATA")]
     pub(crate) data: Option<PathBuf>,
     /// gRPC for handlers and tools. [default: 127.0.0.1:7070]
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_GRPC")]
+    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_GRPC", value_parser = address)]
     pub(crate) grpc: Option<SocketAddr>,
     /// HTTP: API, health, metrics. [default: 127.0.0.1:7080]
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_HTTP")]
+    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_HTTP", value_parser = address)]
     pub(crate) http: Option<SocketAddr>,
     /// QUIC for edges, UDP. [default: 127.0.0.1:7443]
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_LINK")]
+    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_LINK", value_parser = address)]
     pub(crate) link: Option<SocketAddr>,
     /// Partitions, fixed when the data folder is made. [default: 8, of dev 1]
     #[arg(long, value_name = "N", env = "TRUNKLINE_PARTITIONS")]
@@ -45,10 +45,10 @@ pub(crate) struct BrokerListen {
 #[derive(Args, Debug, Default, Clone)]
 pub(crate) struct EdgeListen {
     /// WebSockets. [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_WS")]
+    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_WS", value_parser = address)]
     pub(crate) ws: Option<SocketAddr>,
     /// The edge's health and metrics. [default: 127.0.0.1:8081]
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_EDGE_HTTP")]
+    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_EDGE_HTTP", value_parser = address)]
     pub(crate) edge_http: Option<SocketAddr>,
 }
 
@@ -97,13 +97,18 @@ pub(crate) struct EdgeArgs {
 pub(crate) struct FunctionsArgs {
     #[command(flatten)]
     pub(crate) file: FileArgs,
-    /// gRPC addresses of brokers to ask first. [default: http://127.0.0.1:7070]
+    /// gRPC addresses of brokers to ask first. [default: 127.0.0.1:7070]
     #[arg(long = "broker", value_name = "ADDR", env = "TRUNKLINE_BROKER", value_delimiter = ',')]
     pub(crate) brokers: Vec<String>,
     /// This bridge's name among those that share its work. [default: random]
     #[arg(long, value_name = "NAME")]
     pub(crate) member: Option<String>,
     /// Health and metrics. [default: none]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) http: Option<SocketAddr>,
+}
+
+/// Where to listen. A port alone is a common slip.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address and a port are expected, such as 127.0.0.1:8080".to_owned())
 }

@@ -13,7 +13,7 @@ pub(crate) struct RemoteArgs {
         long,
         value_name = "ADDR",
         env = "TRUNKLINE_BROKER",
-        default_value = "http://127.0.0.1:7070",
+        default_value = "127.0.0.1:7070",
         value_delimiter = ','
     )]
     pub(crate) broker: Vec<String>,
@@ -209,7 +209,7 @@ pub(crate) struct ReleaseArgs {
     pub(crate) remote: RemoteArgs,
     /// The handler group.
     pub(crate) group: String,
-    /// Their partition.
+    /// Their partition; not with --all.
     #[arg(required_unless_present = "all")]
     pub(crate) partition: Option<u16>,
     /// Their offsets, such as 1042.0.

@@ -15,7 +15,7 @@ use crate::exit::Failure;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct BridgeConfig {
-    /// gRPC addresses of brokers to ask first. Default `http://127.0.0.1:7070`.
+    /// gRPC addresses of brokers to ask first. `host:port` speaks TLS where `ca` is given. Default `127.0.0.1:7070`.
     pub(crate) brokers: Vec<String>,
     /// Unique among the bridges of the same APIs: a second one of the same name replaces the first. Empty: random. Default empty.
     pub(crate) member: String,
@@ -34,7 +34,7 @@ pub(crate) struct BridgeConfig {
 impl Default for BridgeConfig {
     fn default() -> Self {
         Self {
-            brokers: vec!["http://127.0.0.1:7070".to_owned()],
+            brokers: vec!["127.0.0.1:7070".to_owned()],
             member: String::new(),
             http: None,
             token: None,

@@ -37,7 +37,11 @@ use crate::{
 
 pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
     let mut role = DevRole::load(args, &config::environment())?;
-    if roles::answered(&args.file, &role)? {
+    let check = || {
+        broker_server::check_files(&role.broker).map_err(Failure::usage)?;
+        edge_server::check_files(&role.edge, &role.apis).map_err(Failure::usage)
+    };
+    if roles::answered(&args.file, &role, check)? {
         return Ok(());
     }
     let pki = Pki::open_or_make(&role.broker.pki)?;

@@ -46,8 +46,17 @@ pub(crate) async fn run(args: ConnectionsArgs) -> Result<(), Failure> {
 
 /// Connections as a table.
 pub(crate) fn connections_table(connections: &[v1::Connection]) -> comfy_table::Table {
-    let mut table =
-        table::table(&["connection", "api", "edge", "opened at", "last active at", "phase", "channels", "attributes"]);
+    let mut table = table::table(&[
+        "connection",
+        "api",
+        "edge",
+        "opened at",
+        "last active at",
+        "phase",
+        "principal",
+        "channels",
+        "attributes",
+    ]);
     for connection in connections {
         let attributes: Vec<String> =
             connection.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -58,6 +67,7 @@ pub(crate) fn connections_table(connections: &[v1::Connection]) -> comfy_table::
             json::time(connection.opened_at),
             json::time(connection.last_active_at),
             json::phase(connection),
+            connection.principal.clone(),
             connection.channels.join(", "),
             attributes.join(", "),
         ];

@@ -22,6 +22,10 @@ pub(crate) async fn run(args: DeadLettersArgs) -> Result<(), Failure> {
                 let events = all(&remote, &group, partition).await?;
                 found.extend(events.into_iter().map(|event| (partition, event)));
             }
+            // a name that is mistyped has none either
+            if found.is_empty() && !remote.json && remote.check(remote.client.groups(group.clone()).await)?.is_empty() {
+                return Err(Failure::usage(format!("there is no group {group:?}: `trunkline groups` lists them")));
+            }
             print(&remote, &found, false)
         }
         DeadLettersVerb::Show { remote, group, partition, offset } => {

@@ -4,8 +4,11 @@ use std::fs;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
-use trunkline_broker::config::BrokerConfig;
-use trunkline_edge::config::{ApiConfig, AuthConfig};
+use trunkline_broker::config::{BrokerConfig, files};
+use trunkline_edge::{
+    auth,
+    config::{ApiConfig, AuthConfig},
+};
 use trunkline_proto::{limits, token::TokenDigest};
 
 use crate::{
@@ -59,11 +62,12 @@ fn new(name: &str, role: &str, [groups, apis, channels]: [&[String]; 3], json: b
     }
     out.line(format_args!("{token}\n"))?;
     if role == "client" {
-        out.line("# shown this once. Into the configuration of the edges, to [api.auth] with kind = \"token\":")?;
+        out.line("# shown this once. Into the configuration of the edges, to [api.auth] with kind = \"token\"")?;
+        out.line("# (in its tokens_file: a table [[tokens]] with the same keys):")?;
         out.line(format_args!("tokens = [{{ sha256 = \"{digest}\", principal = \"{name}\" }}]"))?;
         return out.flush();
     }
-    out.line("# shown this once. Into the configuration of every broker:")?;
+    out.line("# shown this once. Into the configuration of every broker (in broker.tokens_file: [[tokens]]):")?;
     out.line(format_args!("[[broker.tokens]]\nname = \"{name}\"\nsha256 = \"{digest}\"\nrole = \"{role}\""))?;
     for (key, names) in [("groups", groups), ("apis", apis), ("channels", channels)] {
         if !names.is_empty() {
@@ -73,10 +77,14 @@ fn new(name: &str, role: &str, [groups, apis, channels]: [&[String]; 3], json: b
     out.flush()
 }
 
-/// The tokens of a file: those of the broker, then those of each API.
+/// The tokens of a configuration and of the files that it names: those of the broker, then those of each API.
 fn list(text: &str, json: bool) -> Result<(), Failure> {
     let mut out = Out::new();
-    for token in tokens(text)? {
+    let found = tokens(text)?;
+    if found.is_empty() && !json {
+        out.line("no tokens: neither [[broker.tokens]] nor an [[api]] with auth of kind \"token\", nor a tokens_file of either")?;
+    }
+    for token in found {
         if json {
             out.json(&token)?;
         } else {
@@ -98,7 +106,11 @@ fn tokens(text: &str) -> Result<Vec<Value>, Failure> {
         Some(list) => list.try_into::<Vec<ApiConfig>>().map_err(Failure::usage)?,
     };
     let mut found = Vec::new();
-    for token in broker.tokens {
+    let listed = match &broker.tokens_file {
+        Some(path) => files::tokens(&broker.tokens, path).map_err(Failure::usage)?,
+        None => broker.tokens,
+    };
+    for token in listed {
         let role = serde_json::to_value(token.role).map_err(anyhow::Error::new)?;
         found.push(json!({
             "sha256": token.sha256, "role": role, "name": token.name, "groups": token.groups, "apis": token.apis,
@@ -107,7 +119,7 @@ fn tokens(text: &str) -> Result<Vec<Value>, Failure> {
     }
     for api in apis {
         let AuthConfig::Token(config) = api.auth else { continue };
-        let clients = config.tokens.into_iter();
+        let clients = auth::entries(&config).map_err(Failure::usage)?.into_iter();
         found.extend(clients.map(|token| {
             json!({
                 "sha256": token.sha256, "role": "client", "name": token.principal, "apis": [&api.name],
@@ -143,5 +155,26 @@ mod tests {
         );
         assert!(found.iter().all(|token| token["sha256"] == digest.to_string()));
         assert!(tokens("[[broker.tokens]]\nname = \"a\"\nsha256 = \"the token\"\nrole = \"handler\"").is_err());
+    }
+
+    #[test]
+    fn tokens_of_the_files_that_it_names_are_listed_too() {
+        let digest = TokenDigest::of("t");
+        let file = |text: String| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), text).unwrap();
+            file
+        };
+        let brokers = file(format!("[[tokens]]\nname = \"b\"\nsha256 = \"{digest}\"\nrole = \"operator\""));
+        let clients = file(format!("[[tokens]]\nsha256 = \"{digest}\"\nprincipal = \"ada\""));
+        let text = format!(
+            "[broker]\ntokens_file = {:?}\n[[api]]\nname = \"chat\"\npath = \"/chat\"\n\
+             auth = {{ kind = \"token\", tokens_file = {:?} }}",
+            brokers.path(),
+            clients.path()
+        );
+        let names = |found: Vec<Value>| found.iter().map(|token| token["name"].to_string()).collect::<Vec<_>>();
+        assert_eq!(names(tokens(&text).unwrap()), ["\"b\"", "\"ada\""]);
+        assert!(tokens("[broker]\ntokens_file = \"/nonexistent\"").is_err());
     }
 }

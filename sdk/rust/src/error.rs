@@ -192,7 +192,7 @@ fn describe(code: Code, message: &str) -> String {
         Code::Applied | Code::Forwarded => "done",
         Code::Unspecified => return message.to_owned(),
     };
-    if message.is_empty() { meaning.to_owned() } else { format!("{meaning} ({message})") }
+    if message.is_empty() || message == meaning { meaning.to_owned() } else { format!("{meaning} ({message})") }
 }
 
 /// What became of a command.

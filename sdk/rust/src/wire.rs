@@ -56,7 +56,12 @@ impl Credentials {
             Some(_) => {
                 return Err(invalid("an authority was given, and http:// is plain text: write https://".to_owned()));
             }
-            None if is_tls => return Err(invalid("https:// needs the authority's certificate".to_owned())),
+            None if is_tls => {
+                return Err(invalid(
+                    "https:// needs the authority's certificate (ca_pem; --ca or TRUNKLINE_CA of the command line)"
+                        .to_owned(),
+                ));
+            }
             None => endpoint,
         };
         Ok(endpoint
