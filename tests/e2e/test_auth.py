@@ -18,7 +18,7 @@ import websockets.sync.client
 
 import wire
 from credentials import SECRET, certificate, encoded, jwt, mint
-from harness import Dev, Timeout, binary, until
+from harness import Dev, Process, Timeout, binary, until
 
 pytestmark = pytest.mark.short
 
@@ -249,6 +249,29 @@ tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
             client.recv(1)
         client.close()
     assert node.process.alive
+
+
+def test_tls_on_the_function_bridge_s_listener(folder):
+    ca = certificate(folder)
+    path = folder / "bridge.toml"
+    path.write_text(f"""
+[functions]
+brokers = ["http://127.0.0.1:9"]
+http = "127.0.0.1:0"
+tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
+[[api]]
+name = "a"
+path = "/a"
+[api.functions]
+dialect = "scf"
+transmission = "http://127.0.0.1:9/"
+""")
+    bridge = Process("bridge", [str(binary()), "functions", "--config", str(path)], folder).start()
+    plain = bridge.http("functions-http")
+    assert requests.get(f"{plain.replace('http://', 'https://')}/healthz", verify=str(ca), timeout=10).status_code == 200
+    with pytest.raises(requests.exceptions.ConnectionError):
+        requests.get(f"{plain}/healthz", timeout=10)
+    assert bridge.stop() == 0
 
 
 def test_tls_on_the_brokers_listeners(folder):
