@@ -32,7 +32,7 @@ pub const LINK_PARTITIONS: &str = "trunkline_edge_link_partitions";
 /// Incarnations lost: each closed every socket of this edge.
 pub const INCARNATIONS_LOST: &str = "trunkline_edge_incarnations_lost_total";
 
-/// Keys, tokens or certificates that were read again or fetched, labels `what` ([`Reloaded`]) and `outcome` (`ok`, or `failed`: the old ones
+/// Keys, tokens or certificates that were read again or fetched, labels `what` (`Reloaded`) and `outcome` (`ok`, or `failed`: the old ones
 /// stay).
 pub const RELOADS: &str = "trunkline_edge_reloads_total";
 

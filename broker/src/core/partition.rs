@@ -22,7 +22,7 @@ use super::{
     retained::Retained,
 };
 
-/// Newest semantics of apply that this program knows. A log begins with [`APPLY_VERSION_FIRST`] and goes over to a later one by an
+/// Newest semantics of apply that this program knows. A log begins with `APPLY_VERSION_FIRST` and goes over to a later one by an
 /// ApplyVersion record, which is appended only once every member knows it. Whatever changes what apply makes of an entry that a log may
 /// hold already raises this, and is done from that version on only; `tests/recorded.rs` fails otherwise.
 pub const APPLY_VERSION: u32 = 1;
