@@ -1,6 +1,6 @@
 //! Carries what one partition's log asks of others to them: one task for each partition that this broker leads. The state keeps an outbox
 //! for each target; this sends it in order, a batch for each source record, and has the state drop what the target holds. Sending may
-//! repeat, at any failure: the target's watermark refuses what it has, so that each command takes effect once (DESIGN.md 7).
+//! repeat, at any failure: the target's watermark refuses what it has, so that each command takes effect once.
 
 mod remote;
 

@@ -344,7 +344,7 @@ impl DevRole {
     }
 }
 
-/// SURFACE section 3.
+/// What the demo page and the first steps of README.md use.
 fn demo_apis() -> Result<Vec<ApiConfig>, Failure> {
     let api = |name: &str, path: &str| -> Result<ApiConfig, Failure> {
         Ok(ApiConfig::new(name, path.parse().map_err(Failure::usage)?))

@@ -1,17 +1,20 @@
 //! `trunkline functions`: the bridge to HTTP functions as a process of its own, with a listener for health and metrics where one is
 //! configured.
 
-use std::{fs, io, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, http::StatusCode, routing::get};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use trunkline_broker::{
+    config::TlsConfig,
     http, metrics,
     tcp::{Doors, Limits},
 };
 use trunkline_functions::Brokers;
+use trunkline_quic::{TlsError, files::Watched, listener::Certificate};
 
 use crate::{
     args::FunctionsArgs,
@@ -22,6 +25,8 @@ use crate::{
 
 /// How long a broker may take to say that it is there.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// So often the files of its certificate are looked at.
+const LOOK_PERIOD: Duration = Duration::from_secs(2);
 
 /// Runs until told to stop. Ready is when it begins to look for brokers: that they are away is no reason not to be.
 pub(crate) fn run(args: &FunctionsArgs) -> Result<(), Failure> {
@@ -36,11 +41,12 @@ pub(crate) fn run(args: &FunctionsArgs) -> Result<(), Failure> {
         member => member.to_owned(),
     };
     let brokers = brokers(&bridge)?;
+    let tls = bridge.tls.as_ref().map(Tls::load).transpose()?;
     roles::runtime()?.block_on(async {
         let shutdown = Shutdown::install()?;
         let stop = CancellationToken::new();
         let served = match bridge.http {
-            Some(address) => Some(tokio::spawn(serve(bind(address).await?, &brokers, stop.clone())?)),
+            Some(address) => Some(tokio::spawn(serve(bind(address).await?, tls, &brokers, stop.clone())?)),
             None => None,
         };
         let running = trunkline_functions::run_until(&brokers, &member, apis, shutdown.requested());
@@ -74,6 +80,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 /// `/healthz` (the process), `/readyz` (a broker answers), `/metrics`.
 fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     brokers: &Brokers,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + 'static, Failure> {
@@ -94,23 +101,47 @@ fn serve(
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readiness))
         .route("/metrics", get(move || std::future::ready(rendered.render())));
+    let acceptor = tls.as_ref().map(|tls| tls.acceptor.clone());
     Ok(async move {
+        let kept = async {
+            if let Some(tls) = tls {
+                tls.keep(stop.clone()).await;
+            }
+        };
         tokio::join!(
-            http::serve(listener, None, Doors::new("functions", Limits::default()), router, stop.clone()),
-            metrics::upkeep(recorder, stop)
+            http::serve(listener, acceptor, Doors::new("functions", Limits::default()), router, stop.clone()),
+            metrics::upkeep(recorder, stop.clone()),
+            kept
         );
     })
 }
 
-/// Beyond loopback it needs `insecure`: it has no TLS.
-pub(crate) fn check_address(address: Option<SocketAddr>, insecure: bool) -> io::Result<()> {
-    match address {
-        Some(address) if !insecure && !address.ip().is_loopback() => {
-            let problem = format!(
-                "functions.http: {address} is not on loopback and there is no TLS; functions.insecure = true allows it"
-            );
-            Err(io::Error::other(problem))
+/// Certificate and key of the listener.
+struct Tls {
+    certificate: Arc<Certificate>,
+    watched: Watched,
+    acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    fn load(config: &TlsConfig) -> Result<Self, Failure> {
+        // before they are read: a change in between is noticed
+        let watched = Watched::new(vec![config.cert.clone(), config.key.clone()]);
+        let wrong = |error: TlsError| Failure::usage(format!("functions.tls: {error}"));
+        let certificate = Arc::new(Certificate::load(&config.cert, &config.key).map_err(wrong)?);
+        let server = certificate.server_config(&[b"http/1.1"]).map_err(wrong)?;
+        Ok(Self { certificate, watched, acceptor: TlsAcceptor::from(Arc::new(server)) })
+    }
+
+    /// Reads the files again when they have changed, until `stop`.
+    async fn keep(mut self, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK_PERIOD)).await.is_some() {
+            if self.watched.have_changed() {
+                match self.certificate.reload() {
+                    Ok(()) => tracing::info!("the listener's certificate is read again"),
+                    Err(error) => tracing::error!(%error, "the listener's certificate has changed and cannot be used"),
+                }
+            }
         }
-        _ => Ok(()),
     }
 }

@@ -30,7 +30,7 @@ pub use self::{
 
 pub(crate) use self::auth::{PRINCIPAL_BYTES_MAX, TokensFile, check_tokens};
 
-/// Longest time a drain may take, the closing of sockets and the flush of their records together (SURFACE, promise P14).
+/// Longest time a drain may take, the closing of sockets and the flush of their records together.
 pub const DRAIN_SECONDS_MAX: u64 = 30;
 
 /// `[edge]`: one edge process.

@@ -1,4 +1,4 @@
-//! Names and handles of the edge's metrics (SURFACE: metrics). No label is ever made of what a client sends: APIs come from the
+//! Names and handles of the edge's metrics. No label is ever made of what a client sends: APIs come from the
 //! configuration, outcomes and causes from closed sets.
 
 use std::time::{Duration, Instant};

@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn idle_connection_is_small() {
-        // DESIGN 9: at most 1.1 KiB with tokio's own parts (a task of 256 bytes, an IO registration of 256)
+        // a connection may cost at most 1.1 KiB with tokio's own parts (a task of 256 bytes, an IO registration of 256)
         assert!(size_of::<Socket>() <= 480, "{}", size_of::<Socket>());
         let apis: Arc<[Arc<Api>]> =
             Arc::new([Arc::new(Api::load(ApiConfig::new("a", "/a".parse().unwrap())).unwrap())]);

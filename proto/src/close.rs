@@ -1,4 +1,4 @@
-//! Close codes (RFC 6455 §7.4) and which of them an edge sends when (SURFACE: close codes).
+//! Close codes (RFC 6455 §7.4) and which of them an edge sends when.
 
 use crate::v1::CloseCause;
 

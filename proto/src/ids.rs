@@ -28,7 +28,7 @@ impl ConnectionId {
         *self == Self::NONE
     }
 
-    /// The partition that owns the connection: the first two bytes, big endian, modulo the count (DESIGN.md 1).
+    /// The partition that owns the connection: the first two bytes, big endian, modulo the count.
     pub fn partition(&self, count: PartitionCount) -> PartitionId {
         PartitionId(u16::from_be_bytes([self.0[0], self.0[1]]) % count.0)
     }
@@ -80,7 +80,7 @@ impl PartitionCount {
         (0..self.0).map(PartitionId)
     }
 
-    /// The partition of a channel or an API: XXH3-64 of its UTF-8 name modulo the count (DESIGN.md 1).
+    /// The partition of a channel or an API: XXH3-64 of its UTF-8 name modulo the count.
     pub fn of_name(self, name: &str) -> PartitionId {
         let slot = xxh3_64(name.as_bytes()) % u64::from(self.0);
         // below `count`, so it fits

@@ -2,6 +2,7 @@
 //! order is fixed, so that lines can be compared.
 
 mod cluster;
+mod hidden;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -14,9 +15,6 @@ use crate::{
 };
 
 pub use cluster::{Standing, cluster, digest};
-
-/// Request headers that hold secrets.
-const SECRET_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
 
 /// An object whose keys keep their order.
 #[derive(Debug, Default)]
@@ -187,8 +185,9 @@ fn body(object: &mut Object, kind: RecordKind, record: &LoggedRecord) -> Result<
 
 fn opened(object: &mut Object, opened: v1::ConnectionOpened) {
     object.put("edge", opened.edge).put("incarnation", opened.incarnation).put("peer", opened.peer);
-    object.put("path", opened.path).put_text("query", opened.query);
-    object.put("headers", headers(&hidden(opened.headers))).put("subprotocols", opened.subprotocols);
+    object.put("path", opened.path).put_text("query", hidden::query(&opened.query));
+    object.put("headers", headers(&hidden::headers(opened.headers)));
+    object.put("subprotocols", hidden::subprotocols(opened.subprotocols));
     object.put_text("subprotocol", opened.subprotocol).put_text("principal", opened.principal);
     object.put("channels", opened.channels).put_text("group", opened.handler_group);
     object.put("parameters", headers(&opened.parameters)).put("attributes", json!(opened.attributes));
@@ -207,16 +206,6 @@ fn published(object: &mut Object, published: v1::Published) {
     }
     object.put("except", published.except.iter().map(|except| id(except)).collect::<Vec<_>>());
     object.put_payload(kind, &published.payload);
-}
-
-/// What proves who a client is stays in the record, for the handler that judges it, and is not shown.
-fn hidden(mut headers: Vec<v1::Header>) -> Vec<v1::Header> {
-    for header in &mut headers {
-        if SECRET_HEADERS.contains(&header.name.as_str()) {
-            header.value = "(not shown)".to_owned();
-        }
-    }
-    headers
 }
 
 /// Names and values; of a name that stands there twice the last.
@@ -383,6 +372,8 @@ mod tests {
             incarnation: 3,
             peer: "127.0.0.1:5".into(),
             path: "/chat".into(),
+            query: "access_token=HUSH".into(),
+            subprotocols: vec!["bearer".into(), "HUSH".into()],
             headers: [("host", "h"), ("authorization", "Bearer x"), ("cookie", "a=1"), ("x-api-key", "k")]
                 .map(|(name, value)| v1::Header { name: name.into(), value: value.into() })
                 .into(),
@@ -393,7 +384,7 @@ mod tests {
         assert_eq!(
             line(RecordKind::ConnectionOpened, &opened),
             format!(
-                r#"{{"partition":2,{HEAD},"kind":"connection_opened",{WHO},"edge":"e1","incarnation":3,"peer":"127.0.0.1:5","path":"/chat","headers":{{"authorization":"(not shown)","cookie":"(not shown)","host":"h","x-api-key":"(not shown)"}},"channels":["lobby"],"group":"chat"}}"#
+                r#"{{"partition":2,{HEAD},"kind":"connection_opened",{WHO},"edge":"e1","incarnation":3,"peer":"127.0.0.1:5","path":"/chat","query":"access_token=(not shown)","headers":{{"authorization":"(not shown)","cookie":"(not shown)","host":"h","x-api-key":"(not shown)"}},"subprotocols":["bearer","(not shown)"],"channels":["lobby"],"group":"chat"}}"#
             )
         );
     }

@@ -1,9 +1,9 @@
 //! Limits that both ends of a wire rely on. What an operator may set lives in the configs; these bound it.
 
-/// Most records in one log entry (DESIGN.md 1).
+/// Most records in one log entry.
 pub const ENTRY_RECORDS_MAX: usize = 4096;
-/// Most bytes of records in one log entry, unless a single record alone is larger (DESIGN.md 1; a sync costs 0.2 ms + 2.2 ms
-/// per MB, reference measurement A2).
+/// Most bytes of records in one log entry, unless a single record alone is larger (a sync was measured to cost 0.2 ms + 2.2 ms
+/// per MB).
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Largest WebSocket message an API may allow, and so the largest payload of a record.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -34,7 +34,7 @@ pub const OUTCOMES_MAX: usize = 4096;
 pub const KEY_BYTES_MAX: usize = 255;
 /// Most `except` ids of one publish.
 pub const EXCEPT_MAX: usize = 256;
-/// Most events beyond a group's settled prefix that are still open (DESIGN.md 7).
+/// Most events beyond a group's settled prefix that are still open.
 pub const HOLES_MAX: usize = 10_000;
 /// Most events in flight to one member from one broker.
 pub const CREDIT_MAX: u32 = 10_000;

@@ -11,7 +11,7 @@ use crate::{
     v1::link as pb,
 };
 
-/// ALPN of the edge link (DESIGN.md 6).
+/// ALPN of the edge link.
 pub const ALPN: &[u8] = b"trunkline/1";
 /// Version in [`pb::Hello`].
 pub const LINK_VERSION: u32 = 1;

@@ -26,6 +26,14 @@ pub fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Names and values of a query in order, percent-decoded; what has no `=` is a name.
+pub fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decoded(name), percent_decoded(value))
+    })
+}
+
 fn hex_pair(digits: &[u8]) -> Option<u8> {
     let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
     u8::try_from(digit(0)? * 16 + digit(1)?).ok()
@@ -57,6 +65,9 @@ mod tests {
         ] {
             assert_eq!(percent_decoded(text), decoded, "{text}");
         }
+        let pairs: Vec<_> = query_pairs("&a=1&%61=x%3Dy=&b&=c").collect();
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        assert_eq!(pairs, [("a", "1"), ("a", "x=y="), ("b", ""), ("", "c")].map(owned));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 Every call is written to a journal, one JSON object a line, before it is answered. Messages say what is to be done with them:
 `echo …` is pushed back, `fail …` is answered with 500 until the file `mended` stands beside the journal, `bad …` with 400, `slow …`
-after a while. Of the subprotocols `late` is answered when the client has gone.
+after a while. Of the subprotocols `late` is answered when the client has gone. Where registrations tell the request
+(`forward_request`), only clients with the token are let in.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ JOURNAL = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("journal")
 PUSH = sys.argv[3] if len(sys.argv) > 3 else ""
 SLOW_SECONDS = 0.2
 LATE_SECONDS = 6
+TOKEN = "the-token-that-this-function-knows"
 _lock = threading.Lock()
 _local = threading.local()
 
@@ -44,9 +46,19 @@ def push(connection: str, text: str, key: str) -> None:
     assert answer["errNo"] in (0, 410), answer
 
 
+def token(event: dict) -> str | None:
+    """From the header, the query, or after `bearer` among the subprotocols."""
+    context, offered = event["requestContext"], event["websocket"].get("secWebSocketProtocol", "").split(",")
+    if "bearer" in offered[:-1]:
+        return offered[offered.index("bearer") + 1]
+    return context["headers"].get("authorization", "").removeprefix("Bearer ") or context["queryString"].get("access_token")
+
+
 def registration(event: dict, key: str) -> tuple[int, dict]:
     websocket = event["websocket"]
     assert event["requestContext"]["websocketEnable"] is True, event
+    if "headers" in event["requestContext"] and token(event) != TOKEN:
+        return 200, {"errNo": 401, "errMsg": "who are you?"}
     answer = {"action": "connecting", "secConnectionID": websocket["secConnectionID"]}
     if "secWebSocketProtocol" in websocket:
         answer["secWebSocketProtocol"] = websocket["secWebSocketProtocol"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import requests
 
+from credentials import certificate, mint
 from harness import Cluster, Dev, Process
 from several import Broker, Several
-from test_auth import certificate, mint
 
 ROOT = Path(__file__).resolve().parents[2]
 SDK = ROOT / "sdk/python"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import hmac
 import json
-import shutil
 import socket
 import ssl
 import subprocess
@@ -19,26 +17,12 @@ import websockets.exceptions
 import websockets.sync.client
 
 import wire
-from harness import Dev, Timeout, binary, until
+from credentials import SECRET, certificate, encoded, jwt, mint
+from harness import Dev, Process, Timeout, binary, until
 
 pytestmark = pytest.mark.short
 
-SECRET = "the-secret-of-this-test-is-long-enough"
 ROLES = ["handler", "publisher", "operator", "read_only"]
-
-
-def encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def jwt(claims: dict, header: dict | None = None, secret: str = SECRET) -> str:
-    text = f"{encoded(json.dumps(header or {'alg': 'HS256'}).encode())}.{encoded(json.dumps(claims).encode())}"
-    return f"{text}.{encoded(hmac.digest(secret.encode(), text.encode(), 'sha256'))}"
-
-
-def mint(name: str, role: str, *words: str) -> dict:
-    argv = [str(binary()), "token", "new", "--name", name, "--role", role, "--json", *words]
-    return json.loads(subprocess.run(argv, capture_output=True, timeout=20, check=True).stdout)
 
 
 def config(tokens: dict[str, dict], press: dict) -> str:
@@ -246,21 +230,7 @@ def test_what_listens_beyond_loopback_is_refused_unless_safe_or_insecure(folder)
         assert done.returncode == 0, done.stderr.decode()
 
 
-def certificate(folder):
-    """An authority, and a certificate of 127.0.0.1."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=30)
-
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority")
-    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-    openssl("req", "-x509", *key, "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=server", *signed)
-    return folder / "ca.pem"
-
-
-def test_silent_tls_sockets_of_an_address_are_bounded_as_plain_ones_are(folder, need):
-    need(shutil.which("openssl"), "openssl makes the certificates")
+def test_silent_tls_sockets_of_an_address_are_bounded_as_plain_ones_are(folder):
     certificate(folder)
     text = f"""
 [edge]
@@ -281,8 +251,30 @@ tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
     assert node.process.alive
 
 
-def test_tls_on_the_brokers_listeners(folder, need):
-    need(shutil.which("openssl"), "openssl makes the certificates")
+def test_tls_on_the_function_bridge_s_listener(folder):
+    ca = certificate(folder)
+    path = folder / "bridge.toml"
+    path.write_text(f"""
+[functions]
+brokers = ["http://127.0.0.1:9"]
+http = "127.0.0.1:0"
+tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
+[[api]]
+name = "a"
+path = "/a"
+[api.functions]
+dialect = "scf"
+transmission = "http://127.0.0.1:9/"
+""")
+    bridge = Process("bridge", [str(binary()), "functions", "--config", str(path)], folder).start()
+    plain = bridge.http("functions-http")
+    assert requests.get(f"{plain.replace('http://', 'https://')}/healthz", verify=str(ca), timeout=10).status_code == 200
+    with pytest.raises(requests.exceptions.ConnectionError):
+        requests.get(f"{plain}/healthz", timeout=10)
+    assert bridge.stop() == 0
+
+
+def test_tls_on_the_brokers_listeners(folder):
     ca = certificate(folder)
     token = mint("ops", "operator")
     text = f"""

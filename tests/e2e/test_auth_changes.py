@@ -7,10 +7,8 @@ import http.server
 import json
 import os
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -20,8 +18,9 @@ import requests
 import websockets.exceptions
 
 import wire
+from credentials import RsaKey, certificate, encoded, jwt, mint
 from harness import Dev, free_port, until
-from test_auth import certificate, connect, encoded, jwt, mint, status
+from test_auth import connect, status
 
 pytestmark = pytest.mark.short
 
@@ -49,26 +48,6 @@ def reloads(node, what: str, outcome: str) -> int:
     text = requests.get(node.edge.http("edge-http") + "/metrics", timeout=10).text
     found = re.search(rf'trunkline_edge_reloads_total{{what="{what}",outcome="{outcome}"}} (\d+)', text)
     return int(found[1]) if found else 0
-
-
-class RsaKey:
-    """A key pair that tokens are signed with, by openssl."""
-
-    def __init__(self, folder: Path, kid: str) -> None:
-        self.kid, self.path = kid, folder / f"{kid}.pem"
-        self.openssl("genrsa", "-out", str(self.path), "2048")
-
-    def openssl(self, *words: str, data: bytes = b"") -> bytes:
-        return subprocess.run(["openssl", *words], input=data, capture_output=True, timeout=30, check=True).stdout
-
-    def jwk(self) -> dict:
-        modulus = self.openssl("rsa", "-in", str(self.path), "-noout", "-modulus").decode().strip().partition("=")[2]
-        return {"kty": "RSA", "kid": self.kid, "use": "sig", "alg": "RS256", "n": encoded(bytes.fromhex(modulus)), "e": "AQAB"}
-
-    def token(self, kid: str | None = None) -> str:
-        header, claims = {"alg": "RS256", "kid": kid or self.kid}, {"sub": "ada", "exp": int(time.time()) + 600}
-        text = ".".join(encoded(json.dumps(part).encode()) for part in [header, claims])
-        return f"{text}.{encoded(self.openssl('dgst', '-sha256', '-sign', str(self.path), data=text.encode()))}"
 
 
 class Provider:
@@ -118,8 +97,7 @@ auth = {{ kind = "jwt", algorithms = ["RS256"], jwks_url = "{url}"{more} }}
 """
 
 
-def test_keys_are_fetched_and_nothing_of_a_token_leads_anywhere(folder, need):
-    need(shutil.which("openssl"), "openssl makes the keys")
+def test_keys_are_fetched_and_nothing_of_a_token_leads_anywhere(folder):
     ca = certificate(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
@@ -253,8 +231,7 @@ auth = {{ kind = "jwt", algorithms = ["HS256"], keys = [{{ algorithm = "HS256", 
     assert node.process.stop() == 0
 
 
-def test_a_certificate_is_replaced_and_connections_stay(folder, need):
-    need(shutil.which("openssl"), "openssl makes the certificates")
+def test_a_certificate_is_replaced_and_connections_stay(folder):
     ca = certificate(folder)
     text = f"""
 [edge]

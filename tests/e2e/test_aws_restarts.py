@@ -9,9 +9,9 @@ import pytest
 import requests
 import websockets.sync.client
 
+from credentials import SECRET, jwt, mint
 from harness import Process, binary, until
 from several import Broker, Several
-from test_auth import SECRET, jwt, mint
 from test_functions import Functions
 
 pytestmark = pytest.mark.short

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -18,8 +17,8 @@ import pytest
 
 import wire
 from attack import ABANDONED, ACCEPTED, RATE_LIMITED, REFUSED, UNAVAILABLE, Target, sum_of
+from credentials import certificate
 from harness import Dev, until
-from test_auth import certificate
 
 pytestmark = pytest.mark.short
 
@@ -157,8 +156,7 @@ def test_2000_slow_strangers_are_closed_at_ten_seconds_and_keep_nobody_out(flood
 
 
 @pytest.mark.attack("A8")
-def test_slow_tls_handshakes_are_closed_at_ten_seconds_and_a_split_one_is_no_slow_one(folder, need, under):
-    need(shutil.which("openssl"), "openssl makes the certificates")
+def test_slow_tls_handshakes_are_closed_at_ten_seconds_and_a_split_one_is_no_slow_one(folder, under):
     ca = certificate(folder)
     tls = f'[edge]\ntls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}\n'
     context = ssl.create_default_context(cafile=ca)

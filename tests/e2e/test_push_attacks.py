@@ -12,7 +12,6 @@ import json
 import os
 import random
 import socket
-import subprocess
 import sys
 import time
 import uuid
@@ -23,7 +22,8 @@ import requests
 import websockets.sync.client
 
 from attack import Target, http_answers
-from harness import Dev, binary, until
+from credentials import mint
+from harness import Dev, until
 from python_sdk import SDK
 from test_handshake import mutate
 
@@ -63,13 +63,10 @@ def target(module_folder):
 def signed(module_folder):
     """Pushes must be signed, with one of two secrets; everything else asks for a token."""
     folder = module_folder / "signed"
-    minted = {}
-    for name, role in (("ops", "operator"), ("reader", "read_only")):
-        argv = [str(binary()), "token", "new", "--name", name, "--role", role, "--json"]
-        minted[name] = json.loads(subprocess.run(argv, capture_output=True, timeout=20, check=True).stdout)
-    config = SIGNED.format(sha256=minted["ops"]["sha256"], reader=minted["reader"]["sha256"])
-    target = Target(Dev(folder, config=config).start(), folder, token=minted["ops"]["token"])
-    target.reader = minted["reader"]["token"]
+    ops, reader = mint("ops", "operator"), mint("reader", "read_only")
+    config = SIGNED.format(sha256=ops["sha256"], reader=reader["sha256"])
+    target = Target(Dev(folder, config=config).start(), folder, token=ops["token"])
+    target.reader = reader["token"]
     yield target
     target.stop()
     assert target.node.process.stop() == 0

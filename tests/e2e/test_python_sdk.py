@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import re
-import shutil
 import socket
 import sys
 import threading
@@ -121,6 +120,14 @@ def test_a_client_does_what_it_says_once_over_a_broker_restart(folder):
     assert received == ["one", b"\0two", "three"] and closed.value.rcvd.code == 4000
 
 
+def answered(clients: list, number: int) -> None:
+    """Each sends a message and gets the handler's answer."""
+    for at, client in enumerate(clients):
+        client.send(f"w{at}#{number}")
+    for at, client in enumerate(clients):
+        assert client.recv(timeout=40) == f"ack w{at}#{number}"
+
+
 @pytest.mark.timeout(240)
 def test_a_member_given_one_broker_of_three_goes_on_when_leaders_die(folder):
     cluster = PythonSeveral(folder, test_kills.APIS, partitions=4).start()
@@ -128,16 +135,10 @@ def test_a_member_given_one_broker_of_three_goes_on_when_leaders_die(folder):
     until(lambda: cluster.members("effects"), "every partition to be served", 30)
     clients = [connect(cluster.ws("/effects"), open_timeout=30) for _ in range(12)]
 
-    def answered(number: int) -> None:
-        for at, client in enumerate(clients):
-            client.send(f"w{at}#{number}")
-        for at, client in enumerate(clients):
-            assert client.recv(timeout=40) == f"ack w{at}#{number}"
-
-    answered(0)
+    answered(clients, 0)
     victim = cluster.leader(0)
     victim.process.kill9()
-    answered(1)
+    answered(clients, 1)
 
     async def submit() -> None:
         # the first address is the dead one's
@@ -147,7 +148,7 @@ def test_a_member_given_one_broker_of_three_goes_on_when_leaders_die(folder):
 
     asyncio.run(submit())
     cluster.restart(victim)
-    answered(2)
+    answered(clients, 2)
     for client in clients:
         client.close()
 
@@ -156,8 +157,7 @@ def test_a_member_given_one_broker_of_three_goes_on_when_leaders_die(folder):
 
 
 @pytest.fixture
-def safe(folder, need) -> Safe:
-    need(shutil.which("openssl"), "openssl makes the certificates")
+def safe(folder) -> Safe:
     return Safe(folder)
 
 
@@ -176,16 +176,10 @@ def test_over_tls_a_member_given_one_broker_of_three_goes_on_when_leaders_die(fo
     until(lambda: cluster.members("effects"), "every partition to be served", 30)
     clients = [connect(cluster.ws("/effects"), open_timeout=30) for _ in range(12)]
 
-    def answered(number: int) -> None:
-        for at, client in enumerate(clients):
-            client.send(f"w{at}#{number}")
-        for at, client in enumerate(clients):
-            assert client.recv(timeout=40) == f"ack w{at}#{number}"
-
-    answered(0)
+    answered(clients, 0)
     victim = cluster.leader(0)
     victim.process.kill9()
-    answered(1)
+    answered(clients, 1)
 
     async def submit() -> None:
         addresses = [victim.grpc, *(broker.grpc for broker in cluster.running)]

@@ -4,11 +4,9 @@ test_auth.py."""
 from __future__ import annotations
 
 import base64
-import hmac
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import time
@@ -20,27 +18,15 @@ import requests
 
 import wire
 from attack import ACCEPTED, REFUSED, Canary, Target, connects_to, http_answers
+from credentials import SECRET, RsaKey, encoded, jwt, mint, unsigned
 from harness import Dev, binary
 from test_handshake import mutate
 
 pytestmark = pytest.mark.short
 
-SECRET = "a-secret-of-this-test-long-enough-for-hs256"
 OTHER = "the-other-issuer-s-secret-which-is-as-long"
 LEEWAY = 10
 ROLES = ["publisher", "operator", "read_only"]
-
-
-def encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def jwt(claims: dict | bytes, header: dict | None = None, secret: str | bytes = SECRET) -> str:
-    """Bytes are taken as they are."""
-    claims = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
-    secret = secret.encode() if isinstance(secret, str) else secret
-    text = f"{encoded(json.dumps(header or {'alg': 'HS256'}).encode())}.{encoded(claims)}"
-    return f"{text}.{encoded(hmac.digest(secret, text.encode(), 'sha256'))}"
 
 
 def later(seconds: int = 600) -> int:
@@ -91,20 +77,13 @@ auth = {{ kind = "jwt", algorithms = ["HS256"], keys = [{{ kid = "k", algorithm 
 
 @pytest.fixture(scope="module")
 def target(module_folder):
-    if not shutil.which("openssl"):
-        from conftest import not_run
-
-        not_run("openssl makes the RSA key")
-    for words in (["genrsa", "-out", "private.pem", "2048"], ["rsa", "-in", "private.pem", "-pubout", "-out", "public.pem"]):
-        subprocess.run(["openssl", *words], cwd=module_folder, check=True, capture_output=True, timeout=30)
-    roles = {}
-    for role in ROLES:
-        argv = [str(binary()), "token", "new", "--name", role.replace("_", "-"), "--role", role, "--json"]
-        roles[role] = json.loads(subprocess.run(argv, capture_output=True, timeout=20, check=True).stdout)
+    key = RsaKey(module_folder, "rsa")
+    (module_folder / "public.pem").write_bytes(key.public())
+    roles = {role: mint(role.replace("_", "-"), role) for role in ROLES}
     node = Dev(module_folder, config=config(module_folder, roles)).start()
     target = Target(node, module_folder, token=roles["operator"]["token"])
     target.tokens = {role: token["token"] for role, token in roles.items()}
-    target.public = (module_folder / "public.pem").read_bytes()
+    target.key = key
     target.folder = module_folder
     yield target
     target.stop()
@@ -134,8 +113,8 @@ def refuse(target, under, path: str, tokens: list[str], *, status: int = 401) ->
 @pytest.mark.parametrize("alg", ["none", "None", "nOnE", "", "hs256", "HS384", "PS256", ["HS256"], None, 256])
 def test_an_algorithm_that_is_not_configured_is_401(target, under, alg):
     claims = {"sub": "ada", "exp": later()}
-    unsigned = f"{encoded(json.dumps({'alg': alg}).encode())}.{encoded(json.dumps(claims).encode())}"
-    refuse(target, under, "/jwt", [f"{unsigned}.", unsigned, jwt(claims, {"alg": alg})])
+    text = unsigned(claims, {"alg": alg})
+    refuse(target, under, "/jwt", [f"{text}.", text, jwt(claims, {"alg": alg})])
 
 
 @pytest.mark.attack("A25")
@@ -150,17 +129,14 @@ def test_a_signature_that_is_none_or_another_s_is_401(target, under):
 @pytest.mark.attack("A25")
 def test_the_public_key_is_no_secret(target, under):
     claims = {"sub": "ada", "exp": later()}
-    der = base64.b64decode(b"".join(target.public.splitlines()[1:-1]))
+    public = target.key.public()
+    der = base64.b64decode(b"".join(public.splitlines()[1:-1]))
     for path in ("/jwt", "/rsa"):
-        refuse(target, under, path, [jwt(claims, secret=secret) for secret in (target.public, target.public.strip(), der)])
+        refuse(target, under, path, [jwt(claims, secret=secret) for secret in (public, public.strip(), der)])
     # HS256 is not in this API's list, whatever the secret
     refuse(target, under, "/rsa", [jwt(claims)])
     # and the key is good for what it is
-    header = encoded(b'{"alg":"RS256"}')
-    text = f"{header}.{encoded(json.dumps(claims).encode())}"
-    argv = ["openssl", "dgst", "-sha256", "-sign", str(target.folder / "private.pem")]
-    signature = subprocess.run(argv, input=text.encode(), capture_output=True, check=True, timeout=20).stdout
-    assert ask(target, "/rsa", f"{text}.{encoded(signature)}") == 101
+    assert ask(target, "/rsa", target.key.token()) == 101
 
 
 @pytest.mark.attack("A25")

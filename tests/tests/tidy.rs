@@ -320,6 +320,24 @@ fn only_the_named_layers_use_the_big_libraries() {
 }
 
 #[test]
+fn the_reference_names_every_metric() {
+    let page = read("docs/reference.md");
+    let places = ["broker/src/metrics", "edge/src", "sdk/functions/src"];
+    let files = places.iter().flat_map(|place| sources(place));
+    let named: BTreeSet<String> = files
+        .flat_map(|(_, text)| {
+            let constants = text.lines().filter(|line| line.contains("const ") && line.contains(": &str"));
+            let names = constants.filter_map(|line| line.split('"').nth(1)?.strip_prefix("trunkline_"));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(named.len() >= 30, "{named:?}: the constants are elsewhere");
+    let is_told = |name: &&String| page.contains(&format!("`{name}`")) || page.contains(&format!("`{name}{{"));
+    let untold: Vec<String> = named.iter().filter(|name| !is_told(name)).cloned().collect();
+    fail_with(&untold);
+}
+
+#[test]
 fn the_readme_shows_a_handler_that_compiles() {
     let example = read("sdk/rust/examples/first.rs");
     let code = example.split_once("\n\n").map_or("", |(_, code)| code.trim());

@@ -1,4 +1,4 @@
-//! Open connections: what every broker holds in memory for each, at most 250 B without attributes (DESIGN.md 4). What few
+//! Open connections: what every broker holds in memory for each, at most 250 B without attributes. What few
 //! connections have is boxed away; names that repeat are numbers or shared.
 
 use std::{

@@ -1,5 +1,5 @@
 //! The state machine of a partition: pure. No clock, no randomness, no IO, no hash-ordered iteration, so that every replica
-//! computes the same state from the same entries (DESIGN.md 4).
+//! computes the same state from the same entries.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod apis;

@@ -1,5 +1,5 @@
 //! What this partition's log asks of other partitions: per target, in order, kept until the target has it. The leader sends it
-//! at least once; the target's watermark makes it exactly once (DESIGN.md 7).
+//! at least once; the target's watermark makes it exactly once.
 
 use std::collections::{BTreeMap, VecDeque};
 

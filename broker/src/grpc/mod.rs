@@ -32,7 +32,10 @@ pub use services::Services;
 
 use crate::{
     node::{Node, Role},
-    tcp::{self, Doors, Http2},
+    tcp::{
+        Doors,
+        http2::{self, Http2},
+    },
 };
 
 /// Streams of one HTTP/2 connection. tonic's default is none, which takes hyper's own limit away.
@@ -112,8 +115,8 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let watch = watch_health(services.node().clone(), reporter, shutdown.clone());
-    let (ready, incoming) = tcp::ready();
-    let accepting = tcp::accept_http2(listener, tls, doors, ready, shutdown.clone());
+    let (ready, incoming) = http2::ready();
+    let accepting = http2::accept(listener, tls, doors, ready, shutdown.clone());
     let incoming = ReceiverStream::new(incoming);
     let serving = router(services, lease, health).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     let (served, (), ()) = tokio::join!(serving, accepting, watch);

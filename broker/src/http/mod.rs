@@ -1,4 +1,4 @@
-//! HTTP on the broker: messages and connections, the operator's JSON, health and metrics (SURFACE: HTTP on the broker).
+//! HTTP on the broker: messages and connections, the operator's JSON, health and metrics.
 //!
 //! One table of routes (`routes`) makes the router and is held against the OpenAPI document by a test.
 

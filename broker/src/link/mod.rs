@@ -1,4 +1,4 @@
-//! The edge link: QUIC with mutual TLS, one connection an edge, a control stream and one stream a partition (DESIGN.md 6).
+//! The edge link: QUIC with mutual TLS, one connection an edge, a control stream and one stream a partition.
 //!
 //! Steps 4 (`inbound.rs`) and 17 (`outbound.rs`) of the walk; `sessions.rs` knows who is there, `watch.rs` closes what the lost left.
 

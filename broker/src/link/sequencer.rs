@@ -1,6 +1,6 @@
 //! What to do with an edge's batch, by its sequence number, and what to tell the edge. Pure; one per attached stream.
 //!
-//! Apply decides in the end (DESIGN.md 6): this only keeps what cannot be accepted out of the log, and turns the log's answers into
+//! Apply decides in the end: this only keeps what cannot be accepted out of the log, and turns the log's answers into
 //! few frames.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)] // no clock, no hash order
 

@@ -228,8 +228,7 @@ impl Sessions {
         Some((StreamGuard { sessions: self.clone(), key, id }, inputs))
     }
 
-    /// An incarnation has been declared lost in a partition: its stream there ends, and its session, for the edge is to begin anew
-    /// (DESIGN.md 6).
+    /// An incarnation has been declared lost in a partition: its stream there ends, and its session, for the edge is to begin anew.
     pub fn lost(&self, partition: PartitionId, lost: &Incarnation) {
         if controls::NO_FENCING.is_on() {
             return;

@@ -106,7 +106,7 @@ impl From<AppendError> for End {
 impl From<ReadError> for End {
     fn from(error: ReadError) -> Self {
         match error {
-            // retention has passed the cursor (DESIGN.md 5), or the edge has seen what this log does not hold: either way
+            // retention has passed the cursor, or the edge has seen what this log does not hold: either way
             // only a new incarnation knows where it stands
             ReadError::Trimmed { .. } | ReadError::Future { .. } => Self::Lost,
             ReadError::Damaged { .. } | ReadError::Store(_) => Self::Unhealthy(error.to_string()),

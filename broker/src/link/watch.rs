@@ -1,5 +1,5 @@
 //! The watch over edges: for every partition this broker leads, the silent are declared lost (`grace.rs` judges) and what they left
-//! open is closed, in chunks, until nothing remains (DESIGN.md 6).
+//! open is closed, in chunks, until nothing remains.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

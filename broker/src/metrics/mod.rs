@@ -1,5 +1,5 @@
 //! The process's metrics: one recorder, installed once, with fixed buckets. Names are constants beside their descriptions;
-//! labels hold nothing a client can mint (SURFACE: metrics).
+//! labels hold nothing a client can mint.
 
 pub mod handlers;
 pub mod http;

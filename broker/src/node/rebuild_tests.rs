@@ -49,15 +49,20 @@ async fn is_closed(cluster: &Cluster, id: u64) {
     }
 }
 
-#[tokio::test]
-async fn a_broker_whose_folder_is_an_older_copy_closes_and_is_rebuilt() {
+/// A cluster, a broker of it that runs with an older copy of its folder and has closed, and another one.
+async fn with_an_older_copy() -> (Cluster, u64, u64) {
     let mut cluster = Cluster::formed().await;
     cluster.open_connections().await;
     let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
-    let other = follower % 3 + 1;
     put_back(&mut cluster, follower).await;
     cluster.start(follower).await;
     is_closed(&cluster, follower).await;
+    (cluster, follower, follower % 3 + 1)
+}
+
+#[tokio::test]
+async fn a_broker_whose_folder_is_an_older_copy_closes_and_is_rebuilt() {
+    let (mut cluster, follower, other) = with_an_older_copy().await;
     cluster.say(0, 21).await;
     cluster.stop(follower).await;
     // whoever is there at its next start: the folder itself tells now, and why
@@ -81,13 +86,7 @@ async fn a_broker_whose_folder_is_an_older_copy_closes_and_is_rebuilt() {
 
 #[tokio::test]
 async fn an_older_copy_sends_what_is_asked_of_it_to_the_others_and_says_what_to_do() {
-    let mut cluster = Cluster::formed().await;
-    cluster.open_connections().await;
-    let follower = (1..=3).find(|id| (0..PARTITIONS).all(|partition| cluster.leader(partition) != Some(*id))).unwrap();
-    let other = follower % 3 + 1;
-    put_back(&mut cluster, follower).await;
-    cluster.start(follower).await;
-    is_closed(&cluster, follower).await;
+    let (mut cluster, follower, other) = with_an_older_copy().await;
     // it knows who leads, though no leader speaks to it
     let node = cluster.node(follower);
     for partition in 0..PARTITIONS {

@@ -1,4 +1,4 @@
-//! The only openraft: one group per partition. The Raft log is the event log (DESIGN.md 5).
+//! The only openraft: one group per partition. The Raft log is the event log.
 
 pub mod floor;
 mod frames;

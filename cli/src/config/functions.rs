@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use trunkline_broker::config::TlsConfig;
 use trunkline_edge::config::{self as edge, ApiConfig, EdgeConfig, FunctionsConfig, Registration};
 use trunkline_functions::{ApiSettings, Dialect, OnFailure, Secret, SettingsError};
 use trunkline_proto::{limits, secret::SecretText};
@@ -27,6 +28,9 @@ pub(crate) struct BridgeConfig {
     /// PEM file of the authority of the brokers' certificates, where gRPC speaks TLS. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca: Option<PathBuf>,
+    /// Certificate and key of the listener, read again when they change. Default none: it speaks plain text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<TlsConfig>,
     /// Lets it listen beyond loopback without TLS. Default false.
     pub(crate) insecure: bool,
 }
@@ -39,6 +43,7 @@ impl Default for BridgeConfig {
             http: None,
             token: None,
             ca: None,
+            tls: None,
             insecure: false,
         }
     }
@@ -53,7 +58,14 @@ impl BridgeConfig {
             let member = &self.member;
             return Err(Failure::usage(format!("functions.member: {member:?} is not 1 to 64 of [A-Za-z0-9._-]")));
         }
-        crate::functions::check_address(self.http, self.insecure).map_err(Failure::usage)
+        match self.http {
+            Some(address) if !self.insecure && self.tls.is_none() && !address.ip().is_loopback() => {
+                Err(Failure::usage(format!(
+                    "functions.http: {address} is not on loopback and there is no TLS; set functions.tls.cert and functions.tls.key; functions.insecure = true allows it"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -228,6 +240,17 @@ mod tests {
             let error = api(&format!("[api.functions]\n{text}\n")).unwrap_err();
             assert!(error.contains(problem), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn beyond_loopback_the_listener_needs_tls() {
+        let validate = |http: &str, tls: bool, insecure: bool| {
+            let tls = tls.then(|| TlsConfig { cert: "c".into(), key: "k".into() });
+            BridgeConfig { http: Some(http.parse().unwrap()), tls, insecure, ..BridgeConfig::default() }.validate()
+        };
+        assert!(validate("127.0.0.1:1", false, false).is_ok());
+        assert!(validate("0.0.0.0:1", false, false).unwrap_err().to_string().contains("functions.tls.cert"));
+        assert!(validate("0.0.0.0:1", true, false).is_ok() && validate("0.0.0.0:1", false, true).is_ok());
     }
 
     #[test]

@@ -194,6 +194,7 @@ fn sample_bridge() -> BridgeConfig {
         http: Some(([127, 0, 0, 1], 0).into()),
         token: Some(SecretText::default()),
         ca: Some("ca.pem".into()),
+        tls: Some(BrokerTls { cert: "cert.pem".into(), key: "key.pem".into() }),
         ..BridgeConfig::default()
     }
 }

@@ -68,6 +68,7 @@ fn tables_within_tables_are_all_compared_above() {
         "broker.snapshots",
         "broker.tls",
         "edge.tls",
+        "functions.tls",
     ];
     assert_eq!(tables, compared, "a new one: compare it too");
 }
@@ -182,6 +183,8 @@ fn the_guide_documents_every_key_with_its_default() {
         ("`[functions]` http", "none"),
         ("`[functions]` token", "none"),
         ("`[functions]` ca", "none"),
+        ("`[functions]` tls.cert", "none"),
+        ("`[functions]` tls.key", "none"),
         ("`[api.functions]` dialect", "required"),
         ("`[api.functions]` registration", "none"),
         ("`[api.functions]` transmission", "none"),

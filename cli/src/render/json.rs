@@ -1,4 +1,4 @@
-//! Groups as JSON, with the keys of SURFACE section 1; records, connections and clusters are in the proto crate. Order of keys is
+//! Groups as JSON, with keys that scripts rely on; records, connections and clusters are in the proto crate. Order of keys is
 //! fixed, so that lines can be compared.
 
 pub(crate) use trunkline_proto::json::{Object, cluster, connection, digest, id, offset, phase, record, time};

@@ -1,4 +1,4 @@
-//! `[[api]]`: a named front door of the edge (SURFACE: an API on an edge).
+//! `[[api]]`: a named front door of the edge.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Every message a wrong configuration can get, and the defaults of SURFACE section 4.
+//! Every message a wrong configuration can get, and the defaults of docs/guide.md.
 
 use super::{ApiConfig, BrokerAddress, EdgeConfig, Registration};
 use serde::Deserialize;

@@ -1,5 +1,5 @@
 //! The upgrade request, strictly by RFC 6455 §4.2.1, and every HTTP answer an edge gives. tungstenite's own server answers
-//! nothing to a bad request and lets a missing Host or a second key pass (reference finding 0.7), hence this.
+//! nothing to a bad request and lets a missing Host or a second key pass, hence this.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A connection between its request and its 101: what it still waits for (DESIGN 6: whoever sees 101 is in the log and in its
+//! A connection between its request and its 101: what it still waits for (whoever sees 101 is in the log and in its
 //! channels).
 
 use std::sync::Arc;

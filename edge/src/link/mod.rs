@@ -1,5 +1,5 @@
-//! The link to the brokers: QUIC with mutual TLS, one connection a broker, a control stream and one stream a partition (DESIGN.md
-//! 6). Steps 3 and 18 of the walk meet their brokers here: the uplink's batches go up, the downlink's deliveries come down.
+//! The link to the brokers: QUIC with mutual TLS, one connection a broker, a control stream and one stream a partition.
+//! Steps 3 and 18 of the walk meet their brokers here: the uplink's batches go up, the downlink's deliveries come down.
 //!
 //! An **incarnation** is granted when the edge starts and lives until a broker says that it is lost. Brokers that are away end
 //! nothing: sockets stay open, records wait in the uplink, and the link tries again forever.

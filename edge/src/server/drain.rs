@@ -1,4 +1,4 @@
-//! The orderly end of an edge (promise P14): no new sockets, 1012 to those that are open, spread over the window, their close records
+//! The orderly end of an edge: no new sockets, 1012 to those that are open, spread over the window, their close records
 //! acknowledged; within [`DRAIN_SECONDS_MAX`] whatever happens.
 
 use std::{sync::Arc, time::Duration};

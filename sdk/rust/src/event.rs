@@ -133,10 +133,7 @@ impl Opened {
 
     /// The first value of a query parameter, percent-decoded; `+` is a space.
     pub fn query_parameter(&self, name: &str) -> Option<String> {
-        self.0.query.split('&').find_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (text::percent_decoded(key) == name).then(|| text::percent_decoded(value))
-        })
+        text::query_pairs(&self.0.query).find_map(|(key, value)| (key == name).then_some(value))
     }
 }
 

@@ -11,7 +11,7 @@ use trunkline_proto::{ConnectionId, Entry, LogIndex, Offset, PartitionCount, Par
 
 use crate::{GROUP, Rules, log::LogEntry, sabotage};
 
-/// What can be broken: the promises of DESIGN.md section 8.
+/// What can be broken: what Trunkline promises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Invariant {
     /// What is acknowledged is in the synced logs of a majority.

@@ -1,4 +1,4 @@
-//! Bytes per connection (DESIGN.md 4: at most 250), by accounting: there is no allocator to ask without unsafe code.
+//! Bytes per connection (at most 250), by accounting: there is no allocator to ask without unsafe code.
 
 use super::{super::connections::CONNECTION_BYTES, *};
 

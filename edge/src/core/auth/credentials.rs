@@ -30,7 +30,8 @@ impl Places {
         if let Some(Hidden(value)) = request.authorization.take() {
             found.push(text::bearer(&value).map(str::to_owned));
         }
-        let in_query = parameters(&request.query).filter(|(name, _)| !self.query.is_empty() && *name == self.query);
+        let in_query =
+            text::query_pairs(&request.query).filter(|(name, _)| !self.query.is_empty() && *name == self.query);
         found.extend(in_query.map(|(_, value)| Some(value)));
         let mut offered = Vec::new();
         let mut names = std::mem::take(&mut request.subprotocols).into_iter();
@@ -65,12 +66,4 @@ pub(super) fn redact(request: &mut Upgrade, parameter: &str) {
     };
     let kept: Vec<&str> = request.query.split('&').filter(|pair| !is_secret(pair)).collect();
     request.query = kept.join("&");
-}
-
-/// Names and values of a query, decoded.
-pub(super) fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (text::percent_decoded(name), text::percent_decoded(value))
-    })
 }

@@ -15,11 +15,7 @@ use std::{collections::BTreeMap, fmt};
 use ring::hmac::{self, HMAC_SHA256};
 use trunkline_proto::text;
 
-use super::{
-    Denied, Hidden, Identity, Proof, attributes_fit,
-    credentials::{parameters, redact},
-    is_principal,
-};
+use super::{Denied, Hidden, Identity, Proof, attributes_fit, credentials::redact, is_principal};
 use crate::core::handshake::Upgrade;
 
 /// The scheme in the Authorization header.
@@ -134,13 +130,13 @@ impl Hmac {
 
 /// The value of a parameter that may stand there once.
 fn one(query: &str, name: &str) -> Result<Option<String>, Denied> {
-    let mut values = parameters(query).filter(|(found, _)| found == name).map(|(_, value)| value);
+    let mut values = text::query_pairs(query).filter(|(found, _)| found == name).map(|(_, value)| value);
     let value = values.next();
     if values.next().is_some() { Err(Denied::Twice) } else { Ok(value) }
 }
 
 fn of_query(query: &str, signature: &str) -> Result<Claim, Denied> {
-    if parameters(query).any(|(name, _)| name == SIGNATURE) {
+    if text::query_pairs(query).any(|(name, _)| name == SIGNATURE) {
         return Err(Denied::Twice);
     }
     let key = one(query, KEY)?.ok_or(Denied::Malformed)?;

@@ -185,7 +185,3 @@ pub(super) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<M
     }
     Ok(super::message(body))
 }
-
-#[cfg(test)]
-#[path = "cloudevents_tests.rs"]
-mod tests;

@@ -7,7 +7,7 @@ mod scf;
 mod tests;
 
 use bytes::Bytes;
-use trunkline_proto::v1;
+use trunkline_proto::{text, v1};
 use trunkline_sdk::{Closed, Message};
 
 use crate::{
@@ -168,27 +168,5 @@ fn chosen(listed: &str, offered: &[String]) -> Option<String> {
 
 /// Query parameters in order, decoded; `+` is a space.
 fn query(query: &str) -> Vec<(String, String)> {
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    let decoded = pairs.map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decode(key), decode(value))
-    });
-    decoded.collect()
-}
-
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let hex = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(&byte) = bytes.get(at) {
-        let (value, length) = match (byte, hex(at + 1), hex(at + 2)) {
-            // both below 16
-            (b'%', Some(high), Some(low)) => ((high * 16 + low) as u8, 3),
-            (b'+', ..) => (b' ', 1),
-            _ => (byte, 1),
-        };
-        decoded.push(value);
-        at += length;
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    text::query_pairs(query).collect()
 }

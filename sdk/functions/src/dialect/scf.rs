@@ -228,7 +228,3 @@ pub(super) fn response(settings: &ApiSettings, reply: &Reply) -> Result<Option<M
         other => Err(Failure::Nonsense(format!("dataType {other:?} is neither text nor binary"))),
     }
 }
-
-#[cfg(test)]
-#[path = "scf_tests.rs"]
-mod tests;

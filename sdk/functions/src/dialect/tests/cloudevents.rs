@@ -1,33 +1,25 @@
 //! Against the reference of the service whose upstreams these are, and what its libraries read.
 
-use http::{HeaderMap, HeaderValue, StatusCode};
-use serde_json::Value;
-use trunkline_proto::{secret::SecretText, v1::CloseCause};
-use trunkline_sdk::CloseCode;
+use std::collections::BTreeMap;
+
+use trunkline_proto::secret::SecretText;
 
 use super::*;
-use crate::{Dialect, Secret, kept::Kept};
+use crate::{
+    Secret,
+    kept::{Kept, Said},
+};
 
 fn settings() -> ApiSettings {
-    let url = |path: &str| Some(format!("http://127.0.0.1:9000/{path}").parse().unwrap());
     let secret = |text: &str| Secret::new(&SecretText::new(text)).unwrap();
     ApiSettings {
-        registration: url("connect"),
-        transmission: url("message"),
-        cleanup: url("disconnected"),
-        connected: url("connected"),
+        registration: Some(url("connect")),
+        transmission: Some(url("message")),
+        cleanup: Some(url("disconnected")),
+        connected: Some(url("connected")),
         domain: Some("chat.example.com".into()),
         secrets: vec![secret("a primary access key"), secret("the secondary access key")],
         ..ApiSettings::new("chat", Dialect::CloudEvents)
-    }
-}
-
-fn place() -> Place {
-    Place {
-        connection: "xawexasdfewezdfsdfeasd".into(),
-        key: "chat/0/5.0".into(),
-        attempt: 1,
-        time: 1_674_162_806_345_000,
     }
 }
 
@@ -41,12 +33,12 @@ fn who() -> Identity {
     }
 }
 
-fn reply(status: u16, body: &'static str, headers: &[(&'static str, &'static str)]) -> Reply {
-    let mut all = HeaderMap::new();
+fn answer(status: u16, body: &'static str, headers: &[(&'static str, &'static str)]) -> Reply {
+    let mut reply = reply(status, body);
     for (name, value) in headers {
-        all.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        reply.headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
     }
-    Reply { status: StatusCode::from_u16(status).unwrap(), headers: all, body: Some(body.into()) }
+    reply
 }
 
 fn headers(call: &Call) -> BTreeMap<&str, &str> {
@@ -54,15 +46,14 @@ fn headers(call: &Call) -> BTreeMap<&str, &str> {
 }
 
 fn closed(reason: &str) -> Closed {
-    Closed { code: CloseCode(1001), reason: reason.into(), cause: CloseCause::PingTimeout }
+    super::closed(1001, reason, CloseCause::PingTimeout)
 }
 
 /// Every event there is, of a connection that something is known of.
 fn events() -> Vec<(&'static str, Call)> {
     let settings = settings();
-    let Transmission::Call(message) = transmission(&settings, &place(), &who(), &"hi".into()) else { panic!() };
     vec![
-        ("user.message", message),
+        ("user.message", sent(transmission(&settings, &place(), &who(), &"hi".into()))),
         ("sys.connected", connected(&settings, &place(), &who()).unwrap()),
         ("sys.disconnected", cleanup(&settings, &place(), &who(), &closed("bye")).unwrap()),
     ]
@@ -80,7 +71,7 @@ fn every_event_after_the_first_has_every_header_of_the_reference() {
             ("ce-source", "/hubs/chat/client/xawexasdfewezdfsdfeasd"),
             ("ce-time", "2023-01-19T21:13:26.345Z"),
             ("ce-hub", "chat"),
-            ("ce-connectionid", "xawexasdfewezdfsdfeasd"),
+            ("ce-connectionid", ID),
             ("ce-eventname", name.split_once('.').unwrap().1),
             ("ce-userid", "ada"),
             ("ce-subprotocol", "v1"),
@@ -96,36 +87,34 @@ fn every_event_after_the_first_has_every_header_of_the_reference() {
 }
 
 /// Computed by openssl: `printf %s ID | openssl dgst -sha256 -hmac KEY`.
+const SIGNATURES: &str = concat!(
+    "sha256=4f33b32b2facb13327d7dbd4b8f46bb1680a75c094b353c2f9bcc3f661b5c5b3,",
+    "sha256=fffefe9ecea69c4936b457cbd599b3876235308877b8d441965b73cceaf134f8"
+);
+
 #[test]
 fn both_keys_sign_the_connection() {
-    let signature = headers(&events().remove(0).1)["ce-signature"].to_owned();
-    let expected = concat!(
-        "sha256=4f33b32b2facb13327d7dbd4b8f46bb1680a75c094b353c2f9bcc3f661b5c5b3,",
-        "sha256=fffefe9ecea69c4936b457cbd599b3876235308877b8d441965b73cceaf134f8"
-    );
-    assert_eq!(signature, expected);
+    for (name, call) in events() {
+        assert_eq!(headers(&call)["ce-signature"], SIGNATURES, "{name}");
+    }
 }
 
 #[test]
 fn what_is_not_known_is_left_out() {
     let bare = Identity::default();
-    let Transmission::Call(call) =
-        transmission(&ApiSettings { secrets: Vec::new(), ..settings() }, &place(), &bare, &"hi".into())
-    else {
-        panic!()
-    };
+    let unsigned = ApiSettings { secrets: Vec::new(), ..settings() };
+    let call = sent(transmission(&unsigned, &place(), &bare, &"hi".into()));
     let headers = headers(&call);
     for absent in ["ce-userid", "ce-subprotocol", "ce-connectionstate", "ce-signature"] {
         assert!(!headers.contains_key(absent), "{absent}");
     }
     let who = Identity { principal: "ada".into(), ..Identity::default() };
-    let Transmission::Call(call) = transmission(&settings(), &place(), &who, &"hi".into()) else { panic!() };
+    let call = sent(transmission(&settings(), &place(), &who, &"hi".into()));
     assert_eq!(self::headers(&call)["ce-userid"], "ada", "who the token named, unless the function says otherwise");
 }
 
 #[test]
 fn connect_tells_claims_query_headers_and_what_was_offered() {
-    let header = |name: &str, value: &str| v1::Header { name: name.into(), value: value.into() };
     let opened = v1::ConnectionOpened {
         query: "a=1&a=2&b=x%20y".into(),
         headers: vec![header("host", "h"), header("cookie", "one"), header("cookie", "two")],
@@ -136,7 +125,6 @@ fn connect_tells_claims_query_headers_and_what_was_offered() {
         ..Default::default()
     };
     let call = registration(&settings(), &place(), &opened).unwrap();
-    let body: Value = serde_json::from_slice(&call.body).unwrap();
     let expected = json!({
         "claims": { "role": ["admin"] },
         "query": { "a": ["1", "2"], "b": ["x y"] },
@@ -144,15 +132,27 @@ fn connect_tells_claims_query_headers_and_what_was_offered() {
         "subprotocols": ["v1", "v2"],
         "clientCertificates": [],
     });
-    assert_eq!((body, call.content_type), (expected, "application/json; charset=utf-8"));
+    assert_eq!((parsed(&call), call.content_type), (expected, "application/json; charset=utf-8"));
     let headers = headers(&call);
-    assert_eq!((headers["ce-userid"], headers["ce-eventname"]), ("ada", "connect"));
+    for (name, value) in [
+        ("ce-specversion", "1.0"),
+        ("ce-type", "azure.webpubsub.sys.connect"),
+        ("ce-source", "/hubs/chat/client/xawexasdfewezdfsdfeasd"),
+        ("ce-time", "2023-01-19T21:13:26.345Z"),
+        ("ce-hub", "chat"),
+        ("ce-connectionid", ID),
+        ("ce-eventname", "connect"),
+        ("ce-userid", "ada"),
+        ("ce-signature", SIGNATURES),
+    ] {
+        assert_eq!(headers[name], value, "{name}");
+    }
     assert!(!headers.contains_key("ce-subprotocol"), "none is negotiated yet");
 }
 
 #[test]
 fn the_answer_to_connect_gives_groups_a_user_and_a_state() {
-    let welcome = |body, headers: &[_]| welcome(&settings(), &reply(200, body, headers));
+    let welcome = |body, headers: &[_]| welcome(&settings(), &answer(200, body, headers));
     let body = r#"{"groups":["a","b"],"userId":"ada","roles":["webpubsub.sendToGroup"],"subprotocol":"v1"}"#;
     let said = welcome(body, &[("ce-connectionState", "eyJrZXkiOiJhIn0=")]);
     let expected = Said {
@@ -173,7 +173,7 @@ fn the_answer_to_connect_gives_groups_a_user_and_a_state() {
 
 #[test]
 fn any_event_s_answer_sets_the_state_once() {
-    let state = |headers: &[_]| said(&reply(204, "", headers)).map(|said| said.state);
+    let state = |headers: &[_]| said(&settings(), &answer(204, "", headers)).map(|said| said.state);
     assert_eq!(state(&[]), Ok(None));
     assert_eq!(state(&[("ce-connectionState", "x")]), Ok(Some("x".into())));
     assert_eq!(state(&[("CE-ConnectionState", "")]), Ok(Some(String::new())), "set to nothing");
@@ -185,25 +185,46 @@ fn any_event_s_answer_sets_the_state_once() {
 #[test]
 fn an_answer_goes_to_the_client_unless_that_is_switched_off() {
     assert!(settings().integration_response, "as its users expect it");
-    let answer = |body, kind| response(&settings(), &reply(200, body, &[("content-type", kind)]));
-    assert_eq!(answer("hi", "text/plain; charset=utf-8"), Ok(Some("hi".into())));
-    assert_eq!(answer("{}", "application/json"), Ok(Some("{}".into())));
-    assert_eq!(answer("hi", "application/octet-stream"), Ok(Some(Message::binary("hi"))));
+    let sent_on = |body, kind| response(&settings(), &answer(200, body, &[("content-type", kind)]));
+    assert_eq!(sent_on("hi", "text/plain; charset=utf-8"), Ok(Some("hi".into())));
+    assert_eq!(sent_on("{}", "application/json"), Ok(Some("{}".into())));
+    assert_eq!(sent_on("hi", "application/octet-stream"), Ok(Some(Message::binary("hi"))));
     // what the service's libraries answer without data
-    assert_eq!(answer("", "application/octet-stream"), Ok(None));
-    assert_eq!(response(&settings(), &reply(204, "", &[])), Ok(None));
-    let packed = reply(200, "\u{1f}", &[("content-encoding", "gzip")]);
+    assert_eq!(sent_on("", "application/octet-stream"), Ok(None));
+    assert_eq!(response(&settings(), &reply(204, "")), Ok(None));
+    let packed = answer(200, "\u{1f}", &[("content-encoding", "gzip")]);
     assert!(matches!(response(&settings(), &packed), Err(Failure::Nonsense(_))));
     let off = ApiSettings { integration_response: false, ..settings() };
-    assert_eq!(response(&off, &reply(200, "hi", &[])), Ok(None));
-    assert!(matches!(response(&settings(), &reply(401, "", &[])), Err(Failure::Status { .. })));
+    assert_eq!(response(&off, &reply(200, "hi")), Ok(None));
+    assert!(matches!(response(&settings(), &reply(401, "")), Err(Failure::Status { .. })));
 }
 
 #[test]
 fn bodies_of_the_events_that_ask_for_nothing() {
-    let body = |call: Call| serde_json::from_slice::<Value>(&call.body).unwrap();
-    assert_eq!(body(connected(&settings(), &place(), &who()).unwrap()), json!({}));
-    let gone = |reason| body(cleanup(&settings(), &place(), &who(), &closed(reason)).unwrap());
+    assert_eq!(parsed(&connected(&settings(), &place(), &who()).unwrap()), json!({}));
+    let gone = |reason| parsed(&cleanup(&settings(), &place(), &who(), &closed(reason)).unwrap());
     assert_eq!(gone("bye"), json!({ "reason": "bye" }));
     assert_eq!(gone(""), json!({ "reason": "ping_timeout" }), "why, where nobody said it");
+}
+
+#[test]
+fn messages_are_their_own_bodies() {
+    let send = |message: Message| sent(transmission(&settings(), &place(), &Identity::default(), &message));
+    let text = send("hi".into());
+    assert_eq!((&text.body[..], text.content_type), (&b"hi"[..], "text/plain; charset=utf-8"));
+    assert_eq!(headers(&text)["ce-type"], "azure.webpubsub.user.message");
+    let binary = send(Message::binary(vec![0, 255]));
+    assert_eq!((&binary.body[..], binary.content_type), (&[0, 255][..], "application/octet-stream"));
+}
+
+#[test]
+fn the_answer_to_connect_decides() {
+    let opened = v1::ConnectionOpened { subprotocols: vec!["v1".into()], ..Default::default() };
+    let decide = |status: u16, body: &'static str| decide(&settings(), &reply(status, body), &opened);
+    assert_eq!(decide(204, ""), Ok(Decision::accept()));
+    let chosen = Decision::Accept { subprotocol: Some("v1".into()) };
+    assert_eq!(decide(200, r#"{"groups":[],"userId":"","subprotocol":"v1"}"#), Ok(chosen));
+    assert_eq!(decide(401, "no"), Ok(Decision::Reject { status: 401, body: "no".into() }));
+    assert!(matches!(decide(503, ""), Err(Failure::Status { .. })));
+    assert!(matches!(decide(429, ""), Err(Failure::Status { .. })));
 }
