@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::{Router, body::Body};
 use http::Request;
 use serde_json::{Value, json};
+use tokio_stream::StreamExt as _;
 use trunkline_proto::{ConnectionId, secret::SecretText};
 
 use super::{
@@ -228,10 +229,27 @@ async fn who_has_signed_nothing_yet_takes_nobody_s_place() {
     let tag = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=".to_owned();
     let never = Body::from_stream(tokio_stream::pending::<Result<bytes::Bytes, std::io::Error>>());
     let one = router(1);
-    let slow = send(&one, push(tag, never));
+    let slow = send(&one, push(tag.clone(), never));
     tokio::pin!(slow);
     assert!(tokio::time::timeout(std::time::Duration::ZERO, &mut slow).await.is_err(), "it waits for the body");
     assert_eq!(ask(&one, "", "GET", "/v1/cluster", String::new()).await.status, 200);
+    // nor all the room for bodies: as much comes as is let in, and no more
+    let full = router(16);
+    let mut held = Vec::new();
+    for size in [7 << 10, 1 << 10] {
+        let some = || Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b'x'; size]));
+        loop {
+            let body = Body::from_stream(tokio_stream::once(some()).chain(tokio_stream::pending()));
+            let mut slow = Box::pin(send(&full, push(tag.clone(), body)));
+            match tokio::time::timeout(std::time::Duration::ZERO, &mut slow).await {
+                Ok(refused) => break assert_eq!(refused.status, 503),
+                Err(_) => held.push(slow),
+            }
+        }
+    }
+    let message = format!("/v1/connections/{}/messages", connection(1));
+    assert_eq!(ask(&full, "", "POST", &message, "x".to_owned()).await.status, 200);
+    drop(held);
     // who has takes one like everybody
     let keys = super::Keys::signing(&config.push.secrets);
     let body =

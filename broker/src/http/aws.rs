@@ -100,7 +100,7 @@ pub(super) async fn connections(
         }
         None => None,
     };
-    let (parts, body) = request::whole(request, limit, &app.0.bodies).await?;
+    let (parts, body) = request::whole(request, limit, &app.0.bodies, claim.is_none()).await?;
     let _place = match claim {
         Some(claim) => {
             claim.verify(&Signed { method: &method, uri: &parts.uri, headers: &parts.headers, body: &body })?;

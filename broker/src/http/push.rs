@@ -85,8 +85,8 @@ pub(super) async fn push(
     let InPath(api) = api?;
     let limit = app.0.settings.body_limit.saturating_mul(ENVELOPE_FACTOR).saturating_add(ENVELOPE_BYTES);
     let proof = Proof::of(&app, request.headers())?;
-    let (_, body) = request::whole(request, limit, &app.0.bodies).await?;
     let is_signed = matches!(proof, Proof::Signed(_));
+    let (_, body) = request::whole(request, limit, &app.0.bodies, !is_signed).await?;
     let key = proof.key(&app, &body)?;
     let _place = if is_signed { Some(guard::place(&app)?) } else { None };
     let document: Document = serde_json::from_slice(&body)

@@ -28,24 +28,36 @@ pub(super) struct Payload {
 
 /// Room for the bodies of all requests under way together. A body takes as much of it as has come, until its bytes are let go.
 #[derive(Clone, Debug)]
-pub(super) struct Bodies(Arc<Semaphore>);
+pub(super) struct Bodies {
+    all: Arc<Semaphore>,
+    /// Of it, what those may take of whom nobody knows who they are before their bodies have come: the rest is kept from strangers.
+    unproved: Arc<Semaphore>,
+}
+
+/// What a body takes, of each bound that it is under.
+type Room = Vec<OwnedSemaphorePermit>;
 
 impl Bodies {
-    /// For so many bytes.
+    /// For so many bytes, an eighth of them for those alone who have proved who they are.
     pub(super) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+        let bytes = bytes.min(Semaphore::MAX_PERMITS);
+        let room = |bytes| Arc::new(Semaphore::new(bytes));
+        Self { all: room(bytes), unproved: room(bytes - bytes / 8) }
     }
 
-    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        let taken = u32::try_from(bytes).ok().and_then(|bytes| Arc::clone(&self.0).try_acquire_many_owned(bytes).ok());
-        taken.ok_or_else(Problem::overloaded)
+    fn take(&self, bytes: usize, is_proved: bool) -> Result<Room, Problem> {
+        let bounds = [Some(&self.all), (!is_proved).then_some(&self.unproved)];
+        let bytes = u32::try_from(bytes).map_err(|_| Problem::overloaded())?;
+        let take = |bound: &Arc<Semaphore>| Arc::clone(bound).try_acquire_many_owned(bytes);
+        let taken: Result<Room, _> = bounds.into_iter().flatten().map(take).collect();
+        taken.map_err(|_| Problem::overloaded())
     }
 }
 
 /// A body in one buffer, and the room it takes: chunks kept apart, of a byte each, would cost forty times what they hold.
 struct Held {
     bytes: Vec<u8>,
-    room: OwnedSemaphorePermit,
+    room: Room,
 }
 
 impl AsRef<[u8]> for Held {
@@ -56,7 +68,7 @@ impl AsRef<[u8]> for Held {
 
 /// Reads a payload of at most `limit` bytes; refuses a declared length before reading anything.
 pub(super) async fn payload(request: Request, limit: u64, bodies: &Bodies) -> Result<Payload, Problem> {
-    let (parts, bytes) = whole(request, limit, bodies).await?;
+    let (parts, bytes) = whole(request, limit, bodies, true).await?;
     let kind = kind(&parts.headers);
     if kind == MessageKind::Text && std::str::from_utf8(&bytes).is_err() {
         return Err(Problem::invalid("a text payload must be UTF-8; send application/octet-stream for binary"));
@@ -64,8 +76,14 @@ pub(super) async fn payload(request: Request, limit: u64, bodies: &Bodies) -> Re
     Ok(Payload { kind, bytes })
 }
 
-/// Reads a request with a body of at most `limit` bytes; refuses a declared length before reading anything.
-pub(super) async fn whole(request: Request, limit: u64, bodies: &Bodies) -> Result<(Parts, Bytes), Problem> {
+/// Reads a request with a body of at most `limit` bytes; refuses a declared length before reading anything. `is_proved`: it is known
+/// already who sends it.
+pub(super) async fn whole(
+    request: Request,
+    limit: u64,
+    bodies: &Bodies,
+    is_proved: bool,
+) -> Result<(Parts, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     // taken as it is it would be something else than was meant, and nothing is inflated here
     if parts.headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
@@ -75,13 +93,13 @@ pub(super) async fn whole(request: Request, limit: u64, bodies: &Bodies) -> Resu
     if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit) {
         return Err(Problem::too_large(limit));
     }
-    let read = tokio::time::timeout(BODY_TIMEOUT, read(body, limit, bodies)).await;
+    let read = tokio::time::timeout(BODY_TIMEOUT, read(body, limit, bodies, is_proved)).await;
     let bytes = read.map_err(|_| Problem::timeout())??;
     Ok((parts, bytes))
 }
 
-async fn read(body: Body, limit: u64, bodies: &Bodies) -> Result<Bytes, Problem> {
-    let mut held = Held { bytes: Vec::new(), room: bodies.take(0)? };
+async fn read(body: Body, limit: u64, bodies: &Bodies, is_proved: bool) -> Result<Bytes, Problem> {
+    let mut held = Held { bytes: Vec::new(), room: bodies.take(0, is_proved)? };
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         // malformed, or the client has gone away and reads no answer
@@ -89,7 +107,8 @@ async fn read(body: Body, limit: u64, bodies: &Bodies) -> Result<Bytes, Problem>
         if (held.bytes.len() + chunk.len()) as u64 > limit {
             return Err(Problem::too_large(limit));
         }
-        held.room.merge(bodies.take(chunk.len())?);
+        let more = bodies.take(chunk.len(), is_proved)?;
+        held.room.iter_mut().zip(more).for_each(|(room, more)| room.merge(more));
         held.bytes.extend_from_slice(&chunk);
     }
     Ok(Bytes::from_owner(held))
