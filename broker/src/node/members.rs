@@ -275,10 +275,19 @@ impl Node {
                 Some(member) if !member.reachable => {
                     Err(ChangeError::Refused(format!("broker {to} is not reachable from the leader")))
                 }
+                _ if self.is_closed_at(*to, group.partition()).await => {
+                    Err(ChangeError::Refused(format!("the replica of broker {to} is closed: it cannot lead")))
+                }
                 _ => group.transfer(*to).await,
             },
             Ask::Describe(_) => Ok(()),
         }
+    }
+
+    /// Whether another broker says that its replica is closed.
+    async fn is_closed_at(&self, id: u64, partition: PartitionId) -> bool {
+        let status = self.peers().status(id, DESCRIBE_TIMEOUT).await;
+        status.is_ok_and(|status| status.closed.contains(&u32::from(partition.0)))
     }
 
     async fn remove(&self, group: &Group, id: u64) -> Result<(), ChangeError> {
@@ -316,7 +325,8 @@ impl Node {
     }
 }
 
-/// The preferred leader if it is there, or another voter that lacks little; one that has just come may not be heard by others yet.
+/// The preferred leader if it is there, or another voter that lacks little; one that has just come may not be heard by others yet, and one
+/// that does not answer may be closed.
 pub(super) fn successor(group: &Group, peers: &Peers) -> Option<u64> {
     let membership = group.membership();
     let own = peers.own().node;
@@ -325,7 +335,7 @@ pub(super) fn successor(group: &Group, peers: &Peers) -> Option<u64> {
         let since = peers.member(id).filter(|member| member.reachable)?.since?;
         let lag = group.lag(id)?;
         let lag = if lag > PROMOTE_LAG_MAX { lag } else { 0 };
-        Some((lag, since.elapsed() < SETTLED, Some(id) != first, id))
+        Some((!group.hears(id), lag, since.elapsed() < SETTLED, Some(id) != first, id))
     };
     let others = membership.voters.iter().copied().filter(|id| *id != own);
     others.filter_map(rank).min().map(|(.., id)| id)

@@ -99,6 +99,12 @@ async fn an_older_copy_sends_what_is_asked_of_it_to_the_others_and_says_what_to_
     eventually(|| peers.member(follower).filter(|member| member.reachable)).await;
     let status = peers.status(follower, PATIENCE).await.unwrap();
     assert_eq!(status.closed, (0..u32::from(PARTITIONS)).collect::<Vec<_>>());
+    for partition in 0..PARTITIONS {
+        let leader = cluster.leader(partition).unwrap();
+        let refused = cluster.node(other).transfer_leader(PartitionId(partition), follower).await.unwrap_err();
+        assert!(refused.to_string().contains("cannot lead"), "{refused}");
+        assert_eq!(cluster.leader(partition), Some(leader));
+    }
     let log = |id: u64| cluster.node(id).membership(PartitionId(0)).voters;
     assert!(log(other).contains(&follower));
     // with it and one more there is no majority
