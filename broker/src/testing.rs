@@ -2,7 +2,10 @@
 
 use trunkline_proto::{Batch, ConnectionId, PartitionCount, PartitionId, Record, RecordKind, Source, v1};
 
-use crate::node::{Node, NodeConfig, PartitionHandle};
+use crate::{
+    core::Partition,
+    node::{Node, NodeConfig, PartitionHandle},
+};
 
 pub(crate) fn count(partitions: u16) -> PartitionCount {
     PartitionCount::new(partitions).unwrap()
@@ -58,4 +61,20 @@ pub(crate) async fn reopened(dir: &tempfile::TempDir) -> (Node, PartitionHandle)
     let node = node(dir).await;
     let partition = node.partition(PartitionId(0)).unwrap().clone();
     (node, partition)
+}
+
+/// A state as version 1 of snapshots had it: without the four bytes after each connection's phase.
+pub(crate) fn as_version_1(state: &Partition, connections: &[ConnectionId]) -> Vec<u8> {
+    let mut bytes = state.encode();
+    bytes.truncate(bytes.len() - 8);
+    bytes[4] = 1;
+    for id in connections {
+        // the edges before name none
+        let at = bytes.windows(16).position(|window| window == id.0).unwrap() + 16;
+        let active = at + 8 + 8 + 8 + 4 + 2 + 2 + 1;
+        bytes.drain(active..active + 4);
+    }
+    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
 }

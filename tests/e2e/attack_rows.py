@@ -48,6 +48,6 @@ ROWS = {
     "A32": Row("signatures missing, wrong, of other bytes, old, again", "401; again: done once", (f"{WEBHOOK}::only_whole_recent_signatures_of_a_key_pass", f"{COMPAT}::an_unsigned_push_is_refused_where_signatures_are_asked_for")),
     "A33": Row("1 GiB, endless, a bomb, 100,000 at once, deep, other kinds", "413, 415, 400", (f"{COMPAT}::what_is_wrong_with_a_push_is_said_and_the_connection_stays",)),
     "A34": Row("one key twice, with another body, a hundred at once", "one effect; 422", (f"{COMPAT}::a_push_with_a_key_happens_once", f"{BROKER}::an_idempotency_key_repeats_the_answer_and_not_the_effect")),
-    "A35": Row("callbacks to addresses inside, redirects, endless answers", "refused; cut", (f"{BRIDGE}::redirects_are_not_followed", f"{BRIDGE}::an_endless_answer_is_cut_and_ignored_where_it_does_not_matter", f"{BRIDGE}::wrong_settings_are_refused_at_once")),
+    "A35": Row("callbacks to addresses inside, without consent, redirects, endless answers", "refused; cut", (f"{BRIDGE}::redirects_are_not_followed", f"{BRIDGE}::an_endless_answer_is_cut_and_ignored_where_it_does_not_matter", f"{BRIDGE}::wrong_settings_are_refused_at_once", "sdk/functions/tests/bridge/callbacks.rs::without_consent_nobody_is_let_in_and_no_message_is_sent", "proto/https/src/resolver.rs::a_name_that_leads_where_no_function_may_be_leads_nowhere")),
     "A36": Row("metrics and HTTP without a token, of other sites, markup, labels", "401, 403, escaped, few labels", (f"{BROKER}::pages_of_other_sites_act_on_nothing", f"{BROKER}::every_route_but_health_asks_who_comes")),
 }

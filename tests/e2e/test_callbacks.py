@@ -138,6 +138,7 @@ class Calls:
         Process("functions", argv, folder).start()
 
 
+@pytest.mark.attack("A35")
 def test_a_server_that_never_heard_of_consent_is_not_called_where_that_is_asked_for(folder):
     calls = Calls(folder, "consent = true")
     for _ in range(2):
@@ -150,6 +151,7 @@ def test_a_server_that_never_heard_of_consent_is_not_called_where_that_is_asked_
     assert calls.dev.process.stop() == 0
 
 
+@pytest.mark.attack("A35")
 def test_a_name_that_leads_to_this_machine_is_not_called_where_only_public_addresses_may_be(folder):
     calls = Calls(folder, "private_addresses = false", host="localhost")
     with pytest.raises(InvalidStatus) as refused:
@@ -160,6 +162,7 @@ def test_a_name_that_leads_to_this_machine_is_not_called_where_only_public_addre
     assert calls.dev.process.stop() == 0
 
 
+@pytest.mark.attack("A35")
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "10.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::ffff:127.0.0.1]"])
 def test_a_private_address_in_the_configuration_is_refused_before_anything_starts(folder, host):
     with pytest.raises(Timeout) as refused:

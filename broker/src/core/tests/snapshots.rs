@@ -119,26 +119,10 @@ fn an_empty_state_has_golden_bytes() {
     assert_eq!(hex, golden);
 }
 
-/// The same state as version 1 wrote it: without the four bytes after each connection's phase.
-fn as_version_1(state: &Partition, connections: &[ConnectionId]) -> Vec<u8> {
-    let mut bytes = state.encode();
-    bytes.truncate(bytes.len() - 8);
-    bytes[4] = 1;
-    for id in connections {
-        // the edges before name none
-        let at = bytes.windows(16).position(|window| window == id.0).unwrap() + 16;
-        let active = at + 8 + 8 + 8 + 4 + 2 + 2 + 1;
-        bytes.drain(active..active + 4);
-    }
-    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    bytes
-}
-
 #[test]
 fn snapshots_of_version_1_are_read() {
     let state = rich().state;
-    let old = as_version_1(&state, &[id(1), id(2)]);
+    let old = crate::testing::as_version_1(&state, &[id(1), id(2)]);
     let digest = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&old));
     assert_eq!((old.len(), digest.as_str()), (1037, "f99cca848200bceb"), "what version 1 wrote");
     let decoded = Partition::decode(&old).unwrap();

@@ -2,8 +2,6 @@
 
 use std::fs;
 
-use trunkline_proto::ConnectionId;
-
 use super::*;
 use crate::{
     core::Partition,
@@ -209,19 +207,6 @@ fn a_folder_of_before_closed_connections_were_kept_opens_and_verifies() {
     assert_eq!(store.reader(0).closed(testing::connection(0, 1), LogIndex(0), LogIndex(4)).unwrap(), None);
 }
 
-/// A state as version 1 wrote it: without when its one connection was last active.
-fn as_version_1(state: &Partition, connection: ConnectionId) -> Vec<u8> {
-    let mut bytes = state.encode();
-    bytes.truncate(bytes.len() - 8);
-    bytes[4] = 1;
-    let at = bytes.windows(16).position(|window| window == connection.0).unwrap() + 16;
-    let active = at + 8 + 8 + 8 + 4 + 2 + 2 + 1;
-    bytes.drain(active..active + 4);
-    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    bytes
-}
-
 #[test]
 fn a_folder_with_a_snapshot_of_version_1_verifies() {
     let dir = tempfile::tempdir().unwrap();
@@ -243,7 +228,7 @@ fn a_folder_with_a_snapshot_of_version_1_verifies() {
         assert!(state.apply(id.index, &parse(&entry)).refused.is_empty());
         writer.write_blocking(PartitionId(0), Write::Entries(vec![entry])).unwrap();
         let bytes = match index {
-            2 => as_version_1(&state, one),
+            2 => testing::as_version_1(&state, &[one]),
             3 => state.encode(),
             _ => continue,
         };
