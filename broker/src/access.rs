@@ -20,7 +20,7 @@ pub struct TokenConfig {
     pub sha256: TokenDigest,
     /// What it is good for.
     pub role: Role,
-    /// Role handler: the groups it may be a member of. Default any.
+    /// Role handler: the groups it may be a member of. Default those named as its `apis` are, else any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// Roles handler and publisher: the APIs whose connections it is for: events, commands and lookups. At most 255 bytes together,
@@ -208,7 +208,9 @@ impl Caller {
     /// Whether it may join this group for these APIs.
     pub fn may_join(&self, join: &v1::Join) -> Result<(), Denied> {
         let Some(token) = self.token.as_ref().filter(|token| token.role != Role::Operator) else { return Ok(()) };
-        if !token.groups.is_empty() && !token.groups.contains(&join.group) {
+        // a member has its group's partitions whole, and passes over what it does not subscribe to: not in another API's group
+        let groups = if token.groups.is_empty() { &token.apis } else { &token.groups };
+        if !groups.is_empty() && !groups.contains(&join.group) {
             return Err(Denied::Forbidden("the token is not for this handler group".to_owned()));
         }
         // no API named means all of them

@@ -255,7 +255,8 @@ async fn who_reads_no_answers_loses_its_partitions_with_its_token() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_another_member_has_left_open_is_not_read_by_a_token_of_another_api() {
-    let tokens = vec![bound("handler", Role::Handler), token("all", Role::Handler), token("operator", Role::Operator)];
+    let handler = TokenConfig { groups: names(&["g"]), ..bound("handler", Role::Handler) };
+    let tokens = vec![handler, token("all", Role::Handler), token("operator", Role::Operator)];
     let served = Served::start_with(1, Access::new(tokens)).await;
     let foreign = served.broker.opened(connection(0, 2), "bank", "").await;
     let mut first = subscribed(served.channel.clone(), "all", join("g", "a")).await;

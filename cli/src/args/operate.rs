@@ -138,7 +138,7 @@ pub(crate) enum TokenVerb {
         /// What it is good for: handler, publisher, operator or read_only; client: a client of an API with auth kind "token".
         #[arg(long, value_parser = ["handler", "publisher", "operator", "read_only", "client"])]
         role: String,
-        /// Role handler: only these groups. May be repeated.
+        /// Role handler: only these groups. May be repeated; with --api those named so by default.
         #[arg(long)]
         group: Vec<String>,
         /// Roles handler and publisher: only connections of these APIs. May be repeated.
