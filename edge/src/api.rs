@@ -38,6 +38,8 @@ pub struct Api {
     handshakes: Mutex<Bucket>,
     /// None: messages of an address are not bounded.
     senders: Option<Mutex<Senders>>,
+    /// What all connections together have sent. None: it is not bounded.
+    pub(crate) received: Option<SharedBucket>,
     /// Keys that are fetched.
     source: Option<Arc<Source>>,
     started: Instant,
@@ -57,6 +59,8 @@ impl Api {
         };
         let senders = (config.max_messages_per_address > 0)
             .then(|| Mutex::new(Senders::new(Rate::of(config.max_messages_per_address))));
+        let received =
+            (config.max_messages_per_api > 0).then(|| SharedBucket::new(Rate::of(config.max_messages_per_api)));
         let auth = auth::load(&config)?;
         let limits = Limits {
             max_message: usize::try_from(config.max_message.get()).unwrap_or(usize::MAX),
@@ -80,6 +84,7 @@ impl Api {
             connections: AtomicU64::new(0),
             handshakes: Mutex::default(),
             senders,
+            received,
             source,
             started: Instant::now(),
         })

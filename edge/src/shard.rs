@@ -143,7 +143,10 @@ impl<S: RecordSink> Shard<S> {
     /// Wakes every socket whose reading is paused: each looks for itself whether it may go on. Says whether there were any.
     pub(crate) fn wake_paused(&self) -> bool {
         let state = &mut *self.state.borrow_mut();
-        let paused = std::mem::take(&mut state.paused);
+        let mut paused = std::mem::take(&mut state.paused);
+        // who is first takes what there is to take: anybody's turn
+        let turn = rand::random_range(0..paused.len().max(1));
+        paused.rotate_left(turn);
         for slot in &paused {
             if let Some(socket) = state.sockets.get(*slot) {
                 socket.is_listed = false;

@@ -75,7 +75,7 @@ pub(crate) struct Surroundings<'a, S> {
 pub(crate) enum Polled {
     /// Nothing more to do until it is woken.
     Waiting,
-    /// Reading must pause: no room, or the handlers lag.
+    /// Reading must pause: no room, the handlers lag, or the API's clients send too fast together.
     Paused,
 }
 
@@ -131,6 +131,9 @@ impl Socket {
         };
         let result = step(&mut self.core, &api.limits, &mut out);
         if messages > 0 {
+            if let Some(received) = &api.received {
+                received.spend(around.now, messages);
+            }
             api.metrics.messages_received.increment(messages);
             around.metrics.bytes_received.increment(bytes);
         }
@@ -184,7 +187,8 @@ impl Socket {
                 return Polled::Waiting;
             }
             if self.core.is_open() {
-                if !around.sink.has_room() || around.sink.is_paused(self.connection, self.api.name()) {
+                let is_spent = self.api.received.as_ref().is_some_and(|received| received.is_spent(around.now));
+                if is_spent || !around.sink.has_room() || around.sink.is_paused(self.connection, self.api.name()) {
                     self.core.handle_pause(around.now);
                     return Polled::Paused;
                 }

@@ -77,6 +77,10 @@ pub struct ApiConfig {
     /// is closed (1008). An IPv6 network of 64 bits is one address. 0: no bound. Default 0.
     #[serde(default)]
     pub max_messages_per_address: u32,
+    /// Messages of all connections to this API on this edge per second, twice as many at once. What is more waits in its clients: their
+    /// sockets are not read until it is its turn, and nobody is closed for what others send. 0: no bound. Default 0.
+    #[serde(default)]
+    pub max_messages_per_api: u32,
     /// With registration `accept`: the first the client offered that is listed is chosen. Default none.
     #[serde(default)]
     pub subprotocols: Vec<String>,
@@ -175,6 +179,7 @@ impl ApiConfig {
             max_handshakes: 0,
             max_messages: 0,
             max_messages_per_address: 0,
+            max_messages_per_api: 0,
             subprotocols: Vec::new(),
             max_handler_lag: 0,
             origins: Vec::new(),

@@ -32,6 +32,18 @@ impl Bucket {
         true
     }
 
+    /// Takes so many, whatever is left of it: what is too much is owed.
+    pub(crate) fn spend(&mut self, now: Millis, rate: Rate, count: u64) {
+        let Some(interval) = 1_000_000u64.checked_div(u64::from(rate.per_second)) else { return };
+        self.full_at = self.full_at.max(now.0.saturating_mul(1000)).saturating_add(interval.saturating_mul(count));
+    }
+
+    /// Whether nothing is left to take.
+    pub(crate) fn is_spent(self, now: Millis, rate: Rate) -> bool {
+        let mut rest = self;
+        !rest.take(now, rate)
+    }
+
     /// Whether it is as one that nobody has taken from.
     pub(crate) fn is_full(self, now: Millis) -> bool {
         self.full_at <= now.0.saturating_mul(1000)
@@ -41,6 +53,19 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_owed_is_waited_for() {
+        let (mut bucket, rate) = (Bucket::default(), Rate { per_second: 10, burst: 20 });
+        bucket.spend(Millis(1000), rate, 19);
+        assert!(!bucket.is_spent(Millis(1000), rate));
+        bucket.spend(Millis(1000), rate, 31);
+        for (now, spent) in [(1000, true), (4000, true), (4099, true), (4100, false)] {
+            assert_eq!(bucket.is_spent(Millis(now), rate), spent, "{now}");
+        }
+        bucket.spend(Millis(1000), Rate::UNBOUNDED, u64::MAX);
+        assert!(!bucket.is_spent(Millis(1000), Rate::UNBOUNDED));
+    }
 
     #[test]
     fn burst_then_rate() {

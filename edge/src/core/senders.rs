@@ -26,7 +26,8 @@ pub struct SharedBucket {
 }
 
 impl SharedBucket {
-    fn new(rate: Rate) -> Self {
+    /// Nothing is taken yet.
+    pub fn new(rate: Rate) -> Self {
         Self { rate, full_at: AtomicU64::new(0) }
     }
 
@@ -37,6 +38,21 @@ impl SharedBucket {
             bucket.take(now, self.rate).then_some(bucket.full_at())
         });
         taken.is_ok()
+    }
+
+    /// Takes so many, whatever is left: what is too much is owed.
+    pub(crate) fn spend(&self, now: Millis, count: u64) {
+        let spent = |full_at| {
+            let mut bucket = Bucket::of(full_at);
+            bucket.spend(now, self.rate, count);
+            bucket.full_at()
+        };
+        self.full_at.update(Ordering::Relaxed, Ordering::Relaxed, spent);
+    }
+
+    /// Whether nothing is left to take.
+    pub(crate) fn is_spent(&self, now: Millis) -> bool {
+        Bucket::of(self.full_at.load(Ordering::Relaxed)).is_spent(now, self.rate)
     }
 
     fn is_full(&self, now: Millis) -> bool {

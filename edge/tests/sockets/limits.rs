@@ -1,6 +1,6 @@
 //! How many may come, how often, from where (attack rows A8 to A12). After each refusal the same shard serves others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use trunkline_proto::{
     RecordKind,
@@ -130,6 +130,32 @@ async fn an_address_sends_so_many_messages_over_all_its_connections() {
     quiet.send(&(0..20).flat_map(|_| frame(0x81, b"x")).collect::<Vec<u8>>()).await;
     assert_eq!(code(&quiet.frame().await.unwrap().1), 1008);
     drop((quiet, elsewhere));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_api_is_sent_beyond_its_rate_waits_and_nobody_is_closed() {
+    let edge = Edge::start(vec![api("chat", |api| api.max_messages_per_api = 100), api("echo", |_| ())]);
+    let (mut fast, _) = edge.connect_raw("/chat").await;
+    let (mut quiet, _) = edge.connect_raw("/chat").await;
+    let (mut elsewhere, _) = edge.connect_raw("/echo").await;
+    let begun = Instant::now();
+    fast.send(&(0..300).flat_map(|_| frame(0x81, b"f")).collect::<Vec<u8>>()).await;
+    for _ in 0..300 {
+        edge.log.message().await;
+    }
+    elsewhere.send(&frame(0x81, b"e")).await;
+    edge.log.message().await;
+    // two hundred at once, so that a hundred are owed, which takes a second
+    quiet.send(&frame(0x81, b"q")).await;
+    edge.log.message().await;
+    assert!(begun.elapsed() >= Duration::from_millis(990), "{:?}", begun.elapsed());
+    // both are open still
+    for client in [&mut fast, &mut quiet] {
+        client.send(&frame(0x81, b"x")).await;
+        edge.log.message().await;
+    }
+    drop((fast, quiet, elsewhere));
     edge.stop().await;
 }
 
