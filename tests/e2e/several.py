@@ -14,7 +14,8 @@ import requests
 from harness import Node, Process, binary, test_handler, until
 from history import Handled, parse_journal
 
-EDGE_GRACE_SECONDS = 2
+# an edge may take 5 s to come back to a broker that was away: 3 s of an attempt that goes on, and 2 s until the next
+EDGE_GRACE_SECONDS = 6
 
 
 def free_ports(count: int, kind: int) -> list[int]:

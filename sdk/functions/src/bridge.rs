@@ -208,7 +208,7 @@ impl Bridge {
         let place = place(cx);
         let Some(call) = dialect::connected(&self.settings, &place, who) else { return };
         let (bridge, connection) = (self.clone(), cx.connection());
-        self.welcomes.begin(connection, async move {
+        let has_begun = self.welcomes.begin(connection, async move {
             if !bridge.known.until_open(connection).await {
                 return;
             }
@@ -218,6 +218,10 @@ impl Bridge {
                 tracing::warn!(api = bridge.settings.api, %connection, %failure, "a function was not told of an open connection");
             }
         });
+        if !has_begun {
+            measure::count_failure(&self.settings.api, "ignore");
+            tracing::warn!(api = self.settings.api, %connection, "a function was not told of an open connection: too many wait for it");
+        }
     }
 }
 

@@ -6,15 +6,25 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use trunkline_proto::ConnectionId;
 
+/// Most of them. A server that answers none of its calls has no more waiting.
+const WELCOMES_MAX: usize = 10_000;
+
 /// At most one for each connection that was just opened; over when it is done.
 #[derive(Debug, Default)]
 pub(crate) struct Welcomes(Mutex<HashMap<ConnectionId, JoinHandle<()>>>);
 
 impl Welcomes {
-    /// Begins one. It is not there any more once it is done.
-    pub(crate) fn begin(self: &Arc<Self>, id: ConnectionId, welcome: impl Future<Output = ()> + Send + 'static) {
+    /// Begins one; `false` if there are too many. It is not there any more once it is done.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        id: ConnectionId,
+        welcome: impl Future<Output = ()> + Send + 'static,
+    ) -> bool {
         // the task cannot be done before its handle is in
         let mut under_way = self.0.lock();
+        if under_way.len() >= WELCOMES_MAX && !under_way.contains_key(&id) {
+            return false;
+        }
         let own = self.clone();
         let task = tokio::spawn(async move {
             welcome.await;
@@ -28,6 +38,7 @@ impl Welcomes {
         if let Some(before) = under_way.insert(id, task) {
             before.abort();
         }
+        true
     }
 
     /// Until the connection's is done, if there is one.
@@ -47,6 +58,19 @@ mod tests {
     use super::*;
 
     const ID: ConnectionId = ConnectionId([7; 16]);
+
+    #[tokio::test]
+    async fn there_are_so_many_at_most() {
+        let welcomes = Arc::new(Welcomes::default());
+        let id = |n: usize| ConnectionId(u128::try_from(n).unwrap().to_be_bytes());
+        for n in 0..WELCOMES_MAX {
+            assert!(welcomes.begin(id(n), std::future::pending()));
+        }
+        assert!(!welcomes.begin(id(WELCOMES_MAX), async {}));
+        assert!(welcomes.begin(id(0), async {}), "in its own place");
+        welcomes.done(id(0)).await;
+        assert!(welcomes.begin(id(WELCOMES_MAX), async {}));
+    }
 
     #[tokio::test]
     async fn the_next_event_waits_for_it_and_nothing_is_left() {
